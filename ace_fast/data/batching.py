@@ -1,0 +1,399 @@
+"""Ragged graphs as flat arrays and offsets, and batches of them by index arithmetic alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_RESERVED = ("batch", "edge_index", "names", "num_graphs", "num_nodes", "ptr", "structure_key", "to")
+
+
+class Batch:
+    """Several graphs as one, with every array an attribute under its name in the data set.
+
+    Attributes:
+        edge_index: [2, E] int64, row 0 source j, row 1 target i, numbered over the whole batch, sorted by target.
+        batch: [N] int64, the graph of each node.
+        ptr: [G + 1] int64, graph g owns the nodes ptr[g] .. ptr[g + 1] - 1.
+        num_graphs, num_nodes: G and N as ints.
+        structure_key: a string that two batches share only if edge_index, batch and ptr are equal in them, so that
+            whatever was built from these can be reused; None where the graphs of the data set differ.
+        names: the names of the other arrays: node arrays [N, ...], edge arrays [E, ...], graph arrays [G, ...].
+
+    The tensors edge_index, batch and ptr may be shared between batches: never write into them.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Tensor],
+        edge_index: Tensor,  # [2, E]
+        batch: Tensor,  # [N]
+        ptr: Tensor,  # [G + 1]
+        structure_key: str | None = None,
+    ) -> None:
+        self.edge_index, self.batch, self.ptr, self.structure_key = edge_index, batch, ptr, structure_key
+        self.num_graphs, self.num_nodes = ptr.numel() - 1, batch.numel()
+        self.names = tuple(arrays)
+        for name, array in arrays.items():
+            setattr(self, name, array)
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, non_blocking: bool = False
+    ) -> Batch:
+        """The same batch on another device; dtype is given to the floating-point arrays only."""
+        arrays = {name: _move(getattr(self, name), device, dtype, non_blocking) for name in self.names}
+        structure = (_move(x, device, None, non_blocking) for x in (self.edge_index, self.batch, self.ptr))
+        return Batch(arrays, *structure, structure_key=self.structure_key)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}={list(getattr(self, name).shape)}" for name in (*self.names, "edge_index"))
+        return f"Batch(num_graphs={self.num_graphs}, {shapes})"
+
+
+class FlatDataset:
+    """Graphs of any sizes in flat arrays: graph g owns the rows node_offsets[g] .. node_offsets[g + 1] - 1.
+
+    Edges are kept sorted by target within each graph; where they come otherwise they are reordered (stably), and the
+    edge arrays with them.
+
+    Args:
+        node: name -> [N, ...], the nodes of all graphs one after another.
+        node_offsets: [G + 1] int64.
+        edge_index: [2, E] int64, row 0 source, row 1 target, numbered from 0 within each graph; None for no edges.
+        edge_offsets: [G + 1] int64, which columns of edge_index are whose.
+        edge: name -> [E, ...].
+        graph: name -> [G, ...].
+        check: False skips the check of values (shapes and offsets are always checked).
+
+    Raises:
+        ValueError: an array has the wrong number of rows, offsets decrease, an edge leaves its graph, or a value is
+            NaN or infinite; the message names the array and the first such graph.
+
+    Example:
+        >>> data = FlatDataset({"x": torch.arange(3.0)}, torch.tensor([0, 1, 3]), graph={"y": torch.tensor([0, 1])})
+        >>> data.batch([1, 0]).x
+        tensor([1., 2., 0.])
+    """
+
+    def __init__(
+        self,
+        node: Mapping[str, Tensor],
+        node_offsets: Tensor,
+        edge_index: Tensor | None = None,
+        edge_offsets: Tensor | None = None,
+        edge: Mapping[str, Tensor] | None = None,
+        graph: Mapping[str, Tensor] | None = None,
+        check: bool = True,
+    ) -> None:
+        # Contiguous, so that the view as [G, n, ...] below costs nothing per batch.
+        self.node, self.edge, self.graph = (
+            {name: x.contiguous() for name, x in (part or {}).items()} for part in (node, edge, graph)
+        )
+        if edge_index is None:
+            edge_index = torch.zeros((2, 0), dtype=torch.int64, device=node_offsets.device)
+            edge_offsets = torch.zeros_like(node_offsets)
+        elif edge_offsets is None:
+            raise ValueError("FlatDataset: edge_offsets must be given together with edge_index, got None")
+        self.node_offsets, self.edge_index, self.edge_offsets = node_offsets, edge_index, edge_offsets
+        self._check_names()
+        self._check_shapes()
+        # Sizes stay on the host, so that a batch on the GPU is cut out without waiting for the device.
+        self._node_counts, self._edge_counts = node_offsets.diff().cpu(), edge_offsets.diff().cpu()
+        if check:
+            self._check_edges()
+            self._check_finite()
+            self._sort_edges()
+        self._template = self._find_template()
+
+    def __len__(self) -> int:
+        return self.node_offsets.numel() - 1
+
+    @property
+    def num_nodes(self) -> int:
+        """N over all graphs."""
+        return int(self._node_counts.sum())
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all graphs have the same number of nodes and the same edges."""
+        return self._template is not None
+
+    def __repr__(self) -> str:
+        names = ", ".join((*self.node, *self.edge, *self.graph))
+        return f"FlatDataset({len(self)} graphs, {self.num_nodes} nodes, {self.edge_index.shape[1]} edges: {names})"
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FlatDataset:
+        """The whole data set on another device, where batches are then formed; dtype is for floating-point arrays."""
+        node, edge, graph = (
+            {name: _move(x, device, dtype) for name, x in part.items()} for part in (self.node, self.edge, self.graph)
+        )
+        offsets, index, edge_offsets = (
+            _move(x, device, None) for x in (self.node_offsets, self.edge_index, self.edge_offsets)
+        )
+        return FlatDataset(node, offsets, index, edge_offsets, edge, graph, check=False)
+
+    def subset(self, indices: Tensor | np.ndarray | Sequence[int]) -> FlatDataset:
+        """The graphs `indices` (in that order, repeats allowed) as a data set of its own."""
+        index = self._indices(indices)
+        rows, ptr, _ = _segment_rows(self.node_offsets, index, self._node_counts)
+        columns, edge_ptr, _ = _segment_rows(self.edge_offsets, index, self._edge_counts)
+        index = index.to(self.node_offsets.device)
+        node = {name: x.index_select(0, rows) for name, x in self.node.items()}
+        edge = {name: x.index_select(0, columns) for name, x in self.edge.items()}
+        graph = {name: x.index_select(0, index) for name, x in self.graph.items()}
+        return FlatDataset(node, ptr, self.edge_index.index_select(1, columns), edge_ptr, edge, graph, check=False)
+
+    def batch(self, indices: Tensor | np.ndarray | Sequence[int], like: Batch | None = None) -> Batch:
+        """The graphs `indices` as one Batch.
+
+        Args:
+            indices: [G'] integers, in the order wanted.
+            like: an earlier batch of this data set; where it has the same structure its edge_index, batch and ptr are
+                used again, the very same tensors.
+        """
+        index = self._indices(indices)
+        if not self.uniform:
+            return self._ragged_batch(index)
+        key = self._structure_key(index.numel())
+        if like is not None and like.structure_key == key and like.ptr.device == self.node_offsets.device:
+            structure = like.edge_index, like.batch, like.ptr
+        else:
+            structure = self._uniform_structure(index.numel())
+        index, G = index.to(self.node_offsets.device), len(self)
+        arrays = {name: x.index_select(0, index) for name, x in self.graph.items()}
+        for part, rows in ((self.node, self._template[0]), (self.edge, self._template[1].shape[1])):
+            for name, x in part.items():
+                arrays[name] = x.view(G, rows, *x.shape[1:]).index_select(0, index).flatten(0, 1)
+        return Batch(arrays, *structure, structure_key=key)
+
+    def _ragged_batch(self, index: Tensor) -> Batch:
+        rows, ptr, owner = _segment_rows(self.node_offsets, index, self._node_counts)
+        columns, _, edge_owner = _segment_rows(self.edge_offsets, index, self._edge_counts)
+        edge_index = self.edge_index.index_select(1, columns) + ptr[edge_owner]
+        index = index.to(self.node_offsets.device)
+        arrays = {name: x.index_select(0, rows) for name, x in self.node.items()}
+        arrays |= {name: x.index_select(0, columns) for name, x in self.edge.items()}
+        arrays |= {name: x.index_select(0, index) for name, x in self.graph.items()}
+        return Batch(arrays, edge_index, owner, ptr)
+
+    def _uniform_structure(self, num_graphs: int) -> tuple[Tensor, Tensor, Tensor]:
+        n, edges, _ = self._template
+        ptr = torch.arange(num_graphs + 1, device=edges.device) * n
+        edge_index = (edges[:, None, :] + ptr[:-1, None]).flatten(1)  # [2, G, e] -> [2, G e]
+        return edge_index, torch.arange(num_graphs, device=edges.device).repeat_interleave(n), ptr
+
+    def _structure_key(self, num_graphs: int) -> str:
+        return f"{num_graphs}x{self._template[2]}"
+
+    def _find_template(self) -> tuple[int, Tensor, str] | None:
+        """Nodes and edges of one graph and their hash, where all graphs agree in them."""
+        if len(self) == 0 or (self._node_counts != self._node_counts[0]).any():
+            return None
+        if (self._edge_counts != self._edge_counts[0]).any():
+            return None
+        n, e = int(self._node_counts[0]), int(self._edge_counts[0])
+        edges = self.edge_index.reshape(2, len(self), e)
+        if not bool((edges == edges[:, :1]).all()):
+            return None
+        first = edges[:, 0].contiguous()
+        return n, first, f"{n}-{hashlib.sha256(first.cpu().numpy().tobytes()).hexdigest()[:16]}"
+
+    def _indices(self, indices: Tensor | np.ndarray | Sequence[int]) -> Tensor:
+        index = torch.as_tensor(indices).cpu()
+        if index.numel() == 0:
+            index = index.to(torch.int64)
+        if index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"FlatDataset: indices must be integers [G], got {index.dtype} {list(index.shape)}")
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise ValueError(
+                f"FlatDataset: indices must be in 0 .. {len(self) - 1}, got {int(index.min())} .. {int(index.max())}"
+            )
+        return index.to(torch.int64)
+
+    def _parts(self) -> tuple[tuple[str, dict[str, Tensor], Tensor | None, int], ...]:
+        return (
+            ("node", self.node, self.node_offsets, int(self.node_offsets[-1])),
+            ("edge", self.edge, self.edge_offsets, self.edge_index.shape[1]),
+            ("graph", self.graph, None, len(self)),
+        )
+
+    def _check_names(self) -> None:
+        names = [*self.node, *self.edge, *self.graph]
+        for name in names:
+            if name in _RESERVED or not name.isidentifier() or names.count(name) > 1:
+                raise ValueError(
+                    "FlatDataset: array names must be identifiers, each used once, and none of "
+                    f"{', '.join(_RESERVED)}, got {name!r}"
+                )
+
+    def _check_shapes(self) -> None:
+        index = self.edge_index
+        if index.ndim != 2 or index.shape[0] != 2 or index.dtype != torch.int64:
+            raise ValueError(f"FlatDataset: edge_index must be int64 [2, E], got {index.dtype} {list(index.shape)}")
+        for name, offsets in (("node_offsets", self.node_offsets), ("edge_offsets", self.edge_offsets)):
+            if offsets.ndim != 1 or offsets.numel() == 0 or offsets.dtype != torch.int64:
+                raise ValueError(
+                    f"FlatDataset: {name} must be int64 [G + 1], got {offsets.dtype} {list(offsets.shape)}"
+                )
+            backwards = (offsets.diff() < 0).nonzero()
+            if int(offsets[0]) != 0 or len(backwards):
+                bad = f"a decrease at graph {int(backwards[0])}" if len(backwards) else f"{int(offsets[0])} at first"
+                raise ValueError(f"FlatDataset: {name} must start at 0 and never decrease, got {bad}")
+        if self.edge_offsets.numel() != self.node_offsets.numel():
+            raise ValueError(
+                f"FlatDataset: edge_offsets must have {self.node_offsets.numel()} entries as node_offsets has, "
+                f"got {self.edge_offsets.numel()}"
+            )
+        if int(self.edge_offsets[-1]) != index.shape[1]:
+            raise ValueError(
+                f"FlatDataset: edge_offsets must end at the {index.shape[1]} edges, got {int(self.edge_offsets[-1])}"
+            )
+        for kind, arrays, _, rows in self._parts():
+            for name, array in arrays.items():
+                if array.ndim == 0 or array.shape[0] != rows:
+                    raise ValueError(
+                        f"FlatDataset: {kind} array {name!r} must have {rows} rows, got {list(array.shape)}; "
+                        f"the offsets say how many {kind}s there are"
+                    )
+
+    def _check_edges(self) -> None:
+        owner = torch.arange(len(self), device=self.edge_index.device).repeat_interleave(self.edge_offsets.diff())
+        outside = ((self.edge_index < 0) | (self.edge_index >= self.node_offsets.diff()[owner])).any(0)
+        if bool(outside.any()):
+            graph = int(owner[outside.nonzero()[0, 0]])
+            raise ValueError(
+                f"FlatDataset: edge_index must stay within its graph, got an edge that leaves graph {graph}, which has "
+                f"{int(self._node_counts[graph])} nodes; number the nodes of each graph from 0"
+            )
+
+    def _check_finite(self) -> None:
+        for kind, arrays, offsets, _ in self._parts():
+            for name, array in arrays.items():
+                if not array.is_floating_point() or bool(torch.isfinite(array).all()):
+                    continue
+                row = (~torch.isfinite(array)).reshape(array.shape[0], -1).any(1).nonzero()[0]
+                graph = int(row) if offsets is None else int(torch.searchsorted(offsets, row, right=True)) - 1
+                raise ValueError(
+                    f"FlatDataset: {kind} array {name!r} must be finite, got NaN or infinity first in graph {graph}; "
+                    "repair that graph or leave it out"
+                )
+
+    def _sort_edges(self) -> None:
+        owner = torch.arange(len(self), device=self.edge_index.device).repeat_interleave(self.edge_offsets.diff())
+        key = self.node_offsets[owner] + self.edge_index[1]
+        if bool((key.diff() < 0).any()):
+            order = key.argsort(stable=True)
+            self.edge_index = self.edge_index.index_select(1, order)
+            self.edge = {name: x.index_select(0, order) for name, x in self.edge.items()}
+
+
+class Batcher:
+    """Iterates over a FlatDataset in batches; the order depends on seed and epoch alone, and a run can be resumed.
+
+    One full iteration is one epoch, the next one is shuffled anew. `state_dict()` may be taken at any time between two
+    batches; a new Batcher that loads it goes on with the very next batch. Where the graphs are all alike
+    (`dataset.uniform`) all batches of one size share one edge_index object and one structure_key.
+
+    Args:
+        dataset: the graphs; batches are formed on its device.
+        batch_size: graphs per batch, at most len(dataset).
+        shuffle: a new order each epoch; otherwise the order of the data set.
+        seed: of the order, >= 0.
+        drop_last: leave out the last batch where it is not full.
+
+    Raises:
+        ValueError: batch_size or seed out of range, or a state of other data or another batch size.
+
+    Example:
+        >>> data = FlatDataset({"x": torch.arange(6.0)}, torch.arange(7))
+        >>> [batch.num_graphs for batch in Batcher(data, 4)]
+        [4, 2]
+    """
+
+    def __init__(
+        self, dataset: FlatDataset, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = False
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"Batcher: batch_size must be at least 1, got {batch_size}")
+        if batch_size > len(dataset):
+            raise ValueError(
+                f"Batcher: batch_size must be at most the {len(dataset)} graphs of the data set, got {batch_size}; "
+                f"pass a batch_size of {len(dataset)} or less, or more data"
+            )
+        if seed < 0:
+            raise ValueError(f"Batcher: seed must be >= 0, got {seed}")
+        self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
+        self.seed, self.drop_last, self.epoch = seed, drop_last, 0
+        self._position = 0  # batches of this epoch handed out so far
+        self._resume = 0  # where the next iteration begins
+        self._shared: dict[int, Batch] = {}  # batch size -> a batch with the structure tensors to use again
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full if self.drop_last or rest == 0 else full + 1
+
+    def order(self) -> Tensor:
+        """[len(dataset)] int64, the graphs in the order of the current epoch."""
+        if not self.shuffle:
+            return torch.arange(len(self.dataset))
+        return torch.from_numpy(np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset)))
+
+    def __iter__(self) -> Iterator[Batch]:
+        order, start, self._resume = self.order(), self._resume, 0
+        for position in range(start, len(self)):
+            index = order[position * self.batch_size : (position + 1) * self.batch_size]
+            batch = self.dataset.batch(index, like=self._shared.get(index.numel()))
+            if self.dataset.uniform and index.numel() not in self._shared:
+                self._shared[index.numel()] = Batch({}, batch.edge_index, batch.batch, batch.ptr, batch.structure_key)
+            self._position = position + 1
+            yield batch
+        self.epoch, self._position = self.epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; the current epoch, or one just loaded, stays where it is."""
+        if epoch < 0:
+            raise ValueError(f"Batcher: epoch must be >= 0, got {epoch}")
+        if epoch != self.epoch:
+            self.epoch, self._position, self._resume = epoch, 0, 0
+
+    def _fingerprint(self) -> dict[str, int | bool]:
+        settings = {name: getattr(self, name) for name in ("batch_size", "shuffle", "seed", "drop_last")}
+        return {"num_graphs": len(self.dataset), **settings}
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """Where the iteration stands, as plain numbers: the batches already handed out count as done."""
+        done = self._position >= len(self)
+        epoch, position = (self.epoch + 1, 0) if done else (self.epoch, self._position)
+        return {"epoch": epoch, "position": position, **self._fingerprint()}
+
+    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+        """Continue where `state` was taken; settings other than the seed must agree, the seed is taken over."""
+        for name, mine in self._fingerprint().items():
+            if name != "seed" and state[name] != mine:
+                raise ValueError(
+                    f"Batcher: {name} must be {state[name]} as in the saved state, got {mine}; build the Batcher with "
+                    "the saved settings, or use set_epoch to begin an epoch afresh"
+                )
+        self.seed, self.epoch = int(state["seed"]), int(state["epoch"])
+        self._position = self._resume = int(state["position"])
+
+
+def _move(x: Tensor, device: torch.device | str | None, dtype: torch.dtype | None, later: bool = False) -> Tensor:
+    return x.to(device=device, dtype=dtype if x.is_floating_point() else None, non_blocking=later)
+
+
+def _segment_rows(offsets: Tensor, index: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the segments `index`, one after another [total]; their new offsets [G' + 1]; the segment of each row."""
+    # Counted on the host, where index and counts are: then nothing below waits for the device.
+    total, index = int(counts[index].sum()), index.to(offsets.device)
+    start = offsets[index]
+    count = offsets[index + 1] - start
+    ptr = torch.zeros(index.numel() + 1, dtype=torch.int64, device=offsets.device)
+    torch.cumsum(count, 0, out=ptr[1:])
+    segment = torch.arange(index.numel(), device=offsets.device)
+    owner = segment.repeat_interleave(count, output_size=total)
+    return torch.arange(total, device=offsets.device) + (start - ptr[:-1])[owner], ptr, owner

@@ -1,0 +1,42 @@
+"""What a case is: named inputs of one operator, small for the tests, large for the benchmarks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    """`inputs(generator)` gives the operator's arguments by name, in order, without `backend`, floats in float64.
+
+    The tensors named in `differentiable` are cast to the tested dtype and differentiated; all else stays as it is.
+    """
+
+    name: str
+    op: Callable  # the registered operator, e.g. torch.ops.ace_fast.segment_sum.default
+    reference: Callable  # plain PyTorch, the same arguments without backend
+    inputs: Callable[[torch.Generator], dict[str, Any]]
+    differentiable: tuple[str, ...]
+    note: str  # what this case exercises
+    # argument -> scale of its gradient where max|gradient| says too little (scalars: sum of |terms|)
+    scale: Callable[[dict[str, Tensor], list[Tensor]], dict[str, float]] | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.op._schema.name.split('::')[1]}-{self.name}"
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def cast(inputs: dict[str, Any], case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
+    """The case's inputs on `device`, with the differentiable ones in `dtype` and requiring grad."""
+    out = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            value = value.to(device)
+            if name in case.differentiable:
+                value = value.detach().to(dtype).requires_grad_()
+        out[name] = value
+    return out

@@ -1,0 +1,107 @@
+"""How a room registers its operators: schema, implementation, fake, derivative, vmap, autocast, in one call."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_library = torch.library.Library("ace_fast", "FRAGMENT")
+
+
+def define(schema: str, impl, fake, setup=None, backward=None, batched: tuple[int, ...] = ()):
+    """Registers `ace_fast::<schema>` and returns it.
+
+    Args:
+        schema: name, arguments and returns, as torch.library.Library.define takes them.
+        impl: runs on every device; picks the backend.
+        fake: same checks, shapes only.
+        setup: setup_context(ctx, inputs, output), see torch.library.register_autograd.
+        backward: the derivative; itself a composition of registered operators or plain torch.
+        batched: positions of the arguments whose first dimension is a batch; vmap over these folds into it
+            where nothing else is mapped, and loops otherwise.
+    """
+    name = f"ace_fast::{schema.split('(')[0]}"
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, impl, "CompositeExplicitAutograd")
+    torch.library.register_fake(name, fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(name, backward, setup_context=setup, lib=_library)
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(name, device, torch.float32, lib=_library)
+    op = getattr(torch.ops.ace_fast, schema.split("(")[0]).default
+    torch.library.register_vmap(name, _vmap_rule(op, batched), lib=_library)
+    return op
+
+
+def _vmap_rule(op, batched: tuple[int, ...]):
+    def rule(info, in_dims, *args):
+        mapped = [i for i, d in enumerate(in_dims) if d is not None]
+        foldable = batched and not op._schema.name.endswith("_bwd") and set(mapped) == set(batched)
+        if foldable:
+            args = list(args)
+            for i in mapped:
+                x = args[i].movedim(in_dims[i], 0)
+                args[i] = x.reshape(-1, *x.shape[2:])
+            out = op(*args)
+            split = lambda y: y.reshape(info.batch_size, -1, *y.shape[1:])  # noqa: E731
+            return (split(out), 0) if isinstance(out, Tensor) else (tuple(map(split, out)), (0,) * len(out))
+        outs = [op(*(a.select(d, b) if d is not None else a for a, d in zip(args, in_dims, strict=True)))
+                for b in range(info.batch_size)]
+        if isinstance(outs[0], Tensor):
+            return torch.stack(outs), 0
+        return tuple(torch.stack(column) for column in zip(*outs, strict=True)), (0,) * len(outs[0])
+
+    return rule
+
+
+def vjp(function, inputs: list[Tensor | None], cotangents: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of sum(<cotangent, output>) of a differentiable `function(*inputs)` with respect to its inputs.
+
+    Differentiable again wherever grad mode is on, so that no order of derivative is silently dropped.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [x if x is None or (again and x.requires_grad) else x.detach().requires_grad_() for x in inputs]
+        # a leaf of its own, so that the gradient with respect to each argument is separate even for shared tensors
+        leaves = [x if x is None else x.view_as(x) for x in leaves]
+        outputs = function(*leaves)
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None and o.requires_grad]
+        wanted = [x for x in leaves if x is not None]
+        if not pairs:
+            return [None] * len(inputs)
+        outputs, cotangents = zip(*pairs, strict=True)
+        grads = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, create_graph=again)
+    found = iter(grads)
+    return [None if x is None else next(found) for x in inputs]
+
+
+def expect(condition: bool, op: str, argument: str, expected: str, got, remedy: str = "") -> None:
+    """Raises `ValueError("<op>: <argument> must be <expected>, got <got>; <remedy>")` unless `condition`."""
+    if not condition:
+        raise ValueError(f"{op}: {argument} must be {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+
+
+def check_tensors(op: str, reference: Tensor, **tensors: Tensor | None) -> None:
+    """All `tensors` (None skipped) share `reference`'s floating dtype and device."""
+    expect(reference.dtype in (torch.float32, torch.float64), op, "the first argument", "float32 or float64",
+           reference.dtype, "cast it with .float()")
+    for name, x in tensors.items():
+        if x is not None:
+            expect(x.dtype == reference.dtype, op, name, str(reference.dtype), x.dtype)
+            expect(x.device == reference.device, op, name, f"on {reference.device}", x.device)
+
+
+def check_constant(op: str, **tensors: Tensor | None) -> None:
+    """Arguments that have no derivative must not ask for one."""
+    for name, x in tensors.items():
+        expect(x is None or not x.requires_grad, op, name, "a constant", "a tensor that requires grad",
+               "detach it")
+
+
+def no_forward_mode(op: str, *tensors: Tensor | None) -> None:
+    """Forward-mode derivatives of a torch.library operator are silently zero: raise instead."""
+    if forward_ad._current_level < 0:
+        return
+    for x in tensors:
+        if x is not None and forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(f"{op}: forward-mode derivatives (torch.func.jvp) are not supported; use vjp")

@@ -1,0 +1,4 @@
+from .op import tensor_product
+from .table import GateTable, ProductTable
+
+__all__ = ["GateTable", "ProductTable", "tensor_product"]

@@ -1,0 +1,271 @@
+"""tensor_product and gated_tensor_product: schema, checks, fakes and derivatives."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from ...backend import pick
+from ..define import check_constant, check_tensors, define, expect, no_forward_mode, vjp
+from . import reference, triton_kernels
+from .table import GateTable, Path, ProductTable
+
+_native = torch.ops.ace_fast_native
+
+
+def _mask(needs: list[bool]) -> int:
+    return sum(need << i for i, need in enumerate(needs))
+
+
+BACKENDS = {
+    "reference": reference,
+    "cpu": SimpleNamespace(
+        forward=lambda *a: _native.tensor_product(*a),
+        backward=lambda *a: _native.tensor_product_bwd(*a[:-1], _mask(a[-1])),
+        gated_forward=lambda *a: _native.gated_tensor_product(*a),
+        gated_backward=lambda *a: _native.gated_tensor_product_bwd(*a[:-1], _mask(a[-1])),
+    ),
+    "triton": triton_kernels,
+}
+
+
+def _check(op, x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots) -> None:
+    check_tensors(op, x1, x2=x2, weight=weight, bias=bias)
+    z = x1.shape[0] if x1.dim() else None
+    if x1.dim() != 2 or x1.shape[1] != dims[0]:
+        expect(False, op, "x1", f"[Z, {dims[0]}]", list(x1.shape))
+    if x2.dim() != 2 or x2.shape[1] != dims[1] or x2.shape[0] != z:
+        expect(False, op, "x2", f"[{z}, {dims[1]}]", list(x2.shape))
+    if len(paths) % len(Path._fields):
+        expect(False, op, "paths", f"{len(Path._fields)} integers a path", len(paths))
+    last = paths[-len(Path._fields):]
+    numel = last[9] + last[1] * last[4] * last[7] if paths else 0
+    if weight.dim() != 1 or weight.shape[0] != numel:
+        expect(False, op, "weight", f"[{numel}]", list(weight.shape))
+    if bias is not None and list(bias.shape) != [sum(bias_slots[1::2])]:
+        expect(False, op, "bias", f"[{sum(bias_slots[1::2])}], one per even scalar", list(bias.shape))
+    if cg_value.dtype != torch.float64 or cg_index.shape != (cg_value.shape[0], 3):
+        expect(False, op, "cg_value", "float64 [nnz] beside cg_index [nnz, 3]", f"{cg_value.dtype}")
+
+
+def _check_g(op, name, g, z, dim) -> None:
+    if g.dim() != 2 or g.shape[0] != z or g.shape[1] != dim:
+        expect(False, op, name, f"[{z}, {dim}]", list(g.shape))
+
+
+def _forward(*args):
+    *inputs, backend = args
+    _check("tensor_product", *inputs)
+    return pick("tensor_product", BACKENDS, backend, args[0]).forward(*inputs)
+
+
+def _forward_fake(*args):
+    _check("tensor_product", *args[:-1])
+    return args[0].new_empty(args[0].shape[0], args[6][2])
+
+
+def _check_bwd(op, g, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots):
+    _check(op, x1, x2, weight, None, cg_index, cg_value, dims, paths, bias_slots)
+    _check_g(op, "g", g, x1.shape[0], dims[2])
+
+
+def _backward(*args):
+    *inputs, backend = args
+    _check_bwd("tensor_product_bwd", *inputs[:-1])
+    return pick("tensor_product", BACKENDS, backend, args[0]).backward(*inputs)
+
+
+def _gradients_fake(x1, x2, weight, bias_slots, needs):
+    bias = x1.new_empty(sum(bias_slots[1::2]))
+    found = (x1, x2, weight, bias)
+    return tuple(x.new_empty(x.shape if need else (0,)) for x, need in zip(found, needs, strict=True))
+
+
+def _backward_fake(*args):
+    _check_bwd("tensor_product_bwd", *args[:-2])
+    return _gradients_fake(*args[1:4], args[8], args[9])
+
+
+def _needed(needs, grads):
+    return (x if need else None for x, need in zip(grads, needs, strict=True))
+
+
+def _setup(ctx, inputs, output):
+    x1, x2, weight, _, *tables = inputs
+    ctx.save_for_backward(x1, x2, weight, *tables[:2])
+    ctx.static = tables[2:-1]
+    ctx.backend = inputs[-1]
+
+
+def _forward_rule(ctx, g):
+    needs = list(ctx.needs_input_grad[:4])
+    grads = tensor_product_bwd(g, *ctx.saved_tensors, *ctx.static, needs, ctx.backend)
+    return *_needed(needs, grads), *(None,) * 6
+
+
+def _backward_setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:6])
+    ctx.static, ctx.backend = inputs[6:9], inputs[10]
+
+
+def _backward_rule(ctx, gg_x1, gg_x2, gg_weight, gg_bias):
+    """The product is multilinear, so each term of its second derivative is the product or its gradient again."""
+    g, x1, x2, weight, *cg = ctx.saved_tensors
+    need_g, *needs = ctx.needs_input_grad[:4]
+    sums = [None, None, None, None]  # of g, x1, x2, weight
+
+    def add(slot, value):
+        sums[slot] = value if sums[slot] is None else sums[slot] + value
+
+    given = (gg_x1, gg_x2, gg_weight)
+    for slot, gg in enumerate(given):
+        if gg is None:
+            continue
+        operands = [gg if i == slot else x for i, x in enumerate((x1, x2, weight))]
+        if need_g:
+            add(0, tensor_product_op(*operands, None, *cg, *ctx.static, ctx.backend))
+        wanted = [need and i != slot for i, need in enumerate(needs)]
+        if any(wanted):
+            grads = tensor_product_bwd(g, *operands, *cg, *ctx.static, [*wanted, False], ctx.backend)
+            for i, want in enumerate(wanted):
+                if want:
+                    add(i + 1, grads[i])
+    if gg_bias is not None and need_g:
+        dims, _, slots = ctx.static
+        add(0, reference.forward(x1, x2, weight, gg_bias, *cg, dims, [], slots))
+    return *sums, *(None,) * 7
+
+
+_TABLES = "Tensor cg_index, Tensor cg_value, int[] dims, int[] paths, int[] bias_slots"
+_GATE = "int[] layout, float scalar_gain, float gate_gain"
+_FOUR = "(Tensor, Tensor, Tensor, Tensor)"
+tensor_product_op = define(
+    f"tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, {_TABLES}, str backend) -> Tensor",
+    _forward, _forward_fake, _setup, _forward_rule, batched=(0, 1),
+)
+tensor_product_bwd = define(
+    f"tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, {_TABLES}, bool[] needs, str backend)"
+    f" -> {_FOUR}",
+    _backward, _backward_fake, _backward_setup, _backward_rule,
+)
+
+
+def _gated(*args):
+    *inputs, backend = args
+    _check("gated_tensor_product", *inputs[:9])
+    _check_gate("gated_tensor_product", inputs[9], inputs[6][2])
+    return pick("tensor_product", BACKENDS, backend, args[0]).gated_forward(*inputs)
+
+
+def _check_gate(op, layout, dim):
+    scalars, gates, *gated = layout
+    total = scalars + gates + sum(m * d for m, d in zip(gated[::2], gated[1::2], strict=True))
+    if total != dim or gates != sum(gated[::2]):
+        expect(False, op, "layout", f"{dim} numbers with one gate a gated irrep", f"{total} numbers, {gates} gates")
+
+
+def _gated_fake(*args):
+    _check("gated_tensor_product", *args[:9])
+    _check_gate("gated_tensor_product", args[9], args[6][2])
+    z, dim, gates = args[0].shape[0], args[6][2], args[9][1]
+    return args[0].new_empty(z, dim - gates), args[0].new_empty(z, dim)
+
+
+def _check_gated_bwd(g, pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, layout):
+    _check_bwd("gated_tensor_product_bwd", pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots)
+    _check_gate("gated_tensor_product_bwd", layout, dims[2])
+    _check_g("gated_tensor_product_bwd", "g", g, x1.shape[0], dims[2] - layout[1])
+
+
+def _gated_backward(*args):
+    *inputs, backend = args
+    _check_gated_bwd(*inputs[:11])
+    return pick("tensor_product", BACKENDS, backend, args[0]).gated_backward(*inputs)
+
+
+def _gated_backward_fake(*args):
+    _check_gated_bwd(*args[:11])
+    return _gradients_fake(*args[2:5], args[9], args[13])
+
+
+def _gated_setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    x1, x2, weight, _, *tables = inputs
+    ctx.save_for_backward(output[1], x1, x2, weight, *tables[:2])
+    ctx.static, ctx.gate, ctx.backend = tables[2:5], inputs[9:12], inputs[12]
+
+
+def _gated_rule(ctx, g_out, g_pre):
+    needs = list(ctx.needs_input_grad[:4])
+    pre, *rest = ctx.saved_tensors
+    if g_out is None and g_pre is None:
+        return (None,) * 13
+    if g_pre is None:
+        grads = gated_tensor_product_bwd(g_out, pre, *rest, *ctx.static, *ctx.gate, needs, ctx.backend)
+    else:
+        if g_out is not None:
+            g_pre = g_pre + reference.gate_backward(g_out, pre, *ctx.gate)
+        grads = tensor_product_bwd(g_pre, *rest, *ctx.static, needs, ctx.backend)
+    return *_needed(needs, grads), *(None,) * 9
+
+
+def _gated_backward_setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:7])
+    ctx.static, ctx.gate, ctx.needs, ctx.backend = inputs[7:10], inputs[10:13], inputs[13], inputs[14]
+
+
+def _gated_backward_rule(ctx, *cotangents):
+    *inputs, cg_index, cg_value = ctx.saved_tensors
+
+    def gradients(g, pre, x1, x2, weight):
+        g_pre = reference.gate_backward(g, pre, *ctx.gate)
+        return tensor_product_bwd(g_pre, x1, x2, weight, cg_index, cg_value, *ctx.static, ctx.needs, ctx.backend)
+
+    return *vjp(gradients, inputs, list(cotangents)), *(None,) * 10
+
+
+gated_tensor_product_op = define(
+    f"gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, {_TABLES}, {_GATE}, str backend)"
+    " -> (Tensor, Tensor)",
+    _gated, _gated_fake, _gated_setup, _gated_rule, batched=(0, 1),
+)
+gated_tensor_product_bwd = define(
+    f"gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, {_TABLES}, {_GATE},"
+    f" bool[] needs, str backend) -> {_FOUR}",
+    _gated_backward, _gated_backward_fake, _gated_backward_setup, _gated_backward_rule,
+)
+
+
+def tensor_product(x1: Tensor, x2: Tensor, weight: Tensor, table: ProductTable, bias: Tensor | None = None, *,
+                   gate: GateTable | None = None, backend: str = "auto") -> Tensor:
+    r"""Fully connected Clebsch-Gordan product with shared weights, optional bias and gate.
+
+    .. math:: y^{w}_{k} = \sum_{paths} \sum_{uv,ij} W_{uvw} C_{ijk} x^{u}_{1,i} x^{v}_{2,j} (+ b)
+
+    Args:
+        x1: [Z, dim1], x2: [Z, dim2], irreps in e3nn's mul_ir layout, float32 or float64.
+        weight: [n], the [U, V, W] blocks of all paths one after the other (e3nn's order).
+        table: what is multiplied with what; see `ProductTable`.
+        bias: [b], one for each even scalar of the output, or None.
+        gate: applies e3nn's Gate (SiLU on scalars, sigmoid gates) to the product in the same kernel.
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        [Z, dim_out], with a gate [Z, dim_out - number of gates].
+
+    Raises:
+        ValueError: wrong shapes, dtypes or devices, or a backend that cannot run here.
+        NotImplementedError: forward-mode derivatives.
+
+    Derivatives of any order in x1, x2, weight and bias. Source: SEGNN (Brandstetter et al. 2022), equation 8;
+    e3nn's FullyConnectedTensorProduct.
+    """
+    no_forward_mode("tensor_product", x1, x2, weight, bias)
+    cg = table.on(x1.device)
+    check_constant("tensor_product", cg_value=cg[1])
+    tables = (*cg, table.dims, table.paths, table.bias_slots)
+    if gate is None:
+        return tensor_product_op(x1, x2, weight, bias, *tables, backend)
+    return gated_tensor_product_op(x1, x2, weight, bias, *tables, *gate, backend)[0]

@@ -1,0 +1,37 @@
+"""Shared settings: Triton is interpreted on the CPU (tests/aot compiles instead), fresh outputs are NaN-filled."""
+
+import os
+import sys
+from pathlib import Path
+
+_aot = any("aot" in argument for argument in sys.argv)
+os.environ.setdefault("TRITON_INTERPRET", "0" if _aot else "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    """An element that an operator forgets to write shows as NaN, a non-deterministic one raises."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden("segnn_nbody") -> {key: array} of the original code's numbers."""
+    import numpy as np
+
+    def load(name: str) -> dict:
+        with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+
+    return load

@@ -1,0 +1,119 @@
+"""Every operator x backend x dtype x case: values, first and second derivatives against the reference in float64."""
+
+import importlib
+
+import pytest
+import torch
+
+from ace_fast.backend import available
+from ace_fast.kernels import ROOMS
+from ace_fast.kernels.cases import cast, generator
+
+CASES = [case for room in ROOMS for case in importlib.import_module(f"ace_fast.kernels.{room}.cases").SMALL]
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+RUNS = [
+    (device, backend, case)
+    for device in DEVICES
+    for room in ROOMS
+    for backend, reason in available(device)[room].items()
+    if not reason
+    for case in importlib.import_module(f"ace_fast.kernels.{room}.cases").SMALL
+]
+
+
+def derivatives(function, inputs: dict, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Outputs, gradients of <c, outputs>, and gradients of <d, gradients>, for fixed random directions c and d."""
+    g = generator(1)
+    outputs = function(**inputs)
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    outputs = [o for o in outputs if o.is_floating_point()]
+    found = {f"output {i}": o for i, o in enumerate(outputs)}
+    cotangents = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o).requires_grad_() for o in outputs]
+    leaves = [inputs[n] for n in names if inputs[n] is not None]
+    labels = [n for n in names if inputs[n] is not None]
+    first = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True, materialize_grads=True)
+    found |= {f"d {n}": x for n, x in zip(labels, first, strict=True)}
+    directions = [torch.randn(x.shape, generator=g, dtype=torch.float64).to(x) for x in first]
+    pairs = [(x, d) for x, d in zip(first, directions, strict=True) if x.requires_grad]
+    if pairs:
+        xs, ds = zip(*pairs, strict=True)
+        second = torch.autograd.grad(xs, [*leaves, *cotangents], ds, materialize_grads=True)
+        found |= {f"dd {n}": x for n, x in zip(labels, second, strict=False)}
+        found |= {f"dd cotangent {i}": x for i, x in enumerate(second[len(leaves):])}
+    return {name: x.detach().double().cpu() for name, x in found.items()}
+
+
+def bounds(case, gold: dict, inputs: dict, dtype: torch.dtype) -> dict[str, float]:
+    """2 x the reference's own rounding error + 16 eps x the size of the result.
+
+    float64 has no higher precision to compare with: its rounding error is float32's, scaled by the two epsilons.
+    """
+    eps = torch.finfo(dtype).eps
+    eager = derivatives(case.reference, cast(inputs, case, torch.float32), case.differentiable)
+    scales = case.scale(inputs, gold) if case.scale else {}
+    limit = {}
+    for name, x in gold.items():
+        own = (eager[name] - x).abs().max().item() if x.numel() else 0.0
+        size = max(scales.get(name, 0.0), x.abs().max().item() if x.numel() else 0.0)
+        limit[name] = 2 * own * eps / torch.finfo(torch.float32).eps + 16 * eps * size
+    return limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("device", "backend", "case"), RUNS, ids=lambda v: repr(v) if hasattr(v, "op") else v)
+def test_matches_reference(device, backend, case, dtype):
+    inputs = case.inputs(generator())
+    gold = derivatives(case.reference, cast(inputs, case, torch.float64), case.differentiable)
+    limit = bounds(case, gold, inputs, dtype)
+    mine = derivatives(lambda **a: case.op(*a.values(), backend), cast(inputs, case, dtype, device),
+                       case.differentiable)
+    assert mine.keys() == gold.keys()
+    for name, x in gold.items():
+        assert mine[name].shape == x.shape, name
+        error = (mine[name] - x).abs().max().item() if x.numel() else 0.0
+        assert error <= limit[name], f"{name}: error {error:.3g} > {limit[name]:.3g}"
+
+
+@pytest.mark.parametrize(("device", "backend", "case"), RUNS, ids=lambda v: repr(v) if hasattr(v, "op") else v)
+def test_strides_and_aliasing(device, backend, case):
+    """Inputs may have any strides; outputs are contiguous, fresh, and the inputs are left as they were."""
+    plain = cast(case.inputs(generator()), case, torch.float32, device)
+    strided = {}
+    for name, value in plain.items():
+        if isinstance(value, torch.Tensor) and value.dim():
+            wide = torch.stack([value.detach(), torch.full_like(value.detach(), 7)], -1)
+            value = wide[..., 0]
+        strided[name] = value.detach() if isinstance(value, torch.Tensor) else value
+    before = {k: v.clone() for k, v in strided.items() if isinstance(v, torch.Tensor)}
+    with torch.no_grad():
+        expected = case.op(*plain.values(), backend)
+        got = case.op(*strided.values(), backend)
+    single = isinstance(got, torch.Tensor)
+    for x, y in zip([expected] if single else expected, [got] if single else got, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+        assert y.is_contiguous()
+        storages = {v.untyped_storage().data_ptr() for v in strided.values() if isinstance(v, torch.Tensor)}
+        assert y.numel() == 0 or y.untyped_storage().data_ptr() not in storages
+    for name, x in before.items():
+        assert torch.equal(x, strided[name]), f"{name} was changed"
+
+
+def test_backend_of_every_kind_is_tested():
+    """ACE_FAST_REQUIRE names what must not be missing here; the failure says why it is."""
+    import os
+
+    required = [name for name in os.environ.get("ACE_FAST_REQUIRE", "").split(",") if name]
+    devices = {"cuda": "cuda"}
+    for name in required:
+        if name in ("shared",):
+            from pathlib import Path
+            shared = Path(__file__).parents[2] / "shared" / "data"
+            assert shared.is_dir(), f"ACE_FAST_REQUIRE names shared, but {shared} is not there"
+            continue
+        if name == "cuda":
+            assert torch.cuda.is_available(), "ACE_FAST_REQUIRE names cuda, but torch sees no GPU"
+        device = devices.get(name, "cuda" if name == "triton" and torch.cuda.is_available() else "cpu")
+        for room, backends in available(device).items():
+            if name == "cuda" and name not in backends:
+                continue
+            assert name in backends and not backends[name], f"{room}: {name} is missing: {backends.get(name)}"
