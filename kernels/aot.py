@@ -1,0 +1,203 @@
+"""Compiles the rooms' Triton kernels ahead of time, without a GPU, and reports what the compiler made of them.
+
+Run it as `python -m ace_fast.kernels.aot [room ...] [--sm 80 90]`.
+"""
+
+import argparse
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from . import triton_common
+from .triton_common import AotCase
+
+CAPABILITIES = (80, 86, 89, 90)  # A100, A5000, 4090, H200
+MAX_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448}  # bytes a block may ask for
+
+
+class Report(NamedTuple):
+    """What one compilation gave; spills are the bytes a thread stores and loads, shared_bytes is per block."""
+
+    kernel: str
+    sm: int
+    registers: int
+    spills: int
+    shared_bytes: int
+    seconds: float
+
+    def over(self, case: AotCase) -> list[str]:
+        """The limits that this kernel exceeds, in words."""
+        found = []
+        if self.spills > case.max_spill:
+            remedy = "; launch and compile it with maxnreg=255" if case.maxnreg is None and self.registers < 255 else ""
+            found.append(f"{self.kernel} on sm_{self.sm} spills {self.spills} bytes, allowed {case.max_spill}{remedy}")
+        if self.shared_bytes > MAX_SHARED.get(self.sm, self.shared_bytes):
+            limit = MAX_SHARED[self.sm]
+            found.append(f"{self.kernel} on sm_{self.sm} needs {self.shared_bytes} bytes of shared memory, has {limit}")
+        return found
+
+
+def why_not() -> str | None:
+    """None when kernels can be compiled in this process, otherwise the reason and the remedy."""
+    if not triton_common.PRESENT:
+        return triton_common.MISSING
+    if triton_common.INTERPRETED:
+        return "TRITON_INTERPRET=1 replaces the compiler in this process; unset it and start Python again"
+    return None
+
+
+def _jit_function(kernel):
+    """The kernel under triton.autotune and triton.heuristics."""
+    while not isinstance(kernel, triton_common.triton.JITFunction):
+        kernel = kernel.fn
+    return kernel
+
+
+def _source(case: AotCase):
+    """The AST source of a case, specialised as a launch would specialise it."""
+    from triton.compiler import ASTSource
+
+    kernel = _jit_function(case.kernel)
+    given = {**case.signature, **dict.fromkeys(case.constexprs, "constexpr")}
+    if set(given) != set(kernel.arg_names):
+        missing, unknown = set(kernel.arg_names) - set(given), set(given) - set(kernel.arg_names)
+        raise ValueError(f"{kernel.__name__}: AotCase lacks {sorted(missing)}, has unknown {sorted(unknown)}")
+    signature = {name: given[name] for name in kernel.arg_names}
+    divisible = case.divisible
+    if divisible is None:
+        divisible = [name for name, kind in signature.items() if kind.startswith("*")]
+    attrs = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}
+    return ASTSource(kernel, signature, dict(case.constexprs), attrs)
+
+
+def with_ones(case: AotCase) -> AotCase:
+    """The case as a launch compiles it when every integer argument is 1: Triton then makes constants of them."""
+    params = _jit_function(case.kernel).params
+    free = {param.name for param in params if not param.do_not_specialize}
+    ones = [name for name, kind in case.signature.items() if name in free and not kind.startswith("*")]
+    signature = {name: kind for name, kind in case.signature.items() if name not in ones}
+    return case._replace(signature=signature, constexprs={**case.constexprs, **dict.fromkeys(ones, 1)}, divisible=None)
+
+
+def _cubin_usage(cubin: bytes) -> dict[str, int]:
+    """Registers, stack and shared memory as written in the compiled file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [triton_common.triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", out.stdout)}
+
+
+def _spills(ptx: str, capability: int, usage: dict[str, int]) -> int:
+    """Bytes spilled by a kernel that has a stack, which may also hold arrays (as in the reduction of large sines)."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    arch = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        # Triton's own options differ between versions; the register count tells which were used.
+        for options in (["--regAllocOptLevel=2"], []):
+            command = [get_ptxas(capability).path, "-v", "-lineinfo", *options, f"--gpu-name={arch}", str(path)]
+            log = subprocess.run([*command, "-o", f"{path}.o"], capture_output=True, text=True).stderr
+            registers = re.search(r"Used (\d+) registers", log)
+            if registers and int(registers[1]) == usage["REG"]:
+                return sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", log)))
+    return usage["STACK"]
+
+
+def build(case: AotCase, capability: int):
+    """Triton's CompiledKernel of one case for one architecture; its `asm` holds ptx, cubin and sass.
+
+    Raises:
+        ImportError: Triton is missing.
+        RuntimeError: kernels are interpreted in this process, or the kernel does not compile.
+    """
+    reason = why_not()
+    if reason:
+        raise (RuntimeError if triton_common.PRESENT else ImportError)(reason)
+    from triton.backends.compiler import GPUTarget
+
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.maxnreg}
+    options["enable_fp_fusion"] = True  # as triton_common.launch has it
+    try:
+        return triton_common.triton.compile(_source(case), target=GPUTarget("cuda", capability, 32), options=options)
+    except Exception as error:
+        cause = error
+        while cause.__cause__ is not None:  # an error in a device function lies below one trace for each call
+            cause = cause.__cause__
+        raise RuntimeError(f"{case.label} does not compile for sm_{capability}: {cause}") from error
+
+
+def compile_case(case: AotCase, capability: int) -> Report:
+    """Compile one case for sm_<capability> and read the result; Triton's cache on disk makes a second time quick."""
+    start = time.perf_counter()
+    compiled = build(case, capability)
+    seconds = time.perf_counter() - start
+    usage = _cubin_usage(compiled.asm["cubin"])
+    spills = _spills(compiled.asm["ptx"], capability, usage) if usage["STACK"] else 0
+    return Report(case.label, capability, usage["REG"], spills, compiled.metadata.shared, seconds)
+
+
+def rooms() -> tuple[str, ...]:
+    """The rooms that have Triton kernels."""
+    here = Path(__file__).parent
+    names = importlib.import_module(__package__).ROOMS
+    return tuple(name for name in names if (here / name / "triton_kernels.py").exists())
+
+
+def cases(room: str) -> list[AotCase]:
+    """The list AOT of a room's triton_kernels.py."""
+    found = getattr(importlib.import_module(f"{__package__}.{room}.triton_kernels"), "AOT", None)
+    if not found:
+        raise ValueError(f"kernels/{room}/triton_kernels.py must list its compilations as AOT = [AotCase(...), ...]")
+    return found
+
+
+def table(reports: list[Report]) -> str:
+    """The reports as aligned text, one line each."""
+    width = max([len("kernel"), *(len(r.kernel) for r in reports)])
+    lines = [f"{'kernel':<{width}}  {'sm':>3}  registers  spills  shared  seconds"]
+    for r in reports:
+        lines.append(
+            f"{r.kernel:<{width}}  {r.sm:>3}  {r.registers:>9}  {r.spills:>6}  {r.shared_bytes:>6}  {r.seconds:>7.2f}"
+        )
+    return "\n".join(lines)
+
+
+def compile_rooms(names: Sequence[str], capabilities: Sequence[int] = CAPABILITIES) -> list[tuple[AotCase, Report]]:
+    """Every case of the named rooms with its report, for every architecture."""
+    return [(case, compile_case(case, sm)) for room in names for case in cases(room) for sm in capabilities]
+
+
+def report(names: Sequence[str] = (), capabilities: Sequence[int] = CAPABILITIES) -> str:
+    """The table of all kernels of the named rooms (default: every room that has Triton kernels)."""
+    return table([result for _, result in compile_rooms(names or rooms(), capabilities)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns 1 when a kernel spills or asks for more shared memory than there is."""
+    parser = argparse.ArgumentParser(prog="python -m ace_fast.kernels.aot", description=__doc__.splitlines()[0])
+    parser.add_argument("rooms", nargs="*", default=rooms(), help="default: every room with Triton kernels")
+    parser.add_argument("--sm", nargs="+", type=int, default=CAPABILITIES, help="default: 80 86 89 90")
+    args = parser.parse_args(argv)
+    reason = why_not()
+    if reason:
+        parser.error(reason)
+    pairs = compile_rooms(args.rooms, args.sm)
+    print(table([result for _, result in pairs]))
+    over = [line for case, result in pairs for line in result.over(case)]
+    if over:
+        print(*over, sep="\n", file=sys.stderr)
+    return 1 if over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+// Elementary functions of vectors, float and double: within a few units in the last place on the whole line, with
+// overflow to infinity, gradual underflow to zero, and NaN kept.
+#pragma once
+
+#include "native.h"
+
+namespace ace {
+
+template <class T> struct Bits;  // the integers of a float type, and what rounds to the nearest integer when added
+template <> struct Bits<float> {
+  using type = int32_t;
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float round = 12582912.0f;
+};
+template <> struct Bits<double> {
+  using type = int64_t;
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double round = 6755399441055744.0;
+};
+
+template <class T> inline Vec<T> splat(T x) { return Vec<T>{} + x; }
+
+template <class T>
+inline Vec<typename Bits<T>::type> as_bits(Vec<T> x) {
+  return reinterpret_cast<Vec<typename Bits<T>::type>>(x);
+}
+
+template <class T>
+inline Vec<T> as_float(Vec<typename Bits<T>::type> x) {
+  return reinterpret_cast<Vec<T>>(x);
+}
+
+template <class T>
+inline Vec<T> abs_of(Vec<T> x) {
+  using I = typename Bits<T>::type;
+  return as_float<T>(as_bits<T>(x) & static_cast<I>(~(I(1) << (8 * sizeof(I) - 1))));
+}
+
+// c[0] + c[1] x + ... by Horner's rule.
+template <class T, size_t N>
+inline Vec<T> polynomial(Vec<T> x, const T (&c)[N]) {
+  Vec<T> y = splat<T>(c[N - 1]);
+  for (size_t i = N - 1; i-- > 0;) y = y * x + c[i];
+  return y;
+}
+
+// exp(x) = 2^n exp(r) with |r| <= ln(2)/2; exp(r) = 1 + r + r^2 P(r), P minimax (degree 4: 3e-9, degree 9: 4e-18).
+template <class T>
+inline Vec<T> exp_of(Vec<T> x) {
+  using I = typename Bits<T>::type;
+  constexpr bool single = sizeof(T) == 4;
+  constexpr T high = single ? T(89) : T(710), low = single ? T(-104) : T(-746);
+  constexpr T ln2_high = single ? T(0.693359375) : T(0.693147180369123816490);  // exact products with n
+  constexpr T ln2_low = single ? T(-2.12194440054690583e-4) : T(1.90821492927058770e-10);
+  x = x > high ? splat<T>(high) : x;  // a comparison with NaN is false, so NaN stays
+  x = x < low ? splat<T>(low) : x;
+  const Vec<T> shifted = x * T(1.44269504088896340736) + Bits<T>::round;
+  const Vec<T> n = shifted - Bits<T>::round;
+  const Vec<T> r = (x - n * ln2_high) - n * ln2_low;
+  Vec<T> p;
+  if constexpr (single) {
+    const T c[] = {0.500000009479565577f, 0.166665184413808696f, 0.0416662053591784491f, 0.00836895742159516431f,
+                   0.00139505728337587907f};
+    p = polynomial<T>(r, c);
+  } else {
+    const T c[] = {0.500000000000001202,     0.166666666666666984,     0.0416666666665196265,   0.00833333333330746967,
+                   0.00138888889462249823,   0.000198412699170394834,  0.0000248014905270096876, 2.75572164592678274e-6,
+                   2.7631136443435355e-7,    2.51178469431367503e-8};
+    p = polynomial<T>(r, c);
+  }
+  const Vec<T> y = (p * (r * r) + r) + T(1);
+  // 2^n in two factors, so that neither leaves the range of exponents.
+  const Vec<I> exponent = as_bits<T>(shifted) - as_bits<T>(splat<T>(Bits<T>::round));
+  const Vec<I> half = exponent >> 1;
+  const auto power = [](Vec<I> k) { return as_float<T>((k + Bits<T>::bias) << Bits<T>::mantissa); };
+  return y * power(half) * power(exponent - half);
+}
+
+// Of the negative absolute value, so that nothing overflows and the left tail keeps its relative precision.
+template <class T>
+inline Vec<T> sigmoid_of(Vec<T> x) {
+  const Vec<T> e = exp_of<T>(-abs_of<T>(x));
+  return (x >= T(0) ? splat<T>(T(1)) : e) / (e + T(1));
+}
+
+inline Vec<float> exp(Vec<float> x) { return exp_of<float>(x); }
+inline Vec<double> exp(Vec<double> x) { return exp_of<double>(x); }
+inline Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
+inline Vec<double> sigmoid(Vec<double> x) { return sigmoid_of<double>(x); }
+
+// x P(x^2) / Q(x^2), relative error 2e-8 up to 3.925; from 3.92 on erf rounds to one.
+inline Vec<float> erf(Vec<float> x) {
+  const float p[] = {1.12837914776f, 0.190349095028f, 0.0527355413779f, 0.00376176876299f, 0.000284552493994f,
+                     2.04720293099e-6f};
+  const float q[] = {1.0f, 0.50202527167f, 0.114080345312f, 0.0149615259144f, 0.00116116058448f, 3.80448926339e-5f};
+  constexpr float end = 3.92f * 3.92f;
+  Vec<float> s = x * x;
+  s = s > end ? splat(end) : s;
+  const Vec<float> sign = as_float<float>((as_bits<float>(x) & INT32_MIN) | as_bits<float>(splat(1.0f)));
+  return s >= end ? sign : x * (polynomial<float>(s, p) / polynomial<float>(s, q));
+}
+
+inline Vec<double> erf(Vec<double> x) {
+  for (int i = 0; i < lanes<double>; ++i) x[i] = std::erf(x[i]);
+  return x;
+}
+
+// x Phi(x) and its derivative Phi(x) + x phi(x), with the normal distribution Phi and density phi.
+template <class T>
+inline Vec<T> gelu(Vec<T> x) {
+  return (x * T(0.5)) * (erf(x * T(0.70710678118654752440)) + T(1));
+}
+
+template <class T>
+inline Vec<T> gelu_grad(Vec<T> x) {
+  const Vec<T> density = exp_of<T>((x * x) * T(-0.5)) * T(0.39894228040143267794);
+  return (erf(x * T(0.70710678118654752440)) + T(1)) * T(0.5) + x * density;
+}
+
+}  // namespace ace
