@@ -11,6 +11,7 @@ class Case(NamedTuple):
     """`inputs(generator)` gives the operator's arguments by name, in order, without `backend`, floats in float64.
 
     The tensors named in `differentiable` are cast to the tested dtype and differentiated; all else stays as it is.
+    An operator without derivatives names none: then all its float tensors are cast.
     """
 
     name: str
@@ -31,12 +32,13 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def cast(inputs: dict[str, Any], case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
-    """The case's inputs on `device`, with the differentiable ones in `dtype` and requiring grad."""
+    """The case's inputs on `device`, in `dtype` where they are differentiable, and requiring grad there."""
+    names = case.differentiable or [n for n, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
     out = {}
     for name, value in inputs.items():
         if isinstance(value, Tensor):
             value = value.to(device)
-            if name in case.differentiable:
-                value = value.detach().to(dtype).requires_grad_()
+            if name in names:
+                value = value.detach().to(dtype).requires_grad_(name in case.differentiable)
         out[name] = value
     return out
