@@ -1,0 +1,113 @@
+"""dual_update: schema, checks and fake. Everything is a constant: the step of an optimiser has no derivative."""
+
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from ...backend import pick
+from ..define import check_constant, check_tensors, define, expect, no_forward_mode
+from . import reference, triton_kernels
+from .reference import ROWS, Rule
+
+_native = torch.ops.ace_fast_native
+BACKENDS = {
+    "reference": reference,
+    "cpu": SimpleNamespace(forward=lambda *a: _native.dual_update(*a)),
+    "triton": triton_kernels,
+}
+_OP = "dual_update"
+
+
+def check_rule(rule: Rule, op: str = _OP) -> None:
+    """Every number of `rule` in its range, and no flag without the mode it belongs to."""
+    for name in ("lr", "dual_lr", "slack_lr", "rho", "epsilon", "augmentation", "eps", "dual_eps"):
+        value = getattr(rule, name)
+        if not 0 <= value < math.inf:
+            expect(False, op, name, "finite and not negative", value)
+    for name in ("beta1", "beta2"):
+        value = getattr(rule, name)
+        if not 0 <= value < 1:
+            expect(False, op, name, "in [0, 1)", value)
+    if rule.repo_resilient and not rule.resilient:
+        expect(False, op, "repo_resilient", "False for the equality rule", True, "set resilient")
+    if rule.repo_clamp and rule.resilient:
+        expect(False, op, "repo_clamp", "False for the resilient rule", True, "it belongs to the equality rule")
+
+
+def _check(gamma: Tensor, grad: Tensor, multiplier: Tensor, slack: Tensor, moments: Tensor, *rule) -> None:
+    check_rule(Rule(*rule))
+    check_tensors(_OP, gamma, grad=grad, multiplier=multiplier, slack=slack, moments=moments)
+    check_constant(_OP, gamma=gamma, grad=grad, multiplier=multiplier, slack=slack, moments=moments)
+    if gamma.dim() != 1:
+        expect(False, _OP, "gamma", "[n]", list(gamma.shape), "flatten and concatenate the gammas")
+    n = gamma.shape[0]
+    for name, x in (("grad", grad), ("multiplier", multiplier), ("slack", slack)):
+        if x.dim() != 1 or x.shape[0] != n:
+            expect(False, _OP, name, f"[{n}] like gamma", list(x.shape))
+    if moments.dim() != 2 or moments.shape[0] != len(ROWS) or moments.shape[1] != n:
+        expect(False, _OP, "moments", f"[{len(ROWS)}, {n}]", list(moments.shape), "start with zeros")
+
+
+def _forward(*args):
+    *inputs, backend = args
+    _check(*inputs)
+    return pick(_OP, BACKENDS, backend, args[0]).forward(*inputs)
+
+
+def _fake(*args):
+    _check(*args[:-1])
+    gamma, moments = args[0], args[4]
+    return (*(gamma.new_empty(gamma.shape) for _ in range(3)), moments.new_empty(moments.shape))
+
+
+_FIELDS = ", ".join(f"{kind.__name__} {name}" for name, kind in Rule.__annotations__.items())
+dual_update_op = define(
+    f"{_OP}(Tensor gamma, Tensor grad, Tensor multiplier, Tensor slack, Tensor moments, {_FIELDS}, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward, _fake,
+)
+
+
+def dual_update(gamma: Tensor, grad: Tensor, multiplier: Tensor, slack: Tensor, moments: Tensor, rule: Rule, *,
+                backend: str = "auto") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""One step of ACE's descent-ascent for all gammas, multipliers and slacks, read at the values before the step.
+
+    Equality (Algorithm 1), with violation s = gamma; with epsilon > 0, s = |gamma| - epsilon and lambda >= 0:
+
+    .. math:: \gamma \leftarrow \gamma - \eta_p (\partial J/\partial\gamma + \lambda + 2 c \gamma), \quad
+              \lambda \leftarrow \lambda + \eta_d \gamma
+
+    Resilient (Algorithm 2), with s = |gamma| - epsilon - u and p = [lambda + 2 c s]_+:
+
+    .. math:: \gamma \leftarrow \gamma - \eta_p (\partial J/\partial\gamma + p\,\mathrm{sign}\gamma), \quad
+              u \leftarrow u - \eta_u (\rho u - p), \quad \lambda \leftarrow [\lambda + \eta_d s]_+
+
+    Args:
+        gamma: [n] float32 or float64.
+        grad: [n], dJ/dgamma of the task's loss. Where it is not finite, nothing of that gamma is changed but its count
+            of skipped updates.
+        multiplier: [n] lambda, starts at 0.
+        slack: [n] u, starts at 0; unused and returned as it is unless `rule.resilient`.
+        moments: [9, n], rows as in `ROWS`; starts at 0. Kept whatever the optimiser, so a rule may change in training.
+        rule: a `Rule`: mode, step sizes, optimisers and quirks.
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        gamma [n], multiplier [n], slack [n], moments [9, n]; new tensors. No derivatives.
+
+    Raises:
+        ValueError: wrong shapes, dtypes, devices or numbers, a tensor that requires grad, a backend that cannot run.
+
+    Source: Manolache, Chamon, Niepert, "Learning (Approximately) Equivariant Networks via Constrained Optimization"
+    (NeurIPS 2025), Algorithms 1 and 2.
+
+    Example:
+        >>> one, zero = torch.ones(1), torch.zeros(1)
+        >>> rule = Rule(lr=0.5, dual_lr=0.25)
+        >>> dual_update(one, one, zero, zero, torch.zeros(9, 1), rule)[:2]
+        (tensor([0.5000]), tensor([0.2500]))
+    """
+    no_forward_mode(_OP, gamma, grad, multiplier, slack, moments)
+    return dual_update_op(gamma, grad, multiplier, slack, moments, *rule, backend)
