@@ -1,0 +1,142 @@
+"""Swaps e3nn's products in somebody's model for ours, sharing their parameters, and back."""
+
+from typing import NamedTuple
+
+import torch
+from e3nn import o3
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .nn import FullyConnectedTensorProduct, TensorProduct
+from .nn.tensor_product import unsupported
+
+_REPLACEMENTS = {o3.FullyConnectedTensorProduct: FullyConnectedTensorProduct, o3.TensorProduct: TensorProduct}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
+          "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+
+
+class Entry(NamedTuple):
+    """One module of the model: its dotted name, what it is, and why it was left (empty where it was replaced)."""
+
+    name: str
+    what: str
+    why: str = ""
+
+
+class Report(NamedTuple):
+    """What `convert` or `restore` did; printing it gives a table."""
+
+    replaced: list[Entry]
+    left: list[Entry]
+
+    def __str__(self) -> str:
+        rows = [("replaced", e.name, e.what) for e in self.replaced]
+        rows += [("left", e.name, f"{e.what}: {e.why}") for e in self.left]
+        width = max((len(name) for _, name, _ in rows), default=0)
+        lines = [f"{len(self.replaced)} replaced, {len(self.left)} left"]
+        return "\n".join(lines + [f"  {done:<8}  {name:<{width}}  {what}" for done, name, what in rows])
+
+
+def _describe(module: nn.Module) -> str:
+    if isinstance(module, (o3.TensorProduct, TensorProduct)):
+        return f"{type(module).__name__} {module.irreps_in1} x {module.irreps_in2} -> {module.irreps_out}"
+    return getattr(module, "original_name", type(module).__name__)
+
+
+def _of_interest(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return module.original_name in {cls.__name__ for cls in _REPLACEMENTS}
+    return isinstance(module, (o3.TensorProduct, TensorProduct))
+
+
+def _why_not(module: nn.Module) -> str:
+    """Why this product stays as it is; empty where it can be replaced."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted; convert the model before torch.jit.script"
+    if isinstance(module, TensorProduct):
+        return "it is converted already" if hasattr(module, "_converted_from") else "it is ace_fast's own"
+    if parametrize.is_parametrized(module):
+        return "it has parametrizations; remove them first"
+    if type(module) not in _REPLACEMENTS:
+        return "it is a subclass, which may compute something else"
+    reason = unsupported(module.instructions, module.shared_weights)
+    if reason:
+        return reason
+    if module._did_compile_right:
+        return "it was built with compile_right=True and ours has no right()"
+    if any(getattr(module, name, None) for name in _HOOKS):
+        return "it has hooks; remove them first"
+    if module.weight.dtype not in (torch.float32, torch.float64):
+        return f"its weights are {module.weight.dtype}; ours must be float32 or float64"
+    return ""
+
+
+def _places(model: nn.Module, prefix: str = "", seen: set[nn.Module] | None = None):
+    """(parent, key, dotted name, module) of every product, each place of a shared module; products are not entered."""
+    seen = set() if seen is None else seen
+    if model in seen:
+        return
+    seen.add(model)
+    for key, child in list(model._modules.items()):
+        if child is None:
+            continue
+        if _of_interest(child):
+            yield model, key, f"{prefix}{key}", child
+        else:
+            yield from _places(child, f"{prefix}{key}.", seen)
+
+
+def convert(model: nn.Module, backend: str = "auto") -> Report:
+    """Replaces e3nn's shared-weight "uvw" products anywhere inside `model`, in place, by ours.
+
+    The new modules hold the very Parameter objects of the old ones: optimisers, parameter groups and checkpoints stay
+    valid. A module that occurs in several places is replaced by one module in all of them.
+
+    Args:
+        model: any module; it is changed.
+        backend: which implementation of the operator the new modules run.
+
+    Returns:
+        Report of what was replaced and what was left, and why.
+
+    Example:
+        >>> print(ace_fast.convert(model))
+        2 replaced, 1 left
+    """
+    replaced, left, made = [], [], {}
+    if _of_interest(model):
+        why = _why_not(model) or "it is the model itself; use ace_fast.nn.TensorProduct.from_e3nn"
+        return Report([], [Entry("", _describe(model), why)])
+    for parent, key, name, module in _places(model):
+        why = "" if module in made else _why_not(module)
+        if why:
+            left.append(Entry(name, _describe(module), why))
+            continue
+        if module not in made:
+            made[module] = _REPLACEMENTS[type(module)].from_e3nn(module, backend)
+            # inside a tuple it is no submodule: its parameters and buffers are not listed twice
+            made[module]._converted_from = (module,)
+        parent._modules[key] = made[module]
+        replaced.append(Entry(name, _describe(module)))
+    return Report(replaced, left)
+
+
+def restore(model: nn.Module) -> Report:
+    """Undoes `convert`: the same e3nn modules in the same places, with the present parameters.
+
+    Returns:
+        Report of what was put back; `left` is empty.
+    """
+    put_back = []
+    for parent, key, name, module in _places(model):
+        if not hasattr(module, "_converted_from"):
+            continue
+        (old,) = module._converted_from
+        # tables of the old module did not see .to() while it was out
+        old.to(module.output_mask.device, module.output_mask.dtype)
+        for field in ("weight", "output_mask"):
+            setattr(old, field, getattr(module, field))
+        old.train(module.training)
+        parent._modules[key] = old
+        put_back.append(Entry(name, _describe(old)))
+    return Report(put_back, [])
