@@ -34,6 +34,7 @@ def define(schema: str, impl, fake, setup=None, backward=None, batched: tuple[in
 
 def _vmap_rule(op, batched: tuple[int, ...]):
     def rule(info, in_dims, *args):
+        in_dims = [d if isinstance(d, int) else None for d in in_dims]  # list arguments come with a list
         mapped = [i for i, d in enumerate(in_dims) if d is not None]
         foldable = batched and not op._schema.name.endswith("_bwd") and set(mapped) == set(batched)
         if foldable:
@@ -83,12 +84,11 @@ def expect(condition: bool, op: str, argument: str, expected: str, got, remedy: 
 
 def check_tensors(op: str, reference: Tensor, **tensors: Tensor | None) -> None:
     """All `tensors` (None skipped) share `reference`'s floating dtype and device."""
-    expect(reference.dtype in (torch.float32, torch.float64), op, "the first argument", "float32 or float64",
-           reference.dtype, "cast it with .float()")
+    if reference.dtype not in (torch.float32, torch.float64):
+        expect(False, op, "the first argument", "float32 or float64", reference.dtype, "cast it with .float()")
     for name, x in tensors.items():
-        if x is not None:
-            expect(x.dtype == reference.dtype, op, name, str(reference.dtype), x.dtype)
-            expect(x.device == reference.device, op, name, f"on {reference.device}", x.device)
+        if x is not None and (x.dtype != reference.dtype or x.device != reference.device):
+            expect(False, op, name, f"{reference.dtype} on {reference.device}", f"{x.dtype} on {x.device}")
 
 
 def check_constant(op: str, **tensors: Tensor | None) -> None:

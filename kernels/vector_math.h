@@ -2,6 +2,8 @@
 // overflow to infinity, gradual underflow to zero, and NaN kept.
 #pragma once
 
+#include <utility>
+
 #include "native.h"
 
 namespace ace {
@@ -112,9 +114,10 @@ inline Vec<T> gelu(Vec<T> x) {
 }
 
 template <class T>
-inline Vec<T> gelu_grad(Vec<T> x) {
+inline std::pair<Vec<T>, Vec<T>> gelu_and_grad(Vec<T> x) {
+  const Vec<T> normal = (erf(x * T(0.70710678118654752440)) + T(1)) * T(0.5);
   const Vec<T> density = exp_of<T>((x * x) * T(-0.5)) * T(0.39894228040143267794);
-  return (erf(x * T(0.70710678118654752440)) + T(1)) * T(0.5) + x * density;
+  return {x * normal, normal + x * density};
 }
 
 }  // namespace ace

@@ -1,5 +1,6 @@
 """segment_sum and its adjoint, the gather: one pair of operators that differentiates into itself at every order."""
 
+import math
 from types import SimpleNamespace
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from ...backend import pick
 from ...graph import Segments
 from ..define import check_constant, check_tensors, define, expect, no_forward_mode
-from . import reference
+from . import reference, triton_kernels
 
 _native = torch.ops.ace_fast_native
 BACKENDS = {
@@ -17,18 +18,21 @@ BACKENDS = {
         forward=lambda *a: _native.segment_sum(*a),
         backward=lambda *a: _native.segment_sum_bwd(*a),
     ),
-
+    "triton": triton_kernels,
 }
 
 
 def _check(op: str, x: Tensor, index: Tensor, order: Tensor, ptr: Tensor) -> None:
     check_tensors(op, x)
-    expect(x.dim() == 2, op, "the first argument", "[rows, C]", list(x.shape))
+    if x.dim() != 2:
+        expect(False, op, "the first argument", "[rows, C]", list(x.shape))
     for name, t in (("index", index), ("order", order), ("ptr", ptr)):
-        expect(t.dtype == torch.int64 and t.dim() == 1, op, name, "int64 [length]", f"{t.dtype} {list(t.shape)}")
-        expect(t.device == x.device, op, name, f"on {x.device}", t.device)
-    expect(ptr.shape[0] >= 1, op, "ptr", "[N + 1]", list(ptr.shape))
-    expect(order.shape == index.shape, op, "order", f"{list(index.shape)} like index", list(order.shape))
+        if t.dtype != torch.int64 or t.dim() != 1 or t.device != x.device:
+            expect(False, op, name, f"int64 [length] on {x.device}", f"{t.dtype} {list(t.shape)} on {t.device}")
+    if ptr.shape[0] < 1:
+        expect(False, op, "ptr", "[N + 1]", list(ptr.shape))
+    if order.shape != index.shape:
+        expect(False, op, "order", f"{list(index.shape)} like index", list(order.shape))
 
 
 def _check_sum(x, index, order, ptr):
@@ -79,6 +83,10 @@ segment_sum_op = define(f"segment_sum(Tensor x, {_ARGUMENTS}", _sum, _sum_fake, 
 segment_sum_bwd = define(f"segment_sum_bwd(Tensor g, {_ARGUMENTS}", _gather, _gather_fake, _setup, _gather_backward)
 
 
+def _as_rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
 def segment_sum(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tensor:
     """Sum of the rows of each segment, `out[n] = sum_{e: index[e] = n} x[e]`, in a fixed order.
 
@@ -101,8 +109,8 @@ def segment_sum(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tens
     """
     no_forward_mode("segment_sum", x)
     check_constant("segment_sum", index=segments.index)
-    out = segment_sum_op(x.reshape(x.shape[0], -1), *segments, backend)
-    return out.reshape(-1, *x.shape[1:]) if x.dim() != 2 else out
+    out = segment_sum_op(_as_rows(x), *segments, backend)
+    return out.reshape(out.shape[0], *x.shape[1:]) if x.dim() != 2 else out
 
 
 def gather(g: Tensor, segments: Segments, *, backend: str = "auto") -> Tensor:
@@ -116,5 +124,5 @@ def gather(g: Tensor, segments: Segments, *, backend: str = "auto") -> Tensor:
         [E, ...]. Derivatives of any order in g. Raises as `segment_sum`.
     """
     no_forward_mode("gather", g)
-    out = segment_sum_bwd(g.reshape(g.shape[0], -1), *segments, backend)
-    return out.reshape(-1, *g.shape[1:]) if g.dim() != 2 else out
+    out = segment_sum_bwd(_as_rows(g), *segments, backend)
+    return out.reshape(out.shape[0], *g.shape[1:]) if g.dim() != 2 else out

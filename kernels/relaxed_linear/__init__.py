@@ -1,0 +1,3 @@
+from .op import relaxed_linear
+
+__all__ = ["relaxed_linear"]

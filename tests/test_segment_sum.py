@@ -1,0 +1,99 @@
+"""segment_sum and gather: indices outside the range, determinism, shapes, errors, limits."""
+
+import pytest
+import torch
+from ace_fast.kernels.segment_sum import gather, segment_sum
+from ace_fast.kernels.segment_sum.op import segment_sum_bwd, segment_sum_op
+
+from ace_fast.backend import available
+from ace_fast.graph import Segments, segments
+
+BACKENDS = [name for name, reason in available("cpu")["segment_sum"].items() if not reason]
+INDEX = torch.tensor([2, 0, 2, 1, 2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gather_masks_indices_outside(backend):
+    g = torch.randn(3, 4, dtype=torch.float64)
+    index = torch.tensor([0, -1, 2, 3, 1 << 40])
+    s = segments(INDEX, 3)
+    out = segment_sum_bwd(g, index, s.order, s.ptr, backend)
+    assert torch.equal(out[[0, 2]], g[[0, 2]])
+    assert (out[[1, 3, 4]] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_sum_never_reads_rows_outside(backend):
+    """A damaged order or ptr leaves rows out instead of reading elsewhere; the reference needs only the index."""
+    if backend not in BACKENDS:
+        pytest.fail(f"{backend} is missing: {available('cpu')['segment_sum'].get(backend)}")
+    x = torch.randn(5, 4, dtype=torch.float64)
+    order = torch.tensor([1, -1, 0, 5, 1 << 40])
+    out = segment_sum_op(x, INDEX, order, torch.tensor([-3, 1, 2, 900]), backend)
+    assert torch.equal(out[0], x[1])
+    assert (out[1] == 0).all()
+    assert torch.equal(out[2], x[0])
+
+
+def test_reference_leaves_out_indices_outside():
+    x = torch.randn(3, 2)
+    out = segment_sum_op(x, torch.tensor([0, -1, 2]), torch.arange(3), torch.tensor([0, 1, 1]), "reference")
+    assert torch.equal(out, torch.stack([x[0], torch.zeros(2)]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_trailing_shape_and_adjointness(backend):
+    s = segments(INDEX, 4)
+    x, g = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)
+    total, rows = segment_sum(x, s, backend=backend), gather(g, s, backend=backend)
+    assert total.shape == (4, 2, 3) and rows.shape == (5, 2, 3)
+    assert (total[3] == 0).all()
+    torch.testing.assert_close((total * g).sum(), (rows * x).sum(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_runs_agree_to_the_bit(backend):
+    s = segments(torch.randint(0, 3, (200,)), 3)
+    x = torch.randn(200, 5)
+    assert torch.equal(segment_sum(x, s, backend=backend), segment_sum(x, s, backend=backend))
+
+
+def test_constant_that_requires_grad_raises():
+    s = segments(INDEX, 3)
+    broken = Segments(s.index.float().requires_grad_(), s.order, s.ptr)
+    with pytest.raises(ValueError, match="index must be a constant, got a tensor that requires grad; detach it"):
+        segment_sum(torch.zeros(5, 2), broken)
+
+
+@pytest.mark.parametrize("function, rows", [(segment_sum, 5), (gather, 3)])
+def test_forward_mode_raises(function, rows):
+    s = segments(INDEX, 3)
+    x = torch.randn(rows, 2)
+    with pytest.raises(NotImplementedError, match=f"{function.__name__}: forward-mode derivatives"):
+        torch.func.jvp(lambda x: function(x, s), (x,), (torch.ones_like(x),))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": torch.zeros(5, 2, dtype=torch.int64)}, "the first argument must be float32 or float64, got torch.int64"),
+        ({"x": torch.zeros(5)}, r"the first argument must be \[rows, C\], got \[5\]"),
+        ({"x": torch.zeros(4, 2)}, r"x must be \[5, C\] like index, got \[4, 2\]"),
+        ({"index": INDEX.int()}, r"index must be int64 \[length\], got torch.int32 \[5\]"),
+        ({"index": INDEX.to("meta")}, "index must be on cpu, got meta"),
+        ({"order": INDEX[:4]}, r"order must be \[5\] like index, got \[4\]"),
+        ({"ptr": INDEX[:0]}, r"ptr must be \[N \+ 1\], got \[0\]"),
+        ({"backend": "fast"}, r"backend must be one of \['auto', .*\], got 'fast'"),
+    ],
+)
+def test_wrong_arguments(change, message):
+    s = segments(INDEX, 3)
+    arguments = {"x": torch.zeros(5, 2), "index": s.index, "order": s.order, "ptr": s.ptr, "backend": "auto"} | change
+    with pytest.raises(ValueError, match=f"segment_sum: {message}"):
+        segment_sum_op(*arguments.values())
+
+
+def test_wrong_gradient():
+    s = segments(INDEX, 3)
+    with pytest.raises(ValueError, match=r"segment_sum_bwd: g must be \[3, C\], got \[4, 2\]"):
+        segment_sum_bwd(torch.zeros(4, 2), *s, "auto")
