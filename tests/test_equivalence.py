@@ -1,5 +1,6 @@
 """Every operator x backend x dtype x case: values, first and second derivatives against the reference in float64."""
 
+import functools
 import importlib
 import os
 from pathlib import Path
@@ -31,6 +32,8 @@ def derivatives(function, inputs: dict, names: tuple[str, ...]) -> dict[str, tor
     found = {f"output {i}": o for i, o in enumerate(outputs)}
     if not names:
         return {name: o.detach().double().cpu() for name, o in found.items()}
+    nothing = sum(inputs[n].sum() for n in names if inputs[n] is not None) * 0  # what depends on no input is constant
+    outputs = [o if o.requires_grad else o + nothing for o in outputs]
     cotangents = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o).requires_grad_() for o in outputs]
     leaves = [inputs[n] for n in names if inputs[n] is not None]
     labels = [n for n in names if inputs[n] is not None]
@@ -46,14 +49,19 @@ def derivatives(function, inputs: dict, names: tuple[str, ...]) -> dict[str, tor
     return {name: x.detach().double().cpu() for name, x in found.items()}
 
 
-def bounds(case, gold: dict, inputs: dict, dtype: torch.dtype) -> dict[str, float]:
+@functools.cache
+def expected(case, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What plain PyTorch gives in `dtype`; one computation for all backends."""
+    return derivatives(case.reference, cast(case.inputs(generator()), case, dtype), case.differentiable)
+
+
+def bounds(case, dtype: torch.dtype) -> dict[str, float]:
     """2 x the reference's own rounding error + 16 eps x the size of the result.
 
     float64 has no higher precision to compare with: its rounding error is float32's, scaled by the two epsilons.
     """
-    eps = torch.finfo(dtype).eps
-    eager = derivatives(case.reference, cast(inputs, case, torch.float32), case.differentiable)
-    scales = case.scale(inputs, gold) if case.scale else {}
+    gold, eager, eps = expected(case, torch.float64), expected(case, torch.float32), torch.finfo(dtype).eps
+    scales = case.scale(case.inputs(generator()), gold) if case.scale else {}
     limit = {}
     for name, x in gold.items():
         own = (eager[name] - x).abs().max().item() if x.numel() else 0.0
@@ -65,11 +73,9 @@ def bounds(case, gold: dict, inputs: dict, dtype: torch.dtype) -> dict[str, floa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("device", "backend", "case"), RUNS, ids=lambda v: repr(v) if hasattr(v, "op") else v)
 def test_matches_reference(device, backend, case, dtype):
-    inputs = case.inputs(generator())
-    gold = derivatives(case.reference, cast(inputs, case, torch.float64), case.differentiable)
-    limit = bounds(case, gold, inputs, dtype)
-    mine = derivatives(lambda **a: case.op(*a.values(), backend), cast(inputs, case, dtype, device),
-                       case.differentiable)
+    gold, limit = expected(case, torch.float64), bounds(case, dtype)
+    inputs = cast(case.inputs(generator()), case, dtype, device)
+    mine = derivatives(lambda **a: case.op(*a.values(), backend), inputs, case.differentiable)
     assert mine.keys() == gold.keys()
     for name, x in gold.items():
         assert mine[name].shape == x.shape, name
@@ -99,6 +105,24 @@ def test_strides_and_aliasing(device, backend, case):
         assert y.numel() == 0 or y.untyped_storage().data_ptr() not in storages
     for name, x in before.items():
         assert torch.equal(x, strided[name]), f"{name} was changed"
+
+
+THREADED = [case for device, backend, case in RUNS if (device, backend) == ("cpu", "cpu") and case.name != "empty"]
+
+
+@pytest.mark.parametrize("case", THREADED, ids=repr)
+def test_threads_do_not_change_a_bit(case):
+    inputs = cast(case.inputs(generator()), case, torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = case.op(*inputs.values(), "cpu")
+            results.append([out] if isinstance(out, torch.Tensor) else out)
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
 def test_required_backends_are_present():

@@ -44,8 +44,9 @@ def _check(op, x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots
         expect(False, op, "weight", f"[{numel}]", list(weight.shape))
     if bias is not None and list(bias.shape) != [sum(bias_slots[1::2])]:
         expect(False, op, "bias", f"[{sum(bias_slots[1::2])}], one per even scalar", list(bias.shape))
-    if cg_value.dtype != torch.float64 or cg_index.shape != (cg_value.shape[0], 3):
-        expect(False, op, "cg_value", "float64 [nnz] beside cg_index [nnz, 3]", f"{cg_value.dtype}")
+    if cg_value.dtype != torch.float64 or cg_index.dtype != torch.int64 or cg_index.shape != (cg_value.shape[0], 3):
+        expect(False, op, "cg_value", "float64 [nnz] beside int64 cg_index [nnz, 3]",
+               f"{cg_value.dtype} {list(cg_value.shape)} beside {cg_index.dtype} {list(cg_index.shape)}")
 
 
 def _check_g(op, name, g, z, dim) -> None:
@@ -106,7 +107,7 @@ def _forward_rule(ctx, g):
 def _backward_setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:6])
-    ctx.static, ctx.backend = inputs[6:9], inputs[10]
+    ctx.static, ctx.given, ctx.backend = inputs[6:9], inputs[9], inputs[10]
 
 
 def _backward_rule(ctx, gg_x1, gg_x2, gg_weight, gg_bias):
@@ -118,9 +119,8 @@ def _backward_rule(ctx, gg_x1, gg_x2, gg_weight, gg_bias):
     def add(slot, value):
         sums[slot] = value if sums[slot] is None else sums[slot] + value
 
-    given = (gg_x1, gg_x2, gg_weight)
-    for slot, gg in enumerate(given):
-        if gg is None:
+    for slot, gg in enumerate((gg_x1, gg_x2, gg_weight)):
+        if gg is None or not ctx.given[slot]:
             continue
         operands = [gg if i == slot else x for i, x in enumerate((x1, x2, weight))]
         if need_g:
@@ -131,7 +131,7 @@ def _backward_rule(ctx, gg_x1, gg_x2, gg_weight, gg_bias):
             for i, want in enumerate(wanted):
                 if want:
                     add(i + 1, grads[i])
-    if gg_bias is not None and need_g:
+    if gg_bias is not None and ctx.given[3] and need_g:
         dims, _, slots = ctx.static
         add(0, reference.forward(x1, x2, weight, gg_bias, *cg, dims, [], slots))
     return *sums, *(None,) * 7

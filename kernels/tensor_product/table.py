@@ -35,9 +35,9 @@ class ProductTable:
 
     Args:
         irreps_in1, irreps_in2, irreps_out: e3nn irreps.
-        instructions: (i_in1, i_in2, i_out, scale): out[i_out] += scale * w3j(in1[i_in1], in2[i_in2]) . weight, each with
-            its own [U, V, W] block of the flat weight, in this order; scale holds e3nn's path weight and any constant
-            folded into it.
+        instructions: (i_in1, i_in2, i_out, scale): out[i_out] += scale * w3j(in1[i_in1], in2[i_in2]) . weight, each
+            with its own [U, V, W] block of the flat weight, in this order; scale holds e3nn's path weight and any
+            constant folded into it.
         bias: adds a bias to every even scalar of the output.
 
     The coefficients are float64 and live outside the module's buffers: `.to(dtype)`, meta-device construction and

@@ -1,0 +1,125 @@
+"""`python -m bench` (in a checkout) and `ace-fast bench` (installed): how fast, how much memory, against what."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from . import machine, operators, roofline, tables, workloads
+
+DESCRIPTION = """\
+Times ace_fast against the eager reference, and says how sure it is.
+
+Workloads (one optimiser step: forward, loss, backward, Adam, dual step):
+  nbody_segnn   ACE-SEGNN on charged N-body systems, hidden 32x0e+32x1o, 4 layers, relaxed; cases batch100 and
+                batch1000 (any batchN); columns: e3nn's modules in the original's structure (eager), the same under
+                torch.compile (compiled), ace_fast (fast), and the peak memory of a step beyond what was there before
+
+Operators (--operators): every room's large cases on every backend present, forward and forward + backward, against
+plain PyTorch: median, GFLOP/s, GB/s, and the share of what this machine's measured copy and matrix rates allow.
+
+Before anything is timed its outputs and gradients are compared with the reference in float64 on the very tensors that
+are timed; what is wrong gets a row with `error` and no time. Versions run in turn, round after round, in one process;
+the fast one runs twice, and `noise` is the difference of its two medians. Without --workload or --operators, both run.
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser("bench", description=DESCRIPTION,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--workload", choices=[*workloads.WORKLOADS, "all"], help="run this workload")
+    add("--operators", action="store_true", help="run the operators' large cases")
+    add("--case", help="only this case, e.g. batch100 or nbody_100")
+    add("--op", help="only this operator or room")
+    add("--backend", help="only this backend (operators)")
+    add("--device", choices=["cpu", "cuda", "all"], help="default: the GPU where there is one, else the CPU")
+    add("--dtype", choices=["float32", "float64"], default="float32")
+    add("--threads", type=int, help="CPU threads, default torch's")
+    add("--repeats", type=int, help="timed rounds, default 15 (3 with --quick)")
+    add("--no-compile", action="store_true", help="leave the torch.compile column out (it costs minutes)")
+    add("--quick", action="store_true", help="few rounds, the first case of each workload: for a look, not for a claim")
+    add("--json", metavar="FILE", help="write the rows as a JSON list (with --gpu-day: the folder for all results)")
+    add("--gpu-day", action="store_true",
+        help="on a machine with a GPU: build, run all tests there, then all workloads and operators; under 10 minutes")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmarks and returns the exit status: 1 where a row has an error."""
+    parser = arguments()
+    a = parser.parse_args(argv)
+    if a.gpu_day:
+        from . import gpu_day
+
+        return gpu_day.main(Path(a.json or "bench-results"))
+    if a.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU; use --device cpu")
+    for name in ("threads", "repeats"):
+        if getattr(a, name) is not None and getattr(a, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(a, name)}")
+    if os.environ.get("TRITON_INTERPRET") == "1" and a.device != "cpu" and torch.cuda.is_available():
+        parser.error("TRITON_INTERPRET=1 interprets the kernels that are to be timed; unset it")
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    if a.json:
+        Path(a.json).parent.mkdir(parents=True, exist_ok=True)
+    rows = Rows(a.json)
+    for device in machine.devices() if a.device == "all" else [a.device or machine.devices()[-1]]:
+        tables.heading(machine.describe(device))
+        _run(a, device, rows)
+    if not rows:
+        parser.error("nothing matches --case, --op and --backend")
+    return int(any(row.get("error") for row in rows))
+
+
+class Rows(list):
+    """Rows that are in the file as soon as they are measured, so that a run that is stopped keeps what it has."""
+
+    def __init__(self, file: str | None):
+        super().__init__()
+        self._file = file and Path(file)
+
+    def add(self, row: dict) -> dict:
+        self.append(row)
+        if self._file:
+            self._file.write_text(json.dumps(self, indent=1))
+        return row
+
+
+def _run(a: argparse.Namespace, device: str, rows: Rows) -> None:
+    repeats = a.repeats or (3 if a.quick else 15)
+    dtype = getattr(torch, a.dtype)
+    both = not (a.workload or a.operators)
+    if a.workload or both:
+        names = workloads.WORKLOADS if both or a.workload == "all" else [a.workload]
+        found = []
+        for name in names:
+            cases = workloads.find(name).CASES
+            for case in [a.case] if a.case else cases[:1] if a.quick else cases:
+                with tables.waiting(f"{name} {case} on {device}"):
+                    row = workloads.run(name, case, device, dtype, repeats, not a.no_compile)
+                found.append(rows.add(row))
+        tables.workloads(found)
+    if a.operators or both:
+        _operators(a, device, dtype, repeats, rows)
+
+
+def _operators(a: argparse.Namespace, device: str, dtype: torch.dtype, repeats: int, rows: Rows) -> None:
+    with tables.waiting("measuring the machine"):
+        roof = roofline.measure(device, dtype, a.quick)
+    found = []
+    for job in operators.jobs(device, dtype, a.case, a.op, a.backend):
+        if job.backend == "reference" and a.backend != "reference":
+            continue  # the plain reference is a column already
+        with tables.waiting(repr(job)):
+            found.append(rows.add(operators.measure(job, roof, repeats)))
+    tables.operators(found, roof)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

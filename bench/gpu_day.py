@@ -1,0 +1,79 @@
+"""One call on a machine with a GPU: build, all tests on the device, all workloads and operators, one folder of results.
+
+The parts run one after the other, each in a process with a time limit, and each leaves its file even if another
+fails: its log (build.txt, tests.txt and so on), workloads.json, operators.json, compiled.json and summary.json.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from . import machine
+
+REQUIRED = "reference,cpu,triton"
+BUDGET_S = 570
+
+
+def main(folder: Path) -> int:
+    """Runs everything into `folder`; the exit status is 1 where a part failed."""
+    if not torch.cuda.is_available():
+        return _refuse("a GPU, torch sees none; use --workload and --operators on the CPU")
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "tests").is_dir():
+        return _refuse(f"a checkout with its tests, {root} has none; run it in a clone of the repository")
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    python, started, found = sys.executable, time.monotonic(), {}
+    # TRITON_INTERPRET is set, so that the tests' own default (interpreted) does not come in
+    environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_REQUIRE": REQUIRED}
+    bench = [python, "-m", __package__, "--device", "cuda"]
+    parts = [
+        ("build", _build(root), 120),
+        ("workloads", [*bench, "--workload", "all", "--no-compile", "--json", str(folder / "workloads.json")], 100),
+        ("operators", [*bench, "--operators", "--json", str(folder / "operators.json")], 120),
+        ("tests", [python, "-m", "pytest", "-q", "tests"], 240),
+        ("tests-aot", [python, "-m", "pytest", "-q", "tests/aot"], 60),
+        # last, because compiling takes minutes: it gets what is left
+        ("compiled", [*bench, "--workload", "all", "--json", str(folder / "compiled.json")], BUDGET_S),
+    ]
+    for name, command, limit in parts:
+        left = BUDGET_S - (time.monotonic() - started)
+        found[name] = run(command, folder / f"{name}.txt", min(limit, left), root, environment)
+        print(f"{name}: {found[name]}", flush=True)
+        (folder / "summary.json").write_text(json.dumps(machine.describe("cuda") | {"parts": found}, indent=1))
+    return int(any(part["status"] for part in found.values()))
+
+
+def _refuse(why: str) -> int:
+    print(f"bench: --gpu-day needs {why}", file=sys.stderr)
+    return 2
+
+
+def _build(root: Path) -> list[str]:
+    binary = root / "build" / "native"
+    configure = ["cmake", "-S", str(root), "-B", str(binary), "-DCMAKE_BUILD_TYPE=Release",
+                 f"-DTORCH_DIR={Path(torch.__file__).parent}", f"-DACE_FAST_OUTPUT={root / 'ace_fast' / 'lib'}"]
+    build = ["cmake", "--build", str(binary), "--parallel", str(os.cpu_count() or 1)]
+    return [sys.executable, "-c",
+            f"import subprocess; subprocess.run({configure!r}, check=True); subprocess.run({build!r}, check=True)"]
+
+
+def run(command: list[str], log: Path, limit_s: float, cwd: Path, environment: dict[str, str]) -> dict[str, object]:
+    """Runs one part with its output in `log`: {"status": exit status or reason, "seconds": ...}."""
+    start = time.monotonic()
+    status: object = f"not run: the {BUDGET_S} s are used up"
+    if limit_s > 0:
+        with log.open("w") as out:
+            try:
+                status = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, env=environment,
+                                        timeout=limit_s).returncode
+            except subprocess.TimeoutExpired:
+                status = f"stopped after {limit_s:.0f} s"
+            except OSError as error:
+                status = f"could not start: {error}"
+    return {"status": status, "seconds": round(time.monotonic() - start, 1)}

@@ -1,0 +1,86 @@
+"""What the terminal shows: tables of workloads and operators, and a line while something runs."""
+
+import sys
+from contextlib import AbstractContextManager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .roofline import Roofline
+
+# a pipe has no width of its own
+_console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def waiting(what: str) -> AbstractContextManager:
+    """A spinner with the name of what is running."""
+    return _console.status(what)
+
+
+def heading(about: dict[str, Any]) -> None:
+    """The line above the tables: where these numbers come from."""
+    names = ("device_name", "threads", "torch", "triton", "e3nn", "revision")
+    _console.print(", ".join(f"{n.removesuffix('_name')} {about[n]}" for n in names), highlight=False)
+
+
+def number(x: float | None, digits: int = 3) -> str:
+    """Three significant digits, or a dash."""
+    if x is None:
+        return "-"
+    return f"{x:,.0f}" if abs(x) >= 10**digits else f"{x:.{digits}g}"
+
+
+def workloads(rows: list[dict[str, Any]]) -> None:
+    """One line per case; reasons and errors below."""
+    table = Table(title="One training step", box=box.SIMPLE_HEAD)
+    columns = ("case", "eager ms", "compiled ms", "fast ms", "20 to 80 %", "speedup", "noise", "eager MB", "fast MB")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    notes = []
+    for row in rows:
+        name = f"{row['workload']} {row['case']} ({row['device']}, {row['dtype']})"
+        if row.get("error"):
+            table.add_row(name, *["-"] * (len(columns) - 1), style="red")
+            notes.append(f"{name}: {row['error']}")
+            continue
+        if row.get("compiled_reason"):
+            notes.append(f"{name}: no compiled time: {row['compiled_reason']}")
+        table.add_row(
+            name, *(number(row[f"{v}_ms"]) for v in ("eager", "compiled", "fast")),
+            f"{number(row['fast_q20_ms'])} to {number(row['fast_q80_ms'])}", f"{row['speedup']:.2f}x",
+            f"{100 * row['noise']:.1f} %", number(row["eager_mb"]), number(row["fast_mb"]),
+        )
+    _show(table, notes)
+
+
+def operators(rows: list[dict[str, Any]], roof: Roofline) -> None:
+    """One line per operator, case, backend and direction."""
+    table = Table(title=f"Operators ({roof.dtype}; copy {roof.copy_gbs:.0f} GB/s, "
+                        f"matrix product {roof.matmul_gflops:.0f} GFLOP/s)", box=box.SIMPLE_HEAD)
+    columns = ("case", "ms", "torch ms", "speedup", "noise", "GFLOP/s", "GB/s", "roofline", "peak MB")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    notes = []
+    for row in rows:
+        both = row["direction"] != "forward"
+        name = f"{row['op']} {row['case']} {row['backend']}{' +backward' if both else ''}"
+        if row.get("error"):
+            table.add_row(name, *["-"] * (len(columns) - 1), style="red")
+            notes.append(f"{name}: {row['error']}")
+            continue
+        percent = row["roofline_percent"]
+        table.add_row(
+            name, number(row["ms"]), number(row["reference_ms"]), f"{row['speedup']:.2f}x",
+            f"{100 * row['noise']:.1f} %", number(row["gflops"]), number(row["gbs"]),
+            "-" if percent is None else f"{percent:.0f} %", number(row["peak_mb"]),
+        )
+    _show(table, notes)
+
+
+def _show(table: Table, notes: list[str]) -> None:
+    if table.row_count:
+        _console.print(table)
+    for note in notes:
+        _console.print(note, style="red" if "no compiled time" not in note else "yellow", highlight=False, markup=False)

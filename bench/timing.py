@@ -1,0 +1,93 @@
+"""The one stopwatch: interleaved rounds, medians and quantiles, the first call apart.
+
+On a shared machine speed drifts by several percent within minutes. Variants that are to be compared therefore run in
+turn, round after round, so that the drift meets all of them alike, and one of them runs twice to show the noise.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one variant over all rounds."""
+
+    median: float
+    q20: float
+    q80: float
+    rounds: int
+
+
+def summary(ms: list[float]) -> Timing:
+    """Median and quantiles of a list of times."""
+    if len(ms) == 1:
+        return Timing(ms[0], ms[0], ms[0], 1)
+    cuts = statistics.quantiles(ms, n=5, method="inclusive")
+    return Timing(statistics.median(ms), cuts[0], cuts[3], len(ms))
+
+
+class Stopwatch:
+    """Times single calls on one device.
+
+    On a GPU: events around the call, after a write to a buffer twice the size of the L2 cache. `wall=True` waits for
+    that write first, so that the time of launching counts (training steps); otherwise launches may hide behind it and
+    the time is the kernel's (operators).
+    """
+
+    def __init__(self, device: str | torch.device, wall: bool = True):
+        self.device, self.wall = torch.device(device), wall
+        self._flush = None
+        if self.device.type == "cuda":
+            size = 2 * torch.cuda.get_device_properties(self.device).L2_cache_size
+            self._flush = torch.empty(max(size, 2**20), dtype=torch.int8, device=self.device)
+
+    def ms(self, function: Callable[[], object]) -> float:
+        if self._flush is None:
+            start = time.perf_counter()
+            function()
+            return 1e3 * (time.perf_counter() - start)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()
+        if self.wall:
+            torch.cuda.synchronize(self.device)
+        before.record()
+        function()
+        after.record()
+        torch.cuda.synchronize(self.device)
+        return before.elapsed_time(after)
+
+
+def interleaved(
+    variants: dict[str, Callable[[], object]],
+    device: str | torch.device = "cpu",
+    repeats: int = 15,
+    wall: bool = True,
+    warmup: int = 3,
+    budget_s: float = float("inf"),
+) -> dict[str, Timing]:
+    """Times the variants in turn for `repeats` rounds, after `warmup` rounds that do not count.
+
+    Once `budget_s` is used up no further round begins, but one always counts.
+    """
+    end = time.perf_counter() + budget_s
+    watch = Stopwatch(device, wall)
+    ms: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(warmup + repeats):
+        late = time.perf_counter() > end
+        if late and any(ms.values()):
+            break
+        if late and 0 < i < warmup:
+            continue
+        for name, function in variants.items():
+            t = watch.ms(function)
+            if i >= warmup:
+                ms[name].append(t)
+    return {name: summary(values) for name, values in ms.items()}
+
+
+def noise(first: Timing, again: Timing) -> float:
+    """Relative difference of the medians of one version timed twice; nothing smaller is a finding."""
+    return abs(first.median - again.median) / min(first.median, again.median)

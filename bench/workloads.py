@@ -1,0 +1,144 @@
+"""Runs a workload: gate, interleaved timing, memory in child processes, one row per case and device.
+
+A workload is a module with CASES, EXTRAS (more variants, timed beside the three), `load(case, device, dtype) -> data`,
+`variant("eager" | "compiled" | "fast" | extra, data)` with a `step` and a `check`, and `gold(data, eager's numbers)`;
+`nbody_segnn` is the model.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from . import gate, machine, memory, timing
+
+WORKLOADS = ("nbody_segnn",)
+KEYS = ("workload", "case", "device", "eager_ms", "compiled_ms", "fast_ms", "speedup", "eager_mb", "fast_mb")
+
+
+def find(name: str) -> ModuleType:
+    """The workload's module."""
+    if name not in WORKLOADS:
+        raise ValueError(f"bench: workload must be one of {', '.join(WORKLOADS)}, got {name!r}")
+    return importlib.import_module(f".{name}", __package__)
+
+
+def run(workload: str, case: str, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 15,
+        compiled: bool = True) -> dict[str, Any]:
+    """One row. A wrong fast version, or one that fails, gives a row with `error` and no times."""
+    row: dict[str, Any] = dict.fromkeys(KEYS) | {"workload": workload, "case": case, "device": device}
+    row |= {"dtype": str(dtype).removeprefix("torch.")}
+    try:
+        module = find(workload)
+        data = module.load(case, device, dtype)
+        row |= data.sizes | {"prepare_ms": data.prepare_ms}
+        variants, first = _checked(module, data, dtype, compiled, row)
+        _time(variants, first, device, repeats, row)
+        _memory(workload, case, device, dtype, variants, row)
+    except WrongError as error:
+        return row | {"error": str(error)} | machine.describe(device)
+    except Exception as error:
+        row |= dict.fromkeys(KEYS[3:])
+        return row | {"error": f"{type(error).__name__}: {error}"} | machine.describe(device)
+    return row | machine.describe(device)
+
+
+class WrongError(Exception):
+    """A version that does not compute what the reference computes."""
+
+
+def _checked(module: ModuleType, data, dtype: torch.dtype, compiled: bool, row: dict) -> tuple[dict, dict]:
+    """The variants that passed, and the milliseconds of their first call."""
+    eager, numbers, first_ms = _made(module, "eager", data)
+    gold, single, sizes = module.gold(data, numbers)
+    limit = gate.limits(gold, single, dtype, sizes)
+    variants, first = {"eager": eager}, {"eager": first_ms}
+    _, row["eager_max_relative_error"] = gate.verdict(numbers, gold, dict.fromkeys(limit, float("inf")))
+    for name in ("fast", *module.EXTRAS, "compiled"):
+        if name == "compiled" and not compiled:
+            row["compiled_reason"] = "not asked for (--no-compile)"
+            continue
+        try:
+            variants[name], numbers, first[name] = _made(module, name, data)
+            error, row[f"{name}_max_relative_error"] = gate.verdict(numbers, gold, limit)
+            if error:
+                raise WrongError(f"{name} differs from the reference: {error}")
+        except Exception as e:
+            variants.pop(name, None)
+            if name != "compiled":
+                raise
+            row["compiled_reason"] = f"{type(e).__name__}: {e}".strip().splitlines()[0]
+    return variants, first
+
+
+def _made(module: ModuleType, name: str, data) -> tuple[Any, gate.Numbers, float]:
+    """A variant, its numbers, and how long its first forward and backward took, construction included."""
+    start = time.perf_counter()
+    made = module.variant(name, data)
+    numbers = made.check()
+    return made, numbers, 1e3 * (time.perf_counter() - start)
+
+
+def _time(variants: dict, first: dict, device: str, repeats: int, row: dict) -> None:
+    steps = {name: variant.step for name, variant in variants.items()}
+    steps["again"] = variants["fast"].step
+    times = timing.interleaved(steps, device, repeats)
+    for name, t in times.items():
+        if name != "again":
+            row |= {f"{name}_ms": t.median, f"{name}_q20_ms": t.q20, f"{name}_q80_ms": t.q80}
+            row[f"{name}_first_ms"] = first[name]
+    row["speedup"] = row["eager_ms"] / row["fast_ms"]
+    if row["compiled_ms"] is not None:
+        row["speedup_over_compiled"] = row["compiled_ms"] / row["fast_ms"]
+    row |= {"noise": timing.noise(times["fast"], times["again"]), "rounds": repeats}
+
+
+def _memory(workload: str, case: str, device: str, dtype: torch.dtype, variants: dict, row: dict) -> None:
+    for name in ("eager", "fast"):
+        if device == "cuda":
+            row[f"{name}_mb"], row["memory_method"] = memory.peak_mb(variants[name].step, device)
+        else:
+            row[f"{name}_mb"], row["memory_method"] = _child(workload, name, case, device, dtype)
+    gc.collect()
+
+
+def _child(workload: str, name: str, case: str, device: str, dtype: torch.dtype) -> tuple[float, str]:
+    """The peak of one step in a process of its own, in which no other version has left pages behind."""
+    root = Path(sys.modules[__package__.split(".")[0]].__file__).parents[1]
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", __name__, workload, name, case, device, str(dtype).removeprefix("torch."),
+               str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
+    if done.returncode:
+        raise RuntimeError(f"the memory measurement of {name} failed: {done.stderr.strip().splitlines()[-1:]}")
+    mb, method = json.loads(done.stdout.strip().splitlines()[-1])
+    return mb, method
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The child's side: two steps to build what is built once, then the measured one."""
+    parser = argparse.ArgumentParser(description="peak memory of one step")
+    for argument in ("workload", "variant", "case", "device", "dtype"):
+        parser.add_argument(argument)
+    parser.add_argument("threads", type=int)
+    a = parser.parse_args(argv)
+    torch.set_num_threads(a.threads)
+    module = find(a.workload)
+    step = module.variant(a.variant, module.load(a.case, a.device, getattr(torch, a.dtype))).step
+    for _ in range(2):
+        step()
+    print(json.dumps(memory.peak_mb(step, a.device)))
+
+
+if __name__ == "__main__":
+    main()

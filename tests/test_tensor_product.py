@@ -1,0 +1,204 @@
+"""The tensor product against e3nn, its symmetry, its tables, its messages and its limits."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from ace_fast.kernels.tensor_product import GateTable, ProductTable, tensor_product
+from ace_fast.kernels.tensor_product.cases import gate_input, gate_table, table
+from ace_fast.kernels.tensor_product.op import (
+    gated_tensor_product_bwd,
+    gated_tensor_product_op,
+    tensor_product_bwd,
+    tensor_product_op,
+)
+from e3nn import nn, o3
+
+from ace_fast.backend import available
+
+NBODY = ("32x0e+32x1o+32x0e+32x1o+2x0e", "1x0e+1x1o", "64x0e+32x1o")
+QM9 = ("18x0e+18x1o+18x2e+18x0e+18x1o+18x2e+1x0e", "1x0e+1x1o+1x2e+1x3o", "54x0e+18x1o+18x2e")
+MIXED = ("3x1e+2x0o+2x2o", "1x0e+1x1o+2x2e+1x0o", "2x0e+1x0o+2x1o+1x2e+1x3o")
+HIGH = ("2x6e+1x5o+1x4e", "1x6e+1x3o", "2x0e+1x6e+1x4o+1x3e")
+BACKENDS = [name for name, reason in available("cpu").get("tensor_product", {"reference": ""}).items() if not reason]
+FAST = [name for name in BACKENDS if name != "triton"]  # interpreted, wide irreps take minutes
+
+
+def from_e3nn(product) -> ProductTable:
+    irreps = product.irreps_in1, product.irreps_in2, product.irreps_out
+    return ProductTable(*irreps, [(i.i_in1, i.i_in2, i.i_out, i.path_weight) for i in product.instructions])
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def close(mine, theirs) -> None:
+    for x, y in zip(mine, theirs, strict=True):
+        assert (x - y).abs().max() <= 1e-12 * max(y.abs().max(), 1)
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("irreps", [NBODY, QM9, MIXED, HIGH], ids=["nbody", "qm9", "mixed", "high"])
+def test_equals_e3nn(irreps, backend, double):
+    theirs = o3.FullyConnectedTensorProduct(*irreps)
+    t = from_e3nn(theirs)
+    assert t.weight_numel == theirs.weight_numel
+    x1, x2, weight = normal(5, t.dims[0]), normal(5, t.dims[1]), normal(t.weight_numel)
+    mine, expected = tensor_product(x1, x2, weight, t, backend=backend), theirs(x1, x2, weight)
+    close([mine], [expected])
+    g = torch.randn_like(expected)
+    close(torch.autograd.grad(mine, (x1, x2, weight), g), torch.autograd.grad(expected, (x1, x2, weight), g))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("irreps", ["3x0e+2x1o", "2x0e+1x1e+2x2e", "4x0e"])
+def test_gate_equals_e3nn(irreps, backend, double):
+    scalars, *gated = o3.Irreps(irreps)
+    if gated:
+        gates = o3.Irreps([(sum(mul for mul, _ in gated), "0e")])
+        silu, sigmoid = torch.nn.functional.silu, torch.sigmoid
+        theirs = nn.Gate(o3.Irreps([scalars]), [silu], gates, [sigmoid], o3.Irreps(gated))
+    else:
+        theirs = torch.nn.functional.silu
+    t = table("2x0e+1x1o", "1x0e+1x1o", gate_input(irreps))
+    x1, x2, weight, bias = normal(3, t.dims[0]), normal(3, t.dims[1]), normal(t.weight_numel), normal(t.bias_numel)
+    leaves = (x1, x2, weight, bias)
+    mine = tensor_product(x1, x2, weight, t, bias, gate=gate_table(irreps), backend=backend)
+    expected = theirs(tensor_product(x1, x2, weight, t, bias, backend="reference"))
+    close([mine], [expected])
+    g = torch.randn_like(expected)
+    close(torch.autograd.grad(mine, leaves, g), torch.autograd.grad(expected, leaves, g))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rotations_and_inversion(backend, double):
+    irreps, attributes, out = o3.Irreps("3x0e+2x1o+1x0o"), o3.Irreps("1x0e+1x1o"), "2x0e+2x1o+1x0o"
+    t, gate = table(str(irreps), str(attributes), gate_input(out)), gate_table(out)
+    x1, x2, weight, bias = normal(4, t.dims[0]), normal(4, t.dims[1]), normal(t.weight_numel), normal(t.bias_numel)
+    for q in (o3.rand_matrix(), -torch.eye(3), -o3.rand_matrix()):
+        d1, d2, d3 = (o3.Irreps(i).D_from_matrix(q) for i in (irreps, attributes, out))
+        turned = tensor_product(x1 @ d1.T, x2 @ d2.T, weight, t, bias, gate=gate, backend=backend)
+        close([turned], [tensor_product(x1, x2, weight, t, bias, gate=gate, backend=backend) @ d3.T])
+
+
+def test_tables_survive():
+    t = table("2x0e+1x1o+1x2e", "1x0e+1x1o", "3x0e+2x1o")
+    with torch.device("meta"):
+        on_meta = table("2x0e+1x1o+1x2e", "1x0e+1x1o", "3x0e+2x1o")
+    torch.set_default_dtype(torch.float16)
+    halved = table("2x0e+1x1o+1x2e", "1x0e+1x1o", "3x0e+2x1o")
+    torch.set_default_dtype(torch.float32)
+    for other in (pickle.loads(pickle.dumps(t)), copy.deepcopy(t), on_meta, halved):
+        assert (other.dims, other.paths, other.bias_slots) == (t.dims, t.paths, t.bias_slots)
+        for x, y in zip(other.on(torch.device("cpu")), t.on(torch.device("cpu")), strict=True):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+    assert t.on(torch.device("cpu"))[1].dtype == torch.float64
+    gate = gate_table("3x0e+2x1o")
+    assert pickle.loads(pickle.dumps(gate)) == gate
+
+
+def small() -> tuple[dict, ProductTable, GateTable]:
+    t, gate = table("2x0e+1x1o", "1x0e+1x1o", gate_input("2x0e+1x1o")), gate_table("2x0e+1x1o")
+    cg_index, cg_value = t.on("cpu")
+    arguments = {
+        "x1": torch.randn(3, t.dims[0]), "x2": torch.randn(3, t.dims[1]), "weight": torch.randn(t.weight_numel),
+        "bias": torch.randn(t.bias_numel), "cg_index": cg_index, "cg_value": cg_value, "dims": list(t.dims),
+        "paths": list(t.paths), "bias_slots": list(t.bias_slots),
+    }
+    return arguments, t, gate
+
+
+WRONG = [
+    ("x1", torch.zeros(3, 4), r"x1 must be \[Z, 5\], got \[3, 4\]"),
+    ("x1", torch.zeros(5), r"x1 must be \[Z, 5\], got \[5\]"),
+    ("x1", torch.zeros(3, 5, dtype=torch.float16), "first argument must be float32 or float64, .*; cast it with"),
+    ("x2", torch.zeros(2, 4), r"x2 must be \[3, 4\], got \[2, 4\]"),
+    ("x2", torch.zeros(3, 4, dtype=torch.float64), "x2 must be torch.float32, got torch.float64"),
+    ("x2", torch.zeros(3, 4, device="meta"), "x2 must be on cpu, got meta"),
+    ("weight", torch.zeros(7), r"weight must be \[\d+\], got \[7\]"),
+    ("bias", torch.zeros(7), r"bias must be \[3\], one per even scalar, got \[7\]"),
+    ("cg_value", torch.zeros(2, dtype=torch.float64), r"cg_value must be float64 \[nnz\] beside cg_index \[nnz, 3\]"),
+    ("cg_value", torch.zeros(10), "cg_value must be float64"),
+    ("paths", [1, 2, 3], "paths must be 12 integers a path, got 3"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG, ids=[f"{i}-{w[0]}" for i, w in enumerate(WRONG)])
+def test_wrong_arguments(name, value, message):
+    arguments, _, gate = small()
+    arguments[name] = value
+    with pytest.raises(ValueError, match=f"^tensor_product: .*{message}"):
+        tensor_product_op(*arguments.values(), "reference")
+    with pytest.raises(ValueError, match=f"^gated_tensor_product: .*{message}"):
+        gated_tensor_product_op(*arguments.values(), *gate, "reference")
+
+
+def test_wrong_gradients_layouts_and_backends():
+    arguments, t, gate = small()
+    bare = [v for k, v in arguments.items() if k != "bias"]
+    g, pre, needs = torch.zeros(3, t.dims[2]), torch.zeros(3, t.dims[2]), [True] * 4
+    with pytest.raises(ValueError, match=r"tensor_product_bwd: g must be \[3, 6\], got \[2, 6\]"):
+        tensor_product_bwd(g[:2], *bare, needs, "reference")
+    with pytest.raises(ValueError, match=r"gated_tensor_product_bwd: g must be \[3, 5\], got \[3, 6\]"):
+        gated_tensor_product_bwd(g, pre, *bare, *gate, needs, "reference")
+    with pytest.raises(ValueError, match="layout must be 6 numbers with one gate a gated irrep, got 7 numbers, 1 gat"):
+        gated_tensor_product_op(*arguments.values(), [3, 1, 1, 3], 1.0, 1.0, "reference")
+    with pytest.raises(ValueError, match="backend must be one of .*, got 'cuda9'"):
+        tensor_product_op(*arguments.values(), "cuda9")
+
+
+def test_constant_coefficients():
+    arguments, t, _ = small()
+    x1, x2, weight, *_ = arguments.values()
+    t.on("cpu")[1].requires_grad_()
+    with pytest.raises(ValueError, match="cg_value must be a constant, got a tensor that requires grad; detach it"):
+        tensor_product(x1, x2, weight, t)
+
+
+def test_forward_mode_raises():
+    arguments, t, gate = small()
+    x1, x2, weight, *_ = arguments.values()
+    for options in ({}, {"gate": gate}):
+        def function(x, options=options):
+            return tensor_product(x, x2, weight, t, **options)
+
+        with pytest.raises(NotImplementedError, match="forward-mode derivatives .* are not supported; use vjp"):
+            torch.func.jvp(function, (x1,), (torch.ones_like(x1),))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vmap(backend):
+    arguments, t, gate = small()
+    x1, x2, weight, bias, *_ = arguments.values()
+    for options in ({}, {"gate": gate}):
+        def function(a, b, w=weight, options=options):
+            return tensor_product(a, b, w, t, bias, backend=backend, **options)
+
+        a, b, w = torch.randn(2, *x1.shape), torch.randn(2, *x2.shape), torch.randn(2, *weight.shape)
+        looped = [function(*pair) for pair in zip(a, b, strict=True)]
+        torch.testing.assert_close(torch.vmap(function)(a, b), torch.stack(looped))
+        looped = [function(x, x2, y) for x, y in zip(a, w, strict=True)]
+        torch.testing.assert_close(torch.vmap(function, (0, None, 0))(a, x2, w), torch.stack(looped))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_torch_func_grad_is_not_supported(backend):
+    arguments, t, _ = small()
+    x1, x2, weight, *_ = arguments.values()
+
+    def function(x):
+        return tensor_product(x, x2, weight, t, backend=backend).square().sum()
+
+    # PyTorch itself does not take torch.library operators under torch.func.grad: the day it does, this test says so.
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(function)(x1)
