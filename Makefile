@@ -1,0 +1,73 @@
+# make demo, make test: everything from a bare checkout. VENV=/path/to/env uses that environment and keeps its torch.
+VENV ?= .venv
+PYTHON ?= python3
+ACE_FAST_REQUIRE ?= reference,cpu,triton
+WORKERS ?= auto
+PY := $(VENV)/bin/python
+BIN := $(abspath $(VENV))/bin
+DEPENDENCIES := $(VENV)/.ace_fast-dependencies
+PACKAGE := $(VENV)/.ace_fast-package
+NATIVE_SOURCES := CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+PIP := $(PY) -m pip --disable-pip-version-check
+TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
+TRITON := $(shell sed -n 's/^triton==/&/p' constraints.txt)
+
+.PHONY: help setup demo test bench wheel lint clean
+
+help:
+	@echo "make setup   environment in $(VENV), dependencies, native library"
+	@echo "make demo    N-body data, training, evaluation, comparison, report in runs/demo"
+	@echo "make test    the whole test suite"
+	@echo "make bench   one training step against the eager reference"
+	@echo "make wheel   dist/*.whl"
+	@echo "make lint    ruff"
+	@echo "make clean   removes what was built, not $(VENV) and not runs/"
+	@echo "VENV=DIR uses another environment; a torch >= 2.10 in it stays as it is"
+
+setup: $(PACKAGE)
+
+$(PY):
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'make: $(PYTHON) must be Python >= 3.11, got ' + sys.version.split()[0] + '; pass PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+
+# A torch that is there already, and a triton that came with it, are pinned to what they are.
+$(DEPENDENCIES): pyproject.toml constraints.txt | $(PY)
+	@$(PY) -c "import torch, sys; sys.exit(tuple(map(int, torch.__version__.split('.')[:2])) < (2, 10))" 2>/dev/null \
+		|| (echo "installing $(TORCH)"; $(PIP) install -q "$(TORCH)")
+	@$(PY) -c "import triton" 2>/dev/null \
+		|| (echo "installing $(TRITON)"; $(PIP) install -q "$(TRITON)") \
+		|| echo "triton cannot be installed here: its backend will be missing"
+	@grep -vE '^(torch|triton)==' constraints.txt > $(VENV)/.ace_fast-constraints
+	@$(PY) -c "from importlib.metadata import version as v; print('torch==' + v('torch'))" >> $(VENV)/.ace_fast-constraints
+	$(PIP) install -q -c $(VENV)/.ace_fast-constraints setuptools wheel cmake ninja
+	$(PY) -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies'] + p['optional-dependencies']['test']))" > $(VENV)/.ace_fast-requirements
+	$(PIP) install -q -c $(VENV)/.ace_fast-constraints -r $(VENV)/.ace_fast-requirements
+	@touch $@
+
+$(PACKAGE): $(DEPENDENCIES) setup.py $(NATIVE_SOURCES)
+	PATH="$(BIN):$$PATH" $(PIP) install -q --no-build-isolation --no-deps -e .
+	@$(PY) -c "from ace_fast import native; print(native.load() or 'native library: built')"
+	@touch $@
+
+demo: setup
+	$(BIN)/ace-fast demo
+
+test: setup
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS)
+	TRITON_INTERPRET=0 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q tests/aot
+
+bench: setup
+	$(BIN)/ace-fast bench --workload nbody_segnn
+
+wheel: $(DEPENDENCIES)
+	rm -rf build/lib* build/bdist* dist
+	PATH="$(BIN):$$PATH" $(PIP) wheel -q --no-build-isolation --no-deps -w dist .
+	@ls dist/*.whl
+	@$(PY) -m zipfile -l dist/*.whl | grep -q libace_fast_ || echo "without the native library: no C++ compiler was found"
+
+lint: $(DEPENDENCIES)
+	$(PY) -m ruff check
+
+clean:
+	rm -rf build dist *.egg-info ace_fast/lib $(PACKAGE) .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +

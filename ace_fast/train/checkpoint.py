@@ -1,0 +1,126 @@
+"""Trees of tensors and plain values as safetensors files, written so that a kill leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Writes a temporary file beside `path` and renames it."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError as error:
+        # OSError picks its subclass by the number, so the caller still gets a PermissionError.
+        raise OSError(
+            error.errno, f"train: {path} cannot be written ({error.strerror}); pass --out a folder you may write to"
+        ) from error
+    finally:
+        if os.access(path.parent, os.W_OK):
+            temporary.unlink(missing_ok=True)
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, its tensors moved to `tensors` under the path that leads to them."""
+    if isinstance(value, Tensor):
+        # A copy of its own: safetensors refuses tensors that share memory.
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"items": [[key, _pack(part, f"{name}/{key}", tensors)] for key, part in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_pack(part, f"{name}/{i}", tensors) for i, part in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise TypeError(f"checkpoint: {name} must be tensors and plain values, got {type(value).__name__}")
+
+
+def _unpack(packed: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    ((kind, value),) = packed.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "items":
+        return {key: _unpack(part, tensors) for key, part in value}
+    if kind in ("tuple", "list"):
+        parts = [_unpack(part, tensors) for part in value]
+        return tuple(parts) if kind == "tuple" else parts
+    return value
+
+
+def save_tree(path: Path, tree: Mapping[str, Any]) -> None:
+    """Writes nested dicts, lists and tuples of tensors and plain values."""
+    tensors: dict[str, Tensor] = {}
+    packed = _pack(tree, "", tensors)
+    write_atomic(path, save(tensors, {"tree": json.dumps(packed)}))
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """What `save_tree` wrote, on the CPU."""
+    tensors, metadata = _read(path)
+    if "tree" not in metadata:
+        raise ValueError(f"checkpoint: {path} must hold a training state, got other tensors; use the run's own file")
+    return _unpack(json.loads(metadata["tree"]), tensors)
+
+
+def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
+    """The state_dict of `model` under its own names; `about` goes into the header as JSON."""
+    state = {name: x.detach().cpu().clone().contiguous() for name, x in model.state_dict().items()}
+    write_atomic(path, save(state, {"about": json.dumps(dict(about))}))
+
+
+def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
+    """Loads `path` into `model` and returns its header.
+
+    Raises:
+        ValueError: the names or shapes are those of another model, or the file is damaged.
+    """
+    tensors, metadata = _read(path)
+    load_into(model, tensors, path)
+    return json.loads(metadata.get("about", "{}"))
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    mine = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    theirs = {name: tuple(x.shape) for name, x in tensors.items()}
+    differences = [f"{name} is missing" for name in mine if name not in theirs]
+    differences += [f"{name} is not in this model" for name in theirs if name not in mine]
+    differences += [
+        f"{name} is {list(theirs[name])} and not {list(mine[name])}"
+        for name in mine
+        if name in theirs and mine[name] != theirs[name]
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"checkpoint: {path} must hold the weights of this model, got those of another: "
+            f"{'; '.join(differences[:3])}{more}; build the model with the config.json that lies beside the checkpoint"
+        )
+    model.load_state_dict(tensors)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint: there is no file {path}; name a run folder with a finished evaluation")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint: {path} must be a whole safetensors file, got a damaged one ({error})") from error
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether every parameter and buffer is finite; one synchronisation."""
+    tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
+    return bool(torch.stack([x.isfinite().all() for x in tensors]).all())

@@ -1,0 +1,193 @@
+"""The command `ace-fast`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import NoReturn
+
+from .options import DATA_OPTIONS, OPTIONS, PRESET_HELP, PRESETS, add_options, make_config
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="ace-fast", description="Approximately equivariant networks on fast kernels.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    train = commands.add_parser("train", help="train a model and leave a run folder")
+    task = train.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
+    nbody = task.add_parser("nbody", help="SEGNN on charged N-body trajectories", description=_presets_text(),
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    nbody.add_argument("--preset", choices=tuple(PRESETS), default="demo", help="settings to begin with")
+    nbody.add_argument("--out", type=Path, help="run folder (default: runs/nbody-<preset>-<time>)")
+    nbody.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
+    nbody.add_argument("--quiet", action="store_true", help="no progress")
+    add_options(nbody)
+    nbody.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="measure a trained run on validation and test data")
+    evaluate.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    _add_checkpoint(evaluate)
+    evaluate.add_argument("--json", type=Path, help="write the numbers to this file too")
+    evaluate.add_argument("--data", help="cache folder of the trajectories, if not the one of the run")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser("predict", help="predict positions with a trained run")
+    predict.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    predict.add_argument("input", type=Path, metavar="INPUT",
+                         help=".npz with pos and vel [G, n, 3], charges [G, n]; or [N, 3], [N] and offsets [G + 1]")
+    predict.add_argument("--output", type=Path, help="file to write (default: <INPUT>-predicted.npz)")
+    predict.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+    _add_checkpoint(predict)
+    branches = predict.add_mutually_exclusive_group()
+    branches.add_argument("--relaxed", action="store_true", default=None, help="with the branches on")
+    branches.add_argument("--strict", action="store_false", dest="relaxed",
+                          help="with the branches off (the default unless trained with --mode resilient)")
+    predict.set_defaults(run=_predict)
+
+    data = commands.add_parser("data", help="simulate and cache data sets")
+    kinds = data.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
+    data_nbody = kinds.add_parser("nbody", help="charged N-body trajectories")
+    add_options(data_nbody, DATA_OPTIONS)
+    data_nbody.set_defaults(run=_data)
+
+    demo = commands.add_parser("demo", help="data, training, evaluation and comparison in one go")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
+    add_options(demo)
+    demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser("bench", help="benchmarks against the eager reference; see ace-fast bench --help",
+                                add_help=False)
+    bench.set_defaults(run=_bench)
+    info = commands.add_parser("info", help="operators, backends, versions, threads, native library")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _presets_text() -> str:
+    lines = ["Trains ACE-SEGNN on charged N-body trajectories. Options go over the preset's settings.", "", "presets:"]
+    for name, text in PRESET_HELP.items():
+        changed = {k: v for k, v in PRESETS[name].items() if v != OPTIONS[k].default}
+        lines.append(f"  {name}: {text} ({', '.join(f'{k} {v}' for k, v in changed.items()) or 'the defaults'})")
+    return "\n".join(lines)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best",
+                        help="best by the strict model's validation error, or last (default: best)")
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, object]:
+    return {name: value for name, value in vars(arguments).items() if name in OPTIONS}
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from .loop import train
+    from .report import show
+
+    run = train(arguments.out, arguments.preset, resume=arguments.resume, quiet=arguments.quiet, **_given(arguments))
+    show(run)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from . import report
+    from .evaluate import evaluate_run
+    from .run import Run
+
+    result = evaluate_run(arguments.folder, arguments.checkpoint, arguments.data)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    report.show(Run(arguments.folder), result)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from .predict import predict_file
+    from .run import load
+
+    output = arguments.output or arguments.input.with_name(f"{arguments.input.stem}-predicted.npz")
+    predictor = load(arguments.folder, arguments.checkpoint, relaxed=arguments.relaxed)
+    count = predict_file(predictor, arguments.input, output, arguments.overwrite)
+    print(f"{count} graphs predicted: {output}")
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from .progress import data_progress
+    from .task import trajectories
+
+    given = _given(arguments)
+    # Fewer trajectories than the usual number of samples: use them all.
+    few = {"train_samples": given["num_train"], "batch_size": 1} if "num_train" in given else {}
+    config = make_config("demo", few | given)
+    for split in ("train", "valid", "test"):
+        print(f"{split}: {trajectories(config, split, data_progress(split))}")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from .demo import demo
+
+    demo(arguments.out, **_given(arguments))
+
+
+def _bench(arguments: argparse.Namespace) -> int | None:
+    from ..bench.__main__ import main as bench
+
+    return bench(arguments.rest)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from ..__main__ import main as info
+
+    info()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 1 (training diverged), 2 (wrong input), 130 (Ctrl-C)."""
+    parser = _parser()
+    argv = sys.argv[1:] if argv is None else list(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(parser, argv)
+
+
+def _run(parser: _Parser, argv: list[str]) -> int:
+    try:
+        # The benchmarks have a command line of their own.
+        arguments, rest = parser.parse_known_args(argv)
+        if rest and arguments.command != "bench":
+            parser.error(f"unknown arguments: {' '.join(rest)}")
+        arguments.rest = argv[argv.index("bench") + 1 :] if arguments.command == "bench" else []
+        return int(arguments.run(arguments) or 0)
+    except KeyboardInterrupt as interrupt:
+        print(f"ace-fast: {interrupt or 'stopped'}", file=sys.stderr)
+        return 130
+    except FloatingPointError as error:
+        return _failed(error, 1, argv)
+    except (ValueError, OSError) as error:
+        return _failed(error, 2, argv)
+
+
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
+    print(f"ace-fast: {message}", file=sys.stderr)
+
+
+def _failed(error: Exception, status: int, argv: list[str]) -> int:
+    if "--debug" in argv:
+        raise error
+    text = " ".join(str(error).split())
+    # An OSError of our own has number and text as arguments; its str() would show the number.
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        text = str(error.args[1])
+    print(f"ace-fast: {text}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

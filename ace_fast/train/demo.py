@@ -1,0 +1,61 @@
+"""The whole path in one go: data, training, evaluation, comparison with the eager reference, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import options, report
+from .evaluate import evaluate_run
+from .loop import train
+from .run import Run
+
+PRESET = "demo"
+
+
+def demo(out: Path, **given: Any) -> dict[str, Any]:
+    """Trains preset "demo" in `out`, or continues or re-uses the run there, measures it and shows the result.
+
+    Raises:
+        FileExistsError: `out` holds a run with other settings.
+    """
+    config = options.make_config(PRESET, given)
+    run = _started(Run(out), config)
+    rows = run.metrics() if run else []
+    if run and rows and rows[-1]["epoch"] == config["epochs"]:
+        print(f"the finished run in {out} is used again; remove that folder to train afresh", file=sys.stderr)
+    else:
+        run = train(out, PRESET, resume=run is not None, **({} if run else given))
+    result = evaluate_run(out)
+    result |= compare(config["device"])
+    report.show(run, result)
+    return result
+
+
+def _started(run: Run, config: options.Config) -> Run | None:
+    """The run, if one with this config has begun in its folder."""
+    if not run.state_path.exists():
+        return None
+    theirs = run.about()["config"]
+    differences = [f"{options.flag(name)} {theirs[name]}" for name in config if theirs[name] != config[name]]
+    if differences:
+        raise FileExistsError(
+            f"demo: {run.folder} must hold a run with the settings asked for, got one with {', '.join(differences)}; "
+            "pass another --out or remove that folder"
+        )
+    return run
+
+
+def compare(device: str, repeats: int = 15) -> dict[str, float]:
+    """Milliseconds of one training step at batch 100, eager reference and ours in turn: medians."""
+    from ..bench import nbody_segnn
+    from ..bench.timing import interleaved
+
+    print("comparing one training step with the eager reference ...", file=sys.stderr, flush=True)
+    data = nbody_segnn.load("batch100", device, torch.float32)
+    steps = {name: nbody_segnn.variant(name, data).step for name in ("eager", "fast")}
+    timings = interleaved(steps, device, repeats)
+    return {f"{name}_ms": timing.median for name, timing in timings.items()}

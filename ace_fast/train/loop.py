@@ -1,0 +1,266 @@
+"""Training of the N-body task in plain PyTorch: epochs, evaluations, checkpoints, interruption and resuming."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import Batcher
+from ..relaxation import ACE
+from . import options, report
+from .checkpoint import all_finite, load_into
+from .evaluate import Evaluator
+from .options import Config
+from .progress import EpochProgress, data_progress
+from .run import Run
+from .task import Forward, build_model, check_device, loss_of, trajectories, use_threads, with_attributes
+
+_FREE_ON_RESUME = ("epochs", "data", "threads")  # what a resumed run may set anew
+
+
+def train(
+    out: str | os.PathLike[str] | None = None,
+    preset: str = "demo",
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    **given: Any,
+) -> Run:
+    """Trains a SEGNN on the N-body data and leaves a run folder.
+
+    Args:
+        out: the run folder; by default runs/nbody-<preset>-<time>.
+        preset: "demo", "paper", "paper_damped" or "original_code".
+        resume: continue the run in `out`; its own settings are used, and `given` may change only epochs (under a
+            constant lr_schedule), data and threads.
+        quiet: no progress on stderr.
+        given: settings over those of the preset, see `ace-fast train nbody --help`.
+
+    Returns:
+        The run, with `folder` and `metrics()`.
+
+    Raises:
+        ValueError: a setting is unknown or out of range, or differs from the run's own on resuming.
+        FileExistsError: the folder exists and resume is False.
+        FloatingPointError: the loss became NaN or infinite; the last good checkpoint stays.
+        KeyboardInterrupt: Ctrl-C; the step was finished and a checkpoint saved.
+
+    Example:
+        >>> run = train("runs/short", epochs=2)  # doctest: +SKIP
+    """
+    given = {name: os.fspath(value) if name == "data" else value for name, value in given.items()}
+    if resume:
+        if out is None:
+            raise ValueError("train: --resume needs the folder of the run: pass it as --out")
+        run = Run(out)
+        about = run.about()
+        preset, config = about["preset"], _resumed(about["config"], given)
+    else:
+        config = options.make_config(preset, given)
+        run = Run(out or Path("runs") / f"nbody-{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    check_device(config)
+    use_threads(config)
+    # The folder comes before the data, so that one that cannot be used costs no time.
+    if not resume:
+        run.create(preset, config)
+    training = _Training(run, config, quiet)
+    if resume:
+        training.load(run.load_state())
+    else:
+        training.save(best=False)
+    try:
+        training.loop()
+    finally:
+        report.write(run)
+    return run
+
+
+def _resumed(config: Config, given: Mapping[str, Any]) -> Config:
+    """The saved settings with what may be set anew; anything else must be as it was."""
+    config = dict(config)
+    asked = options.make_config("demo", {**config, **given})
+    for name in given:
+        if asked[name] != config[name] and name not in _FREE_ON_RESUME:
+            raise ValueError(
+                f"train: {options.flag(name)} must be {config[name]} as in the run that is resumed, got {asked[name]}; "
+                "leave it out or start another run with another --out"
+            )
+    if asked["epochs"] != config["epochs"] and config["lr_schedule"] != "constant":
+        raise ValueError(
+            f"train: --epochs must be {config['epochs']} as in the run that is resumed, got {asked['epochs']}: its "
+            f"{config['lr_schedule']} schedule depends on them; start another run with another --out"
+        )
+    return asked
+
+
+class _Training:
+    """All that changes while a run trains."""
+
+    def __init__(self, run: Run, config: Config, quiet: bool) -> None:
+        self.run, self.config, self.quiet = run, config, quiet
+        valid, test, data = (
+            trajectories(config, split, data_progress(split, quiet)) for split in ("valid", "test", "train")
+        )
+        self.evaluator = Evaluator(config, valid, test)
+        self.batcher = Batcher(with_attributes(data, config), config["batch_size"], seed=config["seed"])
+        torch.manual_seed(config["seed"])
+        self.model = build_model(config)
+        self.ace = _make_ace(self.model, config) if config["relaxed"] else None
+        weights = self.ace.primal_parameters() if self.ace else list(self.model.parameters())
+        self.optimizer = torch.optim.Adam(
+            weights, lr=config["lr"], weight_decay=config["weight_decay"], fused=True
+        )
+        self.forward = Forward()
+        self.step, self.epoch = 0, 0  # done so far
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=config["device"])  # of this epoch's steps so far
+        self.seconds = 0.0  # spent on this epoch so far
+        self.best = math.inf
+        self.stop = False  # set by Ctrl-C
+
+    def state(self) -> dict[str, Any]:
+        batcher = self.batcher.state_dict()
+        state = {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "batcher": batcher,
+            "rng": torch.get_rng_state(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        if self.ace:
+            state["ace"] = self.ace.state_dict()
+        if torch.device(self.config["device"]).type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.config["device"])
+        return state
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        load_into(self.model, state["model"], self.run.state_path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.batcher.load_state_dict(state["batcher"])
+        torch.set_rng_state(state["rng"])
+        if self.ace:
+            self.ace.load_state_dict(state["ace"])
+        if "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.config["device"])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.loss_sum, self.seconds = state["loss_sum"].to(self.loss_sum.device), state["seconds"]
+        # A kill between the metrics and the checkpoint leaves lines that will be measured again.
+        self.run.keep_metrics(row for row in self.run.metrics() if row["epoch"] <= self.epoch)
+
+    def save(self, best: bool) -> None:
+        if not all_finite(self.model):
+            self._diverged()
+        self.run.save(self.model, self.state(), best)
+
+    def loop(self) -> None:
+        epochs = self.config["epochs"]
+        with _finish_step_on_interrupt(self), EpochProgress(self.epoch, epochs, len(self.batcher), self.quiet) as shown:
+            while self.epoch < epochs:
+                self._train_epoch(shown)
+                row = self._finish_epoch()
+                shown.epoch(row)
+                self._stop_if_asked()
+
+    def _train_epoch(self, shown: EpochProgress) -> None:
+        start, before = time.perf_counter(), self.seconds
+        self.model.train()
+        for batch in self.batcher:
+            self._set_lr()
+            loss = loss_of(self.forward(self.model, batch), batch.target)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            if self.ace:
+                self.ace.step()
+            self.loss_sum += loss.detach()
+            self.step += 1
+            self.seconds = before + time.perf_counter() - start
+            shown.step()
+            if self.step % len(self.batcher):
+                self._stop_if_asked()
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        """Measures, writes the metrics line and the checkpoint, and clears the sums of the epoch."""
+        mean = float(self.loss_sum) / len(self.batcher)
+        if not math.isfinite(mean):
+            self._diverged()
+        self.epoch += 1
+        row: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "train_loss": mean}
+        row["lr"] = self._lr(self.step - 1)
+        if self.ace:
+            row |= {name: getattr(self.ace, name).tolist() for name in ("gammas", "multipliers", "slacks")}
+        if self.epoch % self.config["eval_every"] == 0 or self.epoch == self.config["epochs"]:
+            row |= self.evaluator.measure(self.model)
+        row["seconds"] = round(self.seconds, 4)
+        best = row.get("valid_strict", math.inf) < self.best
+        self.best = min(self.best, row.get("valid_strict", math.inf))
+        self.loss_sum.zero_()
+        self.seconds = 0.0
+        self.run.add_metrics(row)
+        self.save(best)
+        return row
+
+    def _lr(self, step: int) -> float:
+        lr, total = self.config["lr"], self.config["epochs"] * len(self.batcher)
+        if self.config["lr_schedule"] == "constant":
+            return lr
+        return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / total)))
+
+    def _set_lr(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(self.step)
+
+    def _stop_if_asked(self) -> None:
+        if not self.stop:
+            return
+        if self.step % len(self.batcher):
+            if not math.isfinite(float(self.loss_sum)):
+                self._diverged()
+            self.save(best=False)
+        raise KeyboardInterrupt(
+            f"stopped after {self.step} steps; continue with: ace-fast train nbody --resume --out {self.run.folder}"
+        )
+
+    def _diverged(self) -> None:
+        raise FloatingPointError(
+            f"train: the loss must stay finite, got NaN or infinity in epoch {self.epoch + 1}; the last good "
+            f"checkpoint is kept in {self.run.folder}; train again with a smaller --lr or with --bound spectral"
+        )
+
+
+def _make_ace(model: torch.nn.Module, config: Config) -> ACE:
+    same = ("dual_lr", "rho", "epsilon", "augmentation", "gamma_optimizer", "dual_optimizer", "dual_eps", "bound",
+            "bound_limit", "repo_resilient", "repo_scale", "repo_clamp", "backend")
+    settings = {name: config[name] for name in same}
+    return ACE(model, config["mode"], lr=config["gamma_lr"], slack_lr=config["slack_lr"] or None, **settings)
+
+
+@contextmanager
+def _finish_step_on_interrupt(training: _Training) -> Iterator[None]:
+    """The first Ctrl-C asks the loop to stop after the step, the second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if training.stop:
+            raise KeyboardInterrupt("stopped at once; the last checkpoint is that of the last epoch")
+        training.stop = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
