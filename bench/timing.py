@@ -67,10 +67,13 @@ def interleaved(
     wall: bool = True,
     warmup: int = 3,
     budget_s: float = float("inf"),
+    burst: int = 1,
 ) -> dict[str, Timing]:
     """Times the variants in turn for `repeats` rounds, after `warmup` rounds that do not count.
 
-    Once `budget_s` is used up no further round begins, but one always counts.
+    Once `budget_s` is used up no further round begins, but one always counts. With `burst` > 1 a turn is that many
+    calls, of which the first does not count: it finds the caches and the allocator as the variant before left them,
+    and no training loop alternates between two models.
     """
     end = time.perf_counter() + budget_s
     watch = Stopwatch(device, wall)
@@ -82,9 +85,9 @@ def interleaved(
         if late and 0 < i < warmup:
             continue
         for name, function in variants.items():
-            t = watch.ms(function)
+            turn = [watch.ms(function) for _ in range(burst)]
             if i >= warmup:
-                ms[name].append(t)
+                ms[name] += turn[1:] or turn
     return {name: summary(values) for name, values in ms.items()}
 
 

@@ -26,6 +26,9 @@ using torch::stable::Tensor;
 
 inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
+// A matrix whose rows lie at stride(0), each contiguous: slices of columns come without a copy.
+inline Tensor dense_rows(const Tensor& x) { return x.stride(1) == 1 ? x : dense(x); }
+
 template <class T>
 const T* in(const Tensor& x) { return static_cast<const T*>(x.const_data_ptr()); }
 

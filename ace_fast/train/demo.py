@@ -53,9 +53,10 @@ def compare(device: str, repeats: int = 15) -> dict[str, float]:
     """Milliseconds of one training step at batch 100, eager reference and ours in turn: medians."""
     from ..bench import nbody_segnn
     from ..bench.timing import interleaved
+    from ..bench.workloads import BURST
 
     print("comparing one training step with the eager reference ...", file=sys.stderr, flush=True)
     data = nbody_segnn.load("batch100", device, torch.float32)
     steps = {name: nbody_segnn.variant(name, data).step for name in ("eager", "fast")}
-    timings = interleaved(steps, device, repeats)
+    timings = interleaved(steps, device, repeats, burst=BURST)
     return {f"{name}_ms": timing.median for name, timing in timings.items()}

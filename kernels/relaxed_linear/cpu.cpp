@@ -38,43 +38,13 @@ void parallel_rows(int64_t n, int64_t flops_per_row, F&& f) {
     });
 }
 
-template <class T, int High, int... K>
-Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, K...>) {
-  constexpr int L = lanes<T>;
-#ifdef __clang__
-  return __builtin_shufflevector(a, b, ((K + High * L) / 2 + K % 2 * L)...);
-#else
-  return __builtin_shuffle(a, b, Vec<typename ace::Bits<T>::type>{((K + High * L) / 2 + K % 2 * L)...});
-#endif
-}
-
-// Transposes a square block: log2(L) rounds, each interleaving row i with row i + L/2.
-template <class T>
-void transpose(Vec<T> (&rows)[lanes<T>]) {
-  constexpr int L = lanes<T>;
-  constexpr auto all = std::make_integer_sequence<int, L>();
-  for (int round = 1; round < L; round *= 2) {
-    Vec<T> next[L];
-    for (int i = 0; i < L / 2; ++i) {
-      next[2 * i] = interleave<T, 0>(rows[i], rows[i + L / 2], all);
-      next[2 * i + 1] = interleave<T, 1>(rows[i], rows[i + L / 2], all);
-    }
-    for (int i = 0; i < L; ++i) rows[i] = next[i];
-  }
-}
-
-// w [O, I] -> t [I][ldt], with zeros from O to ldt.
+// w [O, I] -> t [I][ldt]; what lies beyond O is read into columns of the product that are dropped.
 template <class T>
 void pack_transposed(const T* w, int64_t o_size, int64_t i_size, T* t, int64_t ldt) {
-  constexpr int L = lanes<T>;
-  ace::parallel(ceil_div(i_size, L), ceil_div(30000, o_size * L + 1), [&](int64_t block) {
-    const int64_t i = block * L, width = std::min<int64_t>(L, i_size - i);
-    for (int64_t o = 0; o < o_size; o += L) {
-      Vec<T> rows[L];
-      for (int64_t l = 0; l < L; ++l) rows[l] = o + l < o_size ? load_some(w + (o + l) * i_size + i, width) : Vec<T>{};
-      transpose<T>(rows);
-      for (int64_t l = 0; l < width; ++l) ace::store(t + (i + l) * ldt + o, rows[l]);
-    }
+  constexpr int64_t width = 4 * lanes<T>;
+  ace::parallel(ceil_div(i_size, width), ceil_div(30000, o_size * width + 1), [&](int64_t block) {
+    const int64_t i = block * width;
+    ace::transpose<T>(w + i, o_size, std::min(width, i_size - i), i_size, t + i * ldt, ldt);
   });
 }
 

@@ -13,8 +13,8 @@ void add_row(T* out, const T* row, int64_t width) {
 static ace::Tensor segment_sum(ace::Tensor x_, ace::Tensor index, ace::Tensor order_, ace::Tensor ptr_) {
   (void)index;
   using namespace ace;
-  const Tensor x = dense(x_), order = dense(order_), ptr = dense(ptr_);
-  const int64_t rows = x.size(0), width = x.size(1), n = ptr.size(0) - 1;  // x [E, C] -> out [N, C]
+  const Tensor x = dense_rows(x_), order = dense(order_), ptr = dense(ptr_);
+  const int64_t rows = x.size(0), width = x.size(1), stride = x.stride(0), n = ptr.size(0) - 1;  // x [E, C] -> out [N, C]
   Tensor result = empty(x, {n, width});
   dispatch(x, [&]<class T>() {
     const T* source = in<T>(x);
@@ -26,7 +26,7 @@ static ace::Tensor segment_sum(ace::Tensor x_, ace::Tensor index, ace::Tensor or
       std::fill(row, row + width, T(0));
       const int64_t end = std::min(start[i + 1], rows);
       for (int64_t e = std::max<int64_t>(start[i], 0); e < end; ++e)
-        if (sorted[e] >= 0 && sorted[e] < rows) add_row(row, source + sorted[e] * width, width);
+        if (sorted[e] >= 0 && sorted[e] < rows) add_row(row, source + sorted[e] * stride, width);
     });
   });
   return result;
@@ -35,8 +35,8 @@ static ace::Tensor segment_sum(ace::Tensor x_, ace::Tensor index, ace::Tensor or
 static ace::Tensor segment_sum_bwd(ace::Tensor g_, ace::Tensor index_, ace::Tensor order, ace::Tensor ptr) {
   (void)order, (void)ptr;
   using namespace ace;
-  const Tensor g = dense(g_), index = dense(index_);
-  const int64_t n = g.size(0), width = g.size(1), rows = index.size(0);  // g [N, C] -> out [E, C]
+  const Tensor g = dense_rows(g_), index = dense(index_);
+  const int64_t n = g.size(0), width = g.size(1), stride = g.stride(0), rows = index.size(0);  // g [N, C] -> out [E, C]
   Tensor result = empty(g, {rows, width});
   dispatch(g, [&]<class T>() {
     const T* source = in<T>(g);
@@ -45,7 +45,7 @@ static ace::Tensor segment_sum_bwd(ace::Tensor g_, ace::Tensor index_, ace::Tens
     parallel(rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1)), [&](int64_t e) {
       T* row = target + e * width;
       const int64_t s = segment[e];
-      if (s >= 0 && s < n) std::copy_n(source + s * width, width, row);
+      if (s >= 0 && s < n) std::copy_n(source + s * stride, width, row);
       else std::fill(row, row + width, T(0));
     });
   });

@@ -11,14 +11,16 @@ using namespace ace;
 
 constexpr int64_t kRows = 48;  // three AVX-512 vectors of floats, a multiple of every vector length
 
-struct Term { int64_t j; double c; };                       // one coefficient of a pair
-struct Pair { int64_t i, k; std::vector<Term> terms; };     // components of in1 and out that the path couples
+struct Term { int64_t j; double c; };                    // one coefficient of a pair
+struct Pair { int64_t i, k; std::vector<Term> terms; };  // components of in1 and out that the path couples
+struct Source { int64_t component, pair; };              // what a component of a contraction is summed from
 
 // One instruction (kernels/tensor_product/table.py, Path) with its coefficients grouped by (i, k).
 struct Path {
   int64_t o1, U, d1, o2, V, d2, o3, W, d3, weight, padded;  // padded: offset of its block in the padded weight gradient
   bool channels_first;                                      // sum over channels before the contraction
-  std::vector<Pair> pairs;                                  // sorted by k, then i
+  std::vector<Pair> pairs;
+  std::vector<std::vector<Source>> of_k, of_i;  // the pairs of each component of out, of in1
 };
 
 template <class T>
@@ -30,13 +32,20 @@ std::vector<Path> read_paths(const std::vector<int64_t>& flat, const Tensor& ind
   int64_t padded = 0;
   for (size_t p = 0; p < flat.size(); p += 12) {
     const int64_t* f = flat.data() + p;
-    Path path{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], padded, f[2] < f[8], {}};
+    Path path{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], padded, f[2] < f[8], {}, {}, {}};
+    path.of_k.resize(path.d3);
+    path.of_i.resize(path.d1);
     padded += path.U * path.V * round_up<T>(path.W);
     std::vector<Pair> grid(path.d1 * path.d3);
     for (int64_t n = f[10]; n < f[11]; ++n)
       grid[row[3 * n + 2] * path.d1 + row[3 * n]].terms.push_back({row[3 * n + 1], c[n]});
-    for (int64_t g = 0; g < path.d1 * path.d3; ++g)
-      if (!grid[g].terms.empty()) path.pairs.push_back({g % path.d1, g / path.d1, std::move(grid[g].terms)});
+    for (int64_t g = 0; g < path.d1 * path.d3; ++g) {
+      if (grid[g].terms.empty()) continue;
+      const int64_t i = g % path.d1, k = g / path.d1, n = path.pairs.size();
+      path.of_k[k].push_back({i, n});
+      path.of_i[i].push_back({k, n});
+      path.pairs.push_back({i, k, std::move(grid[g].terms)});
+    }
     paths.push_back(std::move(path));
   }
   return paths;
@@ -83,17 +92,20 @@ class Block {
   // to[m, k, z] (+)= sum_i from[m, i, z] coupling[i, k, z] for m < count; Transposed swaps the roles of i and k.
   template <bool Transposed>
   void contract(const Path& p, int64_t count, const T* from, T* to, bool add) const {
-    const int64_t d_from = Transposed ? p.d3 : p.d1, d_to = Transposed ? p.d1 : p.d3;
-    for (int64_t m = 0; m < count; ++m) {
-      const T* source = from + m * d_from * kRows;
-      T* target = to + m * d_to * kRows;
-      if (!add) std::fill_n(target, d_to * kRows, T(0));
-      for (size_t n = 0; n < p.pairs.size(); ++n) {
-        const T* a = source + (Transposed ? p.pairs[n].k : p.pairs[n].i) * kRows;
-        T* b = target + (Transposed ? p.pairs[n].i : p.pairs[n].k) * kRows;
-        lanes_of_row<T>([&](int64_t z) { store(b + z, load(b + z) + load(a + z) * load(coupling + n * kRows + z)); });
+    constexpr int vectors = kRows / lanes<T>;
+    const std::vector<std::vector<Source>>& sources = Transposed ? p.of_i : p.of_k;
+    const int64_t d_from = Transposed ? p.d3 : p.d1;
+    for (int64_t m = 0; m < count; ++m, from += d_from * kRows)
+      for (const std::vector<Source>& list : sources) {
+        Vec<T> sum[vectors];
+        for (int v = 0; v < vectors; ++v) sum[v] = add ? load(to + v * lanes<T>) : Vec<T>{};
+        for (const Source& source : list) {
+          const T *a = from + source.component * kRows, *c = coupling + source.pair * kRows;
+          for (int v = 0; v < vectors; ++v) sum[v] += load(a + v * lanes<T>) * load(c + v * lanes<T>);
+        }
+        for (int v = 0; v < vectors; ++v) store(to + v * lanes<T>, sum[v]);
+        to += kRows;
       }
-    }
   }
 
   void forward(const Path& p, const T* weight) {
