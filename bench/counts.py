@@ -9,8 +9,9 @@ multilinear operator is the same contraction with another argument left open and
 from typing import Any, NamedTuple
 
 import torch
-from ace_fast.kernels.tensor_product.table import unpack
 from torch import Tensor
+
+from ace_fast.kernels.tensor_product.table import unpack
 
 SILU = 5  # negation, exponential, sum, quotient, product
 SIGMOID = 4

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from ace_fast.kernels import ROOMS
-from ace_fast.kernels.cases import Case, cast, generator
 
 from ace_fast import backend as backends_of
+from ace_fast.kernels import ROOMS
+from ace_fast.kernels.cases import Case, cast, generator
 
 from . import counts, gate, machine, memory, timing
 from .roofline import Roofline

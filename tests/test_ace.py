@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from ace_fast.kernels.dual_update import ROWS, Rule, dual_update
 from ace_toys import Toy, run
 from torch import nn
 
 from ace_fast.backend import available
+from ace_fast.kernels.dual_update import ROWS, Rule, dual_update
 from ace_fast.relaxation import ACE
 
 

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from ace_fast.kernels.dual_update import Rule
 from ace_toys import Net, Toy, run, train
 from torch import nn
 
+from ace_fast.kernels.dual_update import Rule
 from ace_fast.relaxation import ACE, PRESETS, Bound, branch_weights
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ace_fast.kernels import ROOMS
-from ace_fast.kernels.cases import cast, generator
 
 from ace_fast.backend import available
+from ace_fast.kernels import ROOMS
+from ace_fast.kernels.cases import cast, generator
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 RUNS = [

@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
-from ace_fast.bench.eager import EagerInstanceNorm, EagerSwishGate, EagerTensorProduct
 from e3nn import o3
 from e3nn.nn import BatchNorm as E3nnBatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ace_fast import nn, segments
+from ace_fast.bench.eager import EagerInstanceNorm, EagerSwishGate, EagerTensorProduct
 
 # the smallest product with every kind of path: scalars, vectors, parities, several multiplicities
 FULL = ("3x0e+2x0o+2x1o+1x1e+1x2e", "2x0e+1x1o+1x2e", "2x0e+1x0o+3x1o+2x1e+2x2e")

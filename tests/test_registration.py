@@ -4,10 +4,10 @@ import importlib
 
 import pytest
 import torch
-from ace_fast.kernels import ROOMS
-from ace_fast.kernels.cases import cast, generator
 
 from ace_fast.backend import available
+from ace_fast.kernels import ROOMS
+from ace_fast.kernels.cases import cast, generator
 
 SMALL = [
     (backend, case)

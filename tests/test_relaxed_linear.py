@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from ace_fast.kernels.relaxed_linear import op as room
-from ace_fast.kernels.relaxed_linear import relaxed_linear
 from torch.nn.functional import gelu, linear
 
 from ace_fast.backend import available
+from ace_fast.kernels.relaxed_linear import op as room
+from ace_fast.kernels.relaxed_linear import relaxed_linear
 
 BACKENDS = [name for name, reason in available("cpu")["relaxed_linear"].items() if not reason]
 

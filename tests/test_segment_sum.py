@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from ace_fast.kernels.segment_sum import gather, segment_sum
-from ace_fast.kernels.segment_sum.op import segment_sum_bwd, segment_sum_op
 
 from ace_fast.backend import available
 from ace_fast.graph import Segments, segments
+from ace_fast.kernels.segment_sum import gather, segment_sum
+from ace_fast.kernels.segment_sum.op import segment_sum_bwd, segment_sum_op
 
 BACKENDS = [name for name, reason in available("cpu")["segment_sum"].items() if not reason]
 INDEX = torch.tensor([2, 0, 2, 1, 2])

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ace_fast.bench.eager import EagerSEGNN
 from e3nn import o3
 from torch.utils.checkpoint import checkpoint
 
 from ace_fast import Graph, functional, native, segments
+from ace_fast.bench.eager import EagerSEGNN
 from ace_fast.models import SEGNN, nbody_graph, qm9_graph
 
 BACKENDS = ["reference", *([] if native.load() else ["cpu"])]

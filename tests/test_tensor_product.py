@@ -5,6 +5,9 @@ import pickle
 
 import pytest
 import torch
+from e3nn import nn, o3
+
+from ace_fast.backend import available
 from ace_fast.kernels.tensor_product import GateTable, ProductTable, tensor_product
 from ace_fast.kernels.tensor_product.cases import gate_input, gate_table, table
 from ace_fast.kernels.tensor_product.op import (
@@ -13,9 +16,6 @@ from ace_fast.kernels.tensor_product.op import (
     tensor_product_bwd,
     tensor_product_op,
 )
-from e3nn import nn, o3
-
-from ace_fast.backend import available
 
 NBODY = ("32x0e+32x1o+32x0e+32x1o+2x0e", "1x0e+1x1o", "64x0e+32x1o")
 QM9 = ("18x0e+18x1o+18x2e+18x0e+18x1o+18x2e+1x0e", "1x0e+1x1o+1x2e+1x3o", "54x0e+18x1o+18x2e")

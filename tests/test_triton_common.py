@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from ace_fast.kernels import triton_common
 from ace_fast.kernels.triton_common import dot, launch, tl, triton
 

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from ace_fast.kernels import aot
 from ace_fast.kernels.triton_common import AotCase, dot, gelu_erf, gelu_erf_grad, silu, silu_grad, softplus, tl, triton
 
