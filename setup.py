@@ -25,7 +25,7 @@ def build_native(destination: Path) -> str:
         return "torch was not importable at build time (pip's build isolation hides it: use --no-build-isolation)"
     cmake = shutil.which("cmake")
     if cmake is None:
-        return "cmake was not found"
+        return "cmake was not found; install it (pip install cmake) and reinstall"
     binary = ROOT / "build" / "native"
     configure = [cmake, "-S", str(ROOT), "-B", str(binary), "-DCMAKE_BUILD_TYPE=Release"]
     configure += [f"-DTORCH_DIR={Path(torch.origin).parent}", f"-DACE_FAST_OUTPUT={destination}"]
@@ -33,9 +33,10 @@ def build_native(destination: Path) -> str:
     for command in (configure, compile_):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            lines = (done.stdout + done.stderr).strip().splitlines()
-            errors = [line.strip() for line in lines if "rror" in line] or lines[-3:]
-            return "the native build failed: " + " | ".join(errors[:3])
+            lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            errors = [line for line in lines if "rror" in line and "incomplete" not in line] or lines[-3:]
+            said = " | ".join(errors[:3])
+            return f"the native build failed ({said}); install a C++ compiler and make, then reinstall"
     return ""
 
 
@@ -58,6 +59,9 @@ class BuildNative(Command):
         destination.mkdir(parents=True, exist_ok=True)
         reason = build_native(destination)
         (destination / "missing.txt").write_text(reason)
+        if reason:  # older libraries must not pass for the ones that could not be built
+            for library in destination.glob("libace_fast_*.so"):
+                library.unlink()
         if reason:
             print(f"ace_fast: no native library: {reason}. The reference backend is used instead.", file=sys.stderr)
 

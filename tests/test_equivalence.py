@@ -107,11 +107,18 @@ def test_strides_and_aliasing(device, backend, case):
         assert torch.equal(x, strided[name]), f"{name} was changed"
 
 
-THREADED = [case for device, backend, case in RUNS if (device, backend) == ("cpu", "cpu") and case.name != "empty"]
+THREADED = [
+    case
+    for room in ROOMS
+    if not available("cpu")[room]["cpu"]
+    for case in importlib.import_module(f"ace_fast.kernels.{room}.cases").LARGE
+    if "100" in case.name.split("_") or case.name == "per_channel"
+]
 
 
 @pytest.mark.parametrize("case", THREADED, ids=repr)
 def test_threads_do_not_change_a_bit(case):
+    """At sizes where every loop is really shared out."""
     inputs = cast(case.inputs(generator()), case, torch.float32)
     before, results = torch.get_num_threads(), []
     try:

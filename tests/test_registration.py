@@ -70,18 +70,31 @@ def test_full_graph_compile(backend, case):
         sum(g.square().sum() for g in gradients if g is not None).backward()
 
 
+def as_list(outputs) -> list:
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+
+
 @pytest.mark.parametrize(("backend", "case"), TINY, ids=name)
-def test_vmap_and_autocast(backend, case):
+def test_vmap(backend, case):
     inputs = cast(case.inputs(generator()), case, torch.float32)
     first = (case.differentiable or list(inputs))[0]
     stack = torch.stack([inputs[first].detach(), 2 * inputs[first].detach()])
+    one = lambda x: case.op(*(inputs | {first: x}).values(), backend)  # noqa: E731
     with torch.no_grad():
-        one = lambda x: case.op(*(inputs | {first: x}).values(), backend)  # noqa: E731
-        mapped = torch.vmap(one)(stack)
-        looped = [one(x) for x in stack]
+        mapped, looped = as_list(torch.vmap(one)(stack)), [as_list(one(x)) for x in stack]
+    for mine, column in zip(mapped, zip(*looped, strict=True), strict=True):
+        torch.testing.assert_close(mine, torch.stack(column))
+
+
+@pytest.mark.parametrize(("backend", "case"), TINY, ids=name)
+def test_autocast_runs_in_float32(backend, case):
+    """bfloat16 inputs, as layers before an operator leave them under autocast, are taken to float32 and no further."""
+    rounded = cast(case.inputs(generator()), case, torch.bfloat16)
+    exact = {k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.bfloat16 else v
+             for k, v in rounded.items()}
+    with torch.no_grad():
+        expected = as_list(case.op(*exact.values(), backend))
         with torch.autocast("cpu", torch.bfloat16):
-            cast_back = case.op(*inputs.values(), backend)
-    as_list = lambda y: [y] if isinstance(y, torch.Tensor) else list(y)  # noqa: E731
-    for i, column in enumerate(zip(*map(as_list, looped), strict=True)):
-        torch.testing.assert_close(as_list(mapped)[i], torch.stack(column))
-    assert all(y.dtype != torch.bfloat16 for y in as_list(cast_back))
+            mine = as_list(case.op(*rounded.values(), backend))
+    for x, y in zip(mine, expected, strict=True):
+        assert x.dtype == torch.float32 and torch.equal(x, y)

@@ -133,7 +133,7 @@ def relaxed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma:
         [N, O].
 
     Raises:
-        ValueError: wrong shapes, dtypes or devices, an unknown activation, a backend that cannot run here.
+        ValueError: no tensors, wrong shapes, dtypes or devices, an unknown activation, a backend that cannot run here.
         NotImplementedError: forward-mode derivatives.
 
     Derivatives of any order in all six tensors. Source: ACE (Manolache et al. 2025), equation 2, with the branches of
@@ -144,5 +144,10 @@ def relaxed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma:
         >>> ace_fast.functional.relaxed_linear(x, weight, gamma=torch.tensor(0.5), base=torch.ones(2, 1)).flatten()
         tensor([2.5000, 2.5000])
     """
-    no_forward_mode("relaxed_linear", x, weight, bias, gamma, base, residual)
+    given = {"x": x, "weight": weight, "bias": bias, "gamma": gamma, "base": base, "residual": residual}
+    for name, t in given.items():
+        if not isinstance(t, Tensor) and (t is not None or name in ("x", "weight")):
+            shape = "a 0-dim tensor" if name == "gamma" else "a tensor"
+            expect(False, "relaxed_linear", name, shape, repr(t), f"pass torch.tensor({t!r})" if name == "gamma" else "")
+    no_forward_mode("relaxed_linear", *given.values())
     return relaxed_linear_op(x, weight, bias, gamma, base, residual, activation, backend)

@@ -83,6 +83,12 @@ segment_sum_op = define(f"segment_sum(Tensor x, {_ARGUMENTS}", _sum, _sum_fake, 
 segment_sum_bwd = define(f"segment_sum_bwd(Tensor g, {_ARGUMENTS}", _gather, _gather_fake, _setup, _gather_backward)
 
 
+def _check_segments(op: str, segments: Segments) -> None:
+    if not isinstance(segments, Segments):
+        expect(False, op, "segments", "Segments (Graph.targets, Graph.sources)", type(segments).__name__,
+               "use ace_fast.segments(index, n)")
+
+
 def _as_rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
@@ -99,7 +105,7 @@ def segment_sum(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tens
         [N, ...]; segments without rows are zero. Deterministic; derivatives of any order in x.
 
     Raises:
-        ValueError: wrong shapes or dtypes, a backend that cannot run here.
+        ValueError: a Tensor instead of Segments, wrong shapes or dtypes, a backend that cannot run here.
         NotImplementedError: forward-mode derivatives.
 
     Example:
@@ -107,6 +113,7 @@ def segment_sum(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tens
         >>> ace_fast.segment_sum(torch.ones(2, 3), graph.targets)[1]
         tensor([2., 2., 2.])
     """
+    _check_segments("segment_sum", segments)
     no_forward_mode("segment_sum", x)
     check_constant("segment_sum", index=segments.index)
     out = segment_sum_op(_as_rows(x), *segments, backend)
@@ -123,6 +130,7 @@ def gather(g: Tensor, segments: Segments, *, backend: str = "auto") -> Tensor:
     Returns:
         [E, ...]. Derivatives of any order in g. Raises as `segment_sum`.
     """
+    _check_segments("gather", segments)
     no_forward_mode("gather", g)
     out = segment_sum_bwd(_as_rows(g), *segments, backend)
     return out.reshape(out.shape[0], *g.shape[1:]) if g.dim() != 2 else out

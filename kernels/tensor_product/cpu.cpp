@@ -70,6 +70,12 @@ class Block {
         t(largest(paths, widest) * kRows), s(largest(paths, widest) * kRows),
         turned(largest(paths, [](const Path& p) { return std::min(p.d1, p.d3) * round_up<T>(p.W); }) * kRows) {}
 
+  // Asks for the block of rows after the one at `row`: a transposition reads too many rows at once to be foreseen.
+  static void prefetch_next(const T* matrix, int64_t row, int64_t dim, int64_t total) {
+    const T *begin = matrix + std::min(row + kRows, total) * dim, *end = matrix + std::min(row + 2 * kRows, total) * dim;
+    for (const T* p = begin; p < end; p += 64 / sizeof(T)) __builtin_prefetch(p);
+  }
+
   // Rows z0 .. z0+rows of a [Z, dim] matrix into [dim][kRows]; missing rows are zero.
   static void load_rows(const T* from, int64_t dim, int64_t rows, T* to) {
     if (rows < kRows)
@@ -272,6 +278,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x1_, const Tensor& x2_, const T
       visit([&](int64_t z, int64_t n) {
         block.load_rows(in<T>(x1) + z * dim1, dim1, n, block.x1);
         block.load_rows(in<T>(x2) + z * dim2, dim2, n, block.x2);
+        block.prefetch_next(in<T>(x1), z, dim1, rows);
         std::fill_n(static_cast<T*>(block.y), dim3 * kRows, T(0));
         const T* b = bias ? in<T>(*bias) : nullptr;
         for (size_t s = 0; b && s < fixed.slots.size(); s += 2)
@@ -332,6 +339,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
         block.load_rows(in<T>(x1) + z * dim1, dim1, n, block.x1);
         block.load_rows(in<T>(x2) + z * dim2, dim2, n, block.x2);
         block.load_rows(in<T>(pre) + z * dim3, dim3, n, block.y);
+        block.prefetch_next(in<T>(x1), z, dim1, rows);
+        block.prefetch_next(in<T>(pre), z, dim3, rows);
         if (gate) {
           block.load_rows(in<T>(g) + z * (dim3 - gate->gates), dim3 - gate->gates, n, block.gate_out);
           block.gate_backward(*gate);

@@ -75,7 +75,8 @@ class ProductTable:
         """Coefficient table on `device`: index [nnz, 3] int64 (i, j, k) and value [nnz] float64."""
         key = str(device)
         if key not in self._on:
-            self._on[key] = tuple(t.to(device) for t in self._on["cpu"])
+            with torch.inference_mode(False):  # kept for later calls, which may train
+                self._on[key] = tuple(t.to(device) for t in self._on["cpu"])
         return self._on[key]
 
     def __getstate__(self):
