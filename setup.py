@@ -72,7 +72,7 @@ class BuildNative(Command):
         return {}
 
     def get_source_files(self):
-        return ["CMakeLists.txt", *map(str, Path("kernels").rglob("*.cpp")), "kernels/native.h"]
+        return ["CMakeLists.txt", *(str(p) for kind in ("*.cpp", "*.h") for p in Path("kernels").rglob(kind))]
 
 
 class Build(build):
@@ -92,6 +92,6 @@ rooms = [f"ace_fast.kernels.{name}" for name in find_packages("kernels")]
 setup(
     packages=[*find_packages(include=["ace_fast", "ace_fast.*"]), "ace_fast.kernels", *rooms, "ace_fast.bench"],
     package_dir={"ace_fast": "ace_fast", "ace_fast.kernels": "kernels", "ace_fast.bench": "bench"},
-    package_data={"ace_fast": ["py.typed"], "ace_fast.kernels": ["*.h", "*/*.cpp", "*/*.md"]},
+    package_data={"ace_fast": ["py.typed"], "ace_fast.kernels": ["*.h", "*/*.h", "*/*.cpp", "*/*.md"]},
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
 )

@@ -147,7 +147,7 @@ def relaxed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma:
     given = {"x": x, "weight": weight, "bias": bias, "gamma": gamma, "base": base, "residual": residual}
     for name, t in given.items():
         if not isinstance(t, Tensor) and (t is not None or name in ("x", "weight")):
-            shape = "a 0-dim tensor" if name == "gamma" else "a tensor"
-            expect(False, "relaxed_linear", name, shape, repr(t), f"pass torch.tensor({t!r})" if name == "gamma" else "")
+            expect(False, "relaxed_linear", name, "a 0-dim tensor" if name == "gamma" else "a tensor", repr(t),
+                   f"pass torch.tensor({t!r})" if name == "gamma" else "")
     no_forward_mode("relaxed_linear", *given.values())
     return relaxed_linear_op(x, weight, bias, gamma, base, residual, activation, backend)
