@@ -249,7 +249,9 @@ def test_a_peek_takes_nothing_away():
     [
         ({"batch_size": 9}, "at most the 8 graphs of the data set, got 9; pass a batch_size of 8 or less"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"batch_size": 2, "seed": -1}, "seed must be >= 0, got -1"),
+        ({"batch_size": 1.5}, "batch_size must be an integer, got 1.5"),
+        ({"batch_size": 2, "seed": 0.5}, "seed must be an integer, got 0.5"),
+        ({"batch_size": 2, "seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_wrong_batcher_arguments(arguments, message):
@@ -264,8 +266,36 @@ def test_wrong_state_and_epoch():
         batcher.load_state_dict(Batcher(data, 2).state_dict())
     with pytest.raises(ValueError, match="num_graphs must be 4 as in the saved state, got 8"):
         batcher.load_state_dict(Batcher(data.subset(range(4)), 3).state_dict())
-    with pytest.raises(ValueError, match="epoch must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
         batcher.set_epoch(-1)
+    with pytest.raises(ValueError, match="must be what state_dict.. gave, got one without epoch, position, num_graphs"):
+        batcher.load_state_dict({})
+    whole = batcher.state_dict()
+    for change, message in (({"position": 3}, "position must be in 0 .. 2, got 3 in the saved state; use set_epoch"),
+                            ({"position": -1}, "position must be at least 0, got -1"),
+                            ({"epoch": 0.5}, "epoch must be an integer, got 0.5")):
+        with pytest.raises(ValueError, match=message):
+            batcher.load_state_dict(whole | {"seed": 9} | change)
+    assert batcher.state_dict() == whole
+
+
+def test_numpy_arrays_are_taken():
+    node = {"x": np.arange(6, dtype=">f4")[::-1], "wide": np.arange(6, dtype=np.longdouble)}
+    edges = np.array([[0, 1, 2], [1, 0, 0]])
+    data = FlatDataset(node, np.array([0, 2, 6]), edges, np.array([0, 2, 3]), graph={"y": np.array([7, 8])})
+    batch = data.batch([1, 0])
+    assert batch.x.tolist() == [3, 2, 1, 0, 5, 4] and batch.x.dtype == torch.float32
+    assert batch.wide.dtype == torch.float64 and batch.y.tolist() == [8, 7]
+    assert batch.edge_index.tolist() == [[2, 5, 4], [0, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [([1.0], "x must be a tensor or a numpy array, got list"), (np.array(["a"]), "x must be numbers, got <U1")],
+)
+def test_other_arrays_are_refused(x, message):
+    with pytest.raises(ValueError, match=f"FlatDataset: {message}"):
+        FlatDataset({"x": x}, torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("name, kind", [("x", "node"), ("length", "edge")])

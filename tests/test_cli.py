@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,17 @@ def test_help_names_every_option_with_its_default(capsys):
     assert all(f"{preset}:" in text for preset in options.PRESETS)
 
 
+@pytest.mark.parametrize("argv", [["train", "nbody"], ["demo"]])
+def test_help_shows_the_values_of_the_default_preset(argv, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for shown in ("passes over the training data (default: 60)", "Adam on the weights (default: 0.003)",
+                  "over the run (default: cosine)", "step size of the gammas, eta_p (default: 0.005)"):
+        assert shown in text
+    assert options.make_config("demo", {}) == {name: option.default for name, option in options.OPTIONS.items()}
+
+
 @pytest.mark.parametrize(("argv", "message"), [
     (["evaluate", "nowhere"], "nowhere must be a run folder, got one without config.json"),
     (["train", "nbody", "--out", "file/run"], "cannot be made .*; pass --out a folder you may write to"),
@@ -140,6 +152,10 @@ def test_help_names_every_option_with_its_default(capsys):
     (["train", "nbody", "--resume"], "--resume needs the folder of the run: pass it as --out"),
     (["predict", "nowhere", "in.npz"], "must be a run folder"),
     (["data", "nbody", "--num-train", "0"], "must be at least 1, got 0"),
+    (["train", "nbody", "--device", "meta"], "--device must be cpu or a GPU .* got 'meta'"),
+    (["evaluate", "nowhere", "--json", "no/e.json"], "--json must be a file in a folder .* write to, got no/e.json"),
+    (["evaluate", "nowhere", "--json", "file/e.json"], "--json must be a file in a folder .* got file/e.json"),
+    (["evaluate", "nowhere", "--json", "."], "--json must be a file in a folder"),
 ])
 def test_wrong_input_ends_with_one_line(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -157,9 +173,34 @@ def test_a_diverging_run_ends_with_status_1(given, tmp_path, capsys):
     assert "the last good checkpoint is kept" in line
 
 
-def test_debug_shows_the_traceback(tmp_path):
+@pytest.mark.parametrize("argv", [["--debug", "evaluate", "no"], ["evaluate", "--debug", "no"],
+                                  ["evaluate", "no", "--debug"], ["predict", "no", "in.npz", "--debug"]])
+def test_debug_shows_the_traceback(argv):
     with pytest.raises(FileNotFoundError, match="must be a run folder"):
-        cli.main(["--debug", "evaluate", str(tmp_path)])
+        cli.main(argv)
+
+
+def test_ctrl_c_before_the_training_says_stopped(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ace_fast.train.loop.trajectories", interrupted)
+    monkeypatch.setattr("ace_fast.train.run.Run.create", lambda *_: None)
+    assert failure(capsys, ["train", "nbody"], 130) == "ace-fast: stopped"
+
+
+def test_a_run_of_a_gpu_is_used_on_the_cpu(folder, tmp_path, capsys):
+    moved = shutil.copytree(folder, tmp_path / "run")
+    about = json.loads((moved / "config.json").read_text())
+    about["config"] |= {"device": "cuda:99", "backend": "cuda"}
+    (moved / "config.json").write_text(json.dumps(about))
+    np.savez(tmp_path / "in.npz", pos=np.eye(3)[None], vel=np.zeros((1, 3, 3)), charges=np.ones((1, 3)))
+    commands = {"evaluate": ["evaluate", moved], "predict": ["predict", moved, tmp_path / "in.npz"]}
+    for argv in commands.values():
+        line = failure(capsys, argv)
+        assert "got 'cuda:99'" in line and "use --device cpu, with --backend auto" in line
+        assert cli.main([str(a) for a in (*argv, "--device", "cpu", "--backend", "auto")]) == 0
+    assert (tmp_path / "in-predicted.npz").exists()
 
 
 @pytest.mark.parametrize(("argv", "message"), [
@@ -191,7 +232,8 @@ def test_bench_gets_its_arguments(monkeypatch):
     fake = SimpleNamespace(main=lambda argv: seen.append(argv))
     monkeypatch.setitem(sys.modules, "ace_fast.bench.__main__", fake)
     assert cli.main(["bench", "--workload", "nbody_segnn", "--help"]) == 0
-    assert seen == [["--workload", "nbody_segnn", "--help"]]
+    assert cli.main(["bench", "--debug", "--quick"]) == 0
+    assert seen == [["--workload", "nbody_segnn", "--help"], ["--quick"]]
 
 
 def test_ctrl_c_ends_with_130_and_a_checkpoint(given, tmp_path):

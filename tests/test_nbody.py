@@ -162,17 +162,22 @@ def test_cache_folder_from_the_environment(tmp_path, monkeypatch):
     assert cache_file(tmp_path / "home" / ".cache" / "ace_fast")
 
 
-@pytest.mark.parametrize("damage", ["half", "empty", "text", "flipped", "shapes", "missing"])
+@pytest.mark.parametrize("damage", ["half", "empty", "text", "flipped", "shapes", "missing", "meta", "nan"])
 def test_damaged_cache_is_rebuilt(tmp_path, damage):
     whole = nbody(tmp_path, settings=SMALL, frames=(0, 1))
     path = cache_file(tmp_path)
     content = path.read_bytes()
-    if damage in ("shapes", "missing"):
+    if damage in ("shapes", "missing", "meta", "nan"):
         with np.load(path) as file:
             arrays = dict(file)
-        arrays["charge"] = arrays["charge"][:-1]
-        if damage == "missing":
+        if damage == "shapes":
+            arrays["charge"] = arrays["charge"][:-1]
+        elif damage == "missing":
             del arrays["charge"]
+        elif damage == "meta":
+            arrays["meta"] = np.array("[1]")
+        else:
+            arrays["velocity"][3, 0, 1] = np.nan
         np.savez(path, **arrays)
     else:
         middle = len(content) // 2
@@ -273,7 +278,12 @@ def test_wrong_arguments(tmp_path, arguments, message):
         ({"bodies": 1}, "bodies must be at least 2, got 1"),
         ({"num_test": 0}, "num_test must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"speed": -1.0}, "speed must be >= 0, got -1.0"),
+        ({"bodies": 2.5}, "bodies must be an integer, got 2.5"),
+        ({"num_train": True}, "num_train must be an integer, got True"),
+        ({"steps": 301.0}, "steps must be an integer, got 301.0"),
+        ({"dt": "1"}, "dt must be positive and finite, got '1'"),
+        ({"speed": "1"}, "speed must be a number >= 0, got '1'"),
+        ({"speed": -1.0}, "speed must be a number >= 0, got -1.0"),
         ({"dt": 0.0}, "dt must be positive and finite, got 0.0"),
         ({"max_force": float("nan")}, "max_force must be positive and finite, got nan"),
         ({"sample_every": 0}, "sample_every must be at least 1, got 0"),

@@ -103,3 +103,47 @@ def test_prediction_files(finished, tmp_path):
         predict.predict_file(predictor, tmp_path / "words.npz", tmp_path / "o.npz")
     with pytest.raises(OSError, match="cannot be written .*; pass another --output"):
         predict.predict_file(predictor, tmp_path / "in.npz", tmp_path / "nowhere" / "o.npz")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(IsADirectoryError, match="INPUT must be an .npz file that can be read, got .*folder.npz .Is a"):
+        predict.predict_file(predictor, tmp_path / "folder.npz", tmp_path / "o.npz")
+    np.savez(tmp_path / "huge.npz", **arrays | {"pos": arrays["pos"] * 1e25})
+    with pytest.raises(ValueError, match="predicted positions must be finite, got NaN or infinity first in graph 0"):
+        predict.predict_file(predictor, tmp_path / "huge.npz", tmp_path / "o.npz")
+    assert not (tmp_path / "o.npz").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()], ids=["full", "stopped"])
+def test_a_failed_write_leaves_nothing(error, finished, tmp_path, monkeypatch):
+    np.savez(tmp_path / "in.npz", **{name: a.numpy() for name, a in inputs(finished)[2].items()})
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(np, "savez", refuse)
+    with pytest.raises(type(error), match="cannot be written .No space" if isinstance(error, OSError) else None):
+        predict.predict_file(load(finished.folder), tmp_path / "in.npz", tmp_path / "out.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.npz"]
+
+
+def test_finite_input_that_overflows_is_named(finished):
+    arrays = inputs(finished)[2]
+    arrays["pos"] = arrays["pos"].clone()
+    arrays["pos"][3] *= 1e25
+    with pytest.raises(ValueError, match="must be finite, got NaN or infinity first in graph 3; give pos, vel"):
+        load(finished.folder).predict(**arrays)
+
+
+@pytest.mark.parametrize("dtype", [np.longdouble, ">f8", ">f4", "f8"])
+def test_arrays_of_any_float_type(dtype, finished):
+    arrays = inputs(finished)[2]
+    predictor = load(finished.folder)
+    other = {name: a.numpy().astype(dtype) for name, a in arrays.items()}
+    assert torch.equal(predictor.predict(**other), predictor.predict(**arrays))
+    flat = {name: a.reshape(30, -1) for name, a in other.items()}
+    found = predictor.predict(**flat, offsets=np.arange(7, dtype=">i8") * 5)
+    assert torch.equal(found, predictor.predict(**arrays).flatten(0, 1))
+
+
+def test_words_are_not_numbers(finished):
+    with pytest.raises(ValueError, match="predict: vel must be numbers, got <U1"):
+        load(finished.folder).predict(**inputs(finished)[2] | {"vel": np.array(["a"])})

@@ -5,12 +5,12 @@ import math
 import os
 import shutil
 import signal
-import warnings
 
 import numpy as np
 import pytest
 import torch
 
+import ace_fast
 from ace_fast.data import FlatDataset
 from ace_fast.models import nbody_graph
 from ace_fast.train import checkpoint, evaluate, load, options, report, task, train
@@ -149,19 +149,19 @@ def test_resuming_needs_a_run(finished, tmp_path):
         train(resume=True)
     with pytest.raises(FileNotFoundError, match="must be a run folder, got one without config.json"):
         train(tmp_path, resume=True)
-    shutil.copy(finished.folder / "config.json", tmp_path)
+    for name in ("config.json", "weights.safetensors"):
+        shutil.copy(finished.folder / name, tmp_path)
     with pytest.raises(FileNotFoundError, match="must hold a checkpoint to resume, got none.*another --out"):
         train(tmp_path, resume=True)
 
 
 def test_the_fast_and_the_reference_backend_train_alike(settings, tmp_path, no_plots):
     """50 steps in float64; the loss of every epoch, and the gammas."""
+    assert ace_fast.which("tensor_product", torch.zeros(1)) == "cpu"
     curves = []
     for backend in ("auto", "reference"):
         wanted = {"backend": backend, "dtype": "float64", "epochs": 25, "batch_size": 20, "eval_every": 25}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # auto says so where only the reference is left
-            rows = train(tmp_path / backend, **settings | wanted).metrics()
+        rows = train(tmp_path / backend, **settings | wanted).metrics()
         curves.append(np.array([[row["train_loss"], *row["gammas"]] for row in rows]))
     assert rows[-1]["step"] == 50
     np.testing.assert_allclose(*curves, rtol=1e-8)
@@ -225,7 +225,12 @@ def test_a_place_without_write_permission_is_named(settings, tmp_path, monkeypat
     ({"hidden": 7}, "--hidden must be even, got 7"),
     ({"train_samples": 41}, "--train-samples must be at most the 40 training trajectories, got 41.*--num-train"),
     ({"batch_size": 41}, "--batch-size must be at most the 40 training samples, got 41.*--batch-size 40 or less"),
-    ({"device": "tpu0"}, "--device must be present, got 'tpu0'.*use cpu"),
+    ({"device": "tpu0"}, "--device must be cpu or a GPU that is present, got 'tpu0'.*use --device cpu"),
+    ({"device": "meta"}, "--device must be cpu or a GPU that is present, got 'meta' .*meta tensors.*use --device cpu"),
+    ({"lmax_attr": 30}, "--lmax-attr must be at most 6, got 30"),
+    ({"seed": 2**63}, "--seed must be at most 9223372036854775807, got 9223372036854775808"),
+    ({"data_seed": 10**20}, "--data-seed must be at most 9223372036854775807"),
+    ({"threads": 10**6}, "--threads must be at most 1024, got 1000000"),
     ({"frame_to": 9}, "frames must be two of 0 .. 2 in order, got .0, 9."),
 ])
 def test_wrong_settings_are_named(given, message, settings, tmp_path):
@@ -275,7 +280,12 @@ def test_damaged_and_missing_files_are_named(finished, tmp_path):
     with pytest.raises(ValueError, match="must hold a training state, got other tensors"):
         checkpoint.load_tree(finished.folder / "best.safetensors")
     about = json.loads((folder / "config.json").read_text())
+    without = {name: value for name, value in about.items() if name != "config"}
     for text, message in (("{", "must be JSON, got text that does not parse"),
+                          (json.dumps(without), "must hold 'config' as dict, got nothing; repair that file"),
+                          (json.dumps(about | {"versions": [1]}), "must hold 'versions' as dict, got list; repair"),
+                          (json.dumps(about | {"config": about["config"] | {"hidden": "8"}}),
+                           "settings in their range, got others .*--hidden must be int, got '8'.*repair that file"),
                           (json.dumps(about | {"format": 0}), "must be of format 1, got another"),
                           (json.dumps(about | {"config": {}}), "must hold every setting, got none for data")):
         (folder / "config.json").write_text(text)
@@ -328,7 +338,7 @@ def test_the_linear_baseline_by_hand():
 
 def test_a_cosine_ends_near_zero(finished):
     lrs = [row["lr"] for row in finished.metrics()]
-    first = options.PRESETS["demo"]["lr"]
+    first = options.OPTIONS["lr"].default
     assert first > lrs[0] > lrs[1] > lrs[2] > 0.01 * first and lrs[2] < 0.05 * first
 
 

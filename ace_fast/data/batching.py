@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_RESERVED = ("batch", "edge_index", "names", "num_graphs", "num_nodes", "ptr", "structure_key", "to")
+from .checks import as_integer, as_tensor, check_edges, check_finite, check_names, check_shapes
 
 
 class Batch:
@@ -61,7 +61,7 @@ class FlatDataset:
     edge arrays with them.
 
     Args:
-        node: name -> [N, ...], the nodes of all graphs one after another.
+        node: name -> [N, ...] tensor or numpy array (as all that follow), the nodes of all graphs one after another.
         node_offsets: [G + 1] int64.
         edge_index: [2, E] int64, row 0 source, row 1 target, numbered from 0 within each graph; None for no edges.
         edge_offsets: [G + 1] int64, which columns of edge_index are whose.
@@ -91,21 +91,25 @@ class FlatDataset:
     ) -> None:
         # Contiguous, so that the view as [G, n, ...] below costs nothing per batch.
         self.node, self.edge, self.graph = (
-            {name: x.contiguous() for name, x in (part or {}).items()} for part in (node, edge, graph)
+            {name: as_tensor("FlatDataset", name, x).contiguous() for name, x in (part or {}).items()}
+            for part in (node, edge, graph)
         )
+        node_offsets = as_tensor("FlatDataset", "node_offsets", node_offsets)
         if edge_index is None:
             edge_index = torch.zeros((2, 0), dtype=torch.int64, device=node_offsets.device)
             edge_offsets = torch.zeros_like(node_offsets)
         elif edge_offsets is None:
             raise ValueError("FlatDataset: edge_offsets must be given together with edge_index, got None")
-        self.node_offsets, self.edge_index, self.edge_offsets = node_offsets, edge_index, edge_offsets
-        self._check_names()
-        self._check_shapes()
+        self.node_offsets = node_offsets
+        self.edge_index = as_tensor("FlatDataset", "edge_index", edge_index)
+        self.edge_offsets = as_tensor("FlatDataset", "edge_offsets", edge_offsets)
+        check_names(self)
+        check_shapes(self)
         # Sizes stay on the host, so that a batch on the GPU is cut out without waiting for the device.
-        self._node_counts, self._edge_counts = node_offsets.diff().cpu(), edge_offsets.diff().cpu()
+        self._node_counts, self._edge_counts = (x.diff().cpu() for x in (node_offsets, self.edge_offsets))
         if check:
-            self._check_edges()
-            self._check_finite()
+            check_edges(self)
+            check_finite(self)
             self._sort_edges()
         self._template = self._find_template()
 
@@ -214,74 +218,6 @@ class FlatDataset:
             )
         return index.to(torch.int64)
 
-    def _parts(self) -> tuple[tuple[str, dict[str, Tensor], Tensor | None, int], ...]:
-        return (
-            ("node", self.node, self.node_offsets, int(self.node_offsets[-1])),
-            ("edge", self.edge, self.edge_offsets, self.edge_index.shape[1]),
-            ("graph", self.graph, None, len(self)),
-        )
-
-    def _check_names(self) -> None:
-        names = [*self.node, *self.edge, *self.graph]
-        for name in names:
-            if name in _RESERVED or not name.isidentifier() or names.count(name) > 1:
-                raise ValueError(
-                    "FlatDataset: array names must be identifiers, each used once, and none of "
-                    f"{', '.join(_RESERVED)}, got {name!r}"
-                )
-
-    def _check_shapes(self) -> None:
-        index = self.edge_index
-        if index.ndim != 2 or index.shape[0] != 2 or index.dtype != torch.int64:
-            raise ValueError(f"FlatDataset: edge_index must be int64 [2, E], got {index.dtype} {list(index.shape)}")
-        for name, offsets in (("node_offsets", self.node_offsets), ("edge_offsets", self.edge_offsets)):
-            if offsets.ndim != 1 or offsets.numel() == 0 or offsets.dtype != torch.int64:
-                raise ValueError(
-                    f"FlatDataset: {name} must be int64 [G + 1], got {offsets.dtype} {list(offsets.shape)}"
-                )
-            backwards = (offsets.diff() < 0).nonzero()
-            if int(offsets[0]) != 0 or len(backwards):
-                bad = f"a decrease at graph {int(backwards[0])}" if len(backwards) else f"{int(offsets[0])} at first"
-                raise ValueError(f"FlatDataset: {name} must start at 0 and never decrease, got {bad}")
-        if self.edge_offsets.numel() != self.node_offsets.numel():
-            raise ValueError(
-                f"FlatDataset: edge_offsets must have {self.node_offsets.numel()} entries as node_offsets has, "
-                f"got {self.edge_offsets.numel()}"
-            )
-        if int(self.edge_offsets[-1]) != index.shape[1]:
-            raise ValueError(
-                f"FlatDataset: edge_offsets must end at the {index.shape[1]} edges, got {int(self.edge_offsets[-1])}"
-            )
-        for kind, arrays, _, rows in self._parts():
-            for name, array in arrays.items():
-                if array.ndim == 0 or array.shape[0] != rows:
-                    raise ValueError(
-                        f"FlatDataset: {kind} array {name!r} must have {rows} rows, got {list(array.shape)}; "
-                        f"the offsets say how many {kind}s there are"
-                    )
-
-    def _check_edges(self) -> None:
-        owner = torch.arange(len(self), device=self.edge_index.device).repeat_interleave(self.edge_offsets.diff())
-        outside = ((self.edge_index < 0) | (self.edge_index >= self.node_offsets.diff()[owner])).any(0)
-        if bool(outside.any()):
-            graph = int(owner[outside.nonzero()[0, 0]])
-            raise ValueError(
-                f"FlatDataset: edge_index must stay within its graph, got an edge that leaves graph {graph}, which has "
-                f"{int(self._node_counts[graph])} nodes; number the nodes of each graph from 0"
-            )
-
-    def _check_finite(self) -> None:
-        for kind, arrays, offsets, _ in self._parts():
-            for name, array in arrays.items():
-                if not array.is_floating_point() or bool(torch.isfinite(array).all()):
-                    continue
-                row = (~torch.isfinite(array)).reshape(array.shape[0], -1).any(1).nonzero()[0]
-                graph = int(row) if offsets is None else int(torch.searchsorted(offsets, row, right=True)) - 1
-                raise ValueError(
-                    f"FlatDataset: {kind} array {name!r} must be finite, got NaN or infinity first in graph {graph}; "
-                    "repair that graph or leave it out"
-                )
-
     def _sort_edges(self) -> None:
         owner = torch.arange(len(self), device=self.edge_index.device).repeat_interleave(self.edge_offsets.diff())
         key = self.node_offsets[owner] + self.edge_index[1]
@@ -317,15 +253,13 @@ class Batcher:
     def __init__(
         self, dataset: FlatDataset, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = False
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"Batcher: batch_size must be at least 1, got {batch_size}")
+        batch_size = as_integer("Batcher", "batch_size", batch_size, 1)
         if batch_size > len(dataset):
             raise ValueError(
                 f"Batcher: batch_size must be at most the {len(dataset)} graphs of the data set, got {batch_size}; "
                 f"pass a batch_size of {len(dataset)} or less, or more data"
             )
-        if seed < 0:
-            raise ValueError(f"Batcher: seed must be >= 0, got {seed}")
+        seed = as_integer("Batcher", "seed", seed, 0)
         self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
         self.seed, self.drop_last, self.epoch = seed, drop_last, 0
         self._position = 0  # batches of this epoch handed out so far
@@ -355,8 +289,7 @@ class Batcher:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch; the current epoch, or one just loaded, stays where it is."""
-        if epoch < 0:
-            raise ValueError(f"Batcher: epoch must be >= 0, got {epoch}")
+        epoch = as_integer("Batcher", "epoch", epoch, 0)
         if epoch != self.epoch:
             self.epoch, self._position, self._resume = epoch, 0, 0
 
@@ -372,14 +305,25 @@ class Batcher:
 
     def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
         """Continue where `state` was taken; settings other than the seed must agree, the seed is taken over."""
+        missing = [name for name in self.state_dict() if name not in state]
+        if missing:
+            raise ValueError(
+                f"Batcher: the state must be what state_dict() gave, got one without {', '.join(missing)}; use "
+                "set_epoch to begin an epoch afresh"
+            )
         for name, mine in self._fingerprint().items():
             if name != "seed" and state[name] != mine:
                 raise ValueError(
                     f"Batcher: {name} must be {state[name]} as in the saved state, got {mine}; build the Batcher with "
                     "the saved settings, or use set_epoch to begin an epoch afresh"
                 )
-        self.seed, self.epoch = int(state["seed"]), int(state["epoch"])
-        self._position = self._resume = int(state["position"])
+        seed, epoch, position = (as_integer("Batcher", name, state[name], 0) for name in ("seed", "epoch", "position"))
+        if position >= len(self):
+            raise ValueError(
+                f"Batcher: position must be in 0 .. {len(self) - 1}, got {position} in the saved state; use "
+                "set_epoch to begin an epoch afresh"
+            )
+        self.seed, self.epoch, self._position, self._resume = seed, epoch, position, position
 
 
 def _move(x: Tensor, device: torch.device | str | None, dtype: torch.dtype | None, later: bool = False) -> Tensor:

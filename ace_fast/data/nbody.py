@@ -8,7 +8,6 @@ import json
 import os
 import uuid
 import warnings
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -17,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import cache
 from .batching import FlatDataset
+from .checks import as_integer
 
 FORMAT = 1  # of the cache file; it is written into the file, so that a file of another format is found and replaced
 _CHUNK = 4096  # trajectories per working set: half as many lose a fifth to the cost of calls (two threads)
@@ -52,10 +53,9 @@ class NBodySettings:
 
     def __post_init__(self) -> None:
         for name, least in (("bodies", 2), ("num_train", 1), ("num_valid", 1), ("num_test", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"NBodySettings: {name} must be at least {least}, got {getattr(self, name)}")
-        if not self.speed >= 0:
-            raise ValueError(f"NBodySettings: speed must be >= 0, got {self.speed}")
+            as_integer("NBodySettings", name, getattr(self, name), least)
+        if not _real(self.speed) or not self.speed >= 0:
+            raise ValueError(f"NBodySettings: speed must be a number >= 0, got {self.speed!r}")
         _check_integration("NBodySettings", self.steps, self.dt, self.sample_every, self.max_force)
 
     @property
@@ -230,14 +230,18 @@ def nbody(
     return FlatDataset(node, torch.arange(G + 1) * n, edges, torch.arange(G + 1) * (n * (n - 1)))
 
 
+def _real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_integration(who: str, steps: int, dt: float, sample_every: int, max_force: float) -> None:
-    if sample_every < 1:
-        raise ValueError(f"{who}: sample_every must be at least 1, got {sample_every}")
+    as_integer(who, "sample_every", sample_every, 1)
+    as_integer(who, "steps", steps, 1)
     if steps <= sample_every:
         raise ValueError(f"{who}: steps must be more than sample_every = {sample_every} to record a frame, got {steps}")
     for name, value in (("dt", dt), ("max_force", max_force)):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{who}: {name} must be positive and finite, got {value}")
+        if not _real(value) or not 0 < value < float("inf"):
+            raise ValueError(f"{who}: {name} must be positive and finite, got {value!r}")
 
 
 def _initial_arrays(position: Tensor, velocity: Tensor, charge: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -314,20 +318,20 @@ def _load_or_build(
     path = folder / f"nbody-{split}-{digest}.npz"
     meta = {"format": FORMAT, "settings": about}
     try:
-        return _read(path, meta, (settings.count(split), settings.frames, settings.bodies))
+        return cache.read(path, meta, (settings.count(split), settings.frames, settings.bodies))
     except (FileNotFoundError, NotADirectoryError):
         pass
     except PermissionError as error:
-        raise _no_access(error, "read", path) from error
-    except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        warnings.warn(f"nbody: {path} {_reason(error)}; it is simulated anew and replaced", stacklevel=3)
+        raise cache.no_access(error, "read", path) from error
+    except cache.DAMAGE as error:
+        warnings.warn(f"nbody: {path} {cache.reason(error)}; it is simulated anew and replaced", stacklevel=3)
     temporary = folder / f".{path.name}.{uuid.uuid4().hex}"
     try:
         # Opened before the simulation, so that a folder without write permission costs no time.
         folder.mkdir(parents=True, exist_ok=True)
         file = open(temporary, "xb")
     except OSError as error:
-        raise _no_access(error, "written in", folder) from error
+        raise cache.no_access(error, "written in", folder) from error
     try:
         with file:
             arrays = _build(settings, split, progress)
@@ -343,40 +347,6 @@ def _load_or_build(
                 )
     finally:
         temporary.unlink(missing_ok=True)
-    return arrays
-
-
-class _OtherData(ValueError):
-    """A sound file that holds something else; its text continues the name of the file."""
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, _OtherData) else f"is truncated or damaged ({type(error).__name__}: {error})"
-
-
-def _no_access(error: OSError, what: str, path: Path) -> OSError:
-    # OSError picks its subclass by the number, so the caller still gets a PermissionError.
-    return OSError(
-        error.errno,
-        f"nbody: the data cache cannot be {what} {path} ({error.strerror}); pass root= a folder you may write to, or "
-        "set ACE_FAST_DATA to one",
-    )
-
-
-def _read(path: Path, meta: dict[str, object], sizes: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    """The arrays of a cache file; the archive's CRC-32 of each member is verified in reading it."""
-    B, T, n = sizes
-    # Opened here because numpy leaves a damaged archive open.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        found = json.loads(str(archive["meta"]))
-        if found.get("format") != meta["format"]:
-            raise _OtherData(f"is of another version (format {found.get('format')}, this is {meta['format']})")
-        if found != meta:
-            raise _OtherData("holds data of other settings")
-        arrays = {name: archive[name] for name in ("position", "velocity", "charge")}
-    shapes = {"position": (B, T, n, 3), "velocity": (B, T, n, 3), "charge": (B, n, 1)}
-    if any(arrays[name].shape != shape or arrays[name].dtype != np.float32 for name, shape in shapes.items()):
-        raise ValueError("the arrays have wrong shapes")
     return arrays
 
 

@@ -1,7 +1,11 @@
-"""Trees of tensors and plain values as safetensors files, written so that a kill leaves the old file or the new one."""
+"""Trees of tensors and plain values as safetensors files with a checksum.
+
+A file is written beside its place and renamed, so that a kill leaves the old file or the new one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -13,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+_REMEDY = "use the run's other checkpoint (--checkpoint best or last), or train again with another --out"
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -63,35 +69,36 @@ def save_tree(path: Path, tree: Mapping[str, Any]) -> None:
     """Writes nested dicts, lists and tuples of tensors and plain values."""
     tensors: dict[str, Tensor] = {}
     packed = _pack(tree, "", tensors)
-    write_atomic(path, save(tensors, {"tree": json.dumps(packed)}))
+    _write(path, tensors, "tree", packed)
 
 
 def load_tree(path: Path) -> dict[str, Any]:
     """What `save_tree` wrote, on the CPU."""
-    tensors, metadata = _read(path)
-    if "tree" not in metadata:
+    tensors, kind, packed = _read(path)
+    if kind != "tree":
         raise ValueError(f"checkpoint: {path} must hold a training state, got other tensors; use the run's own file")
-    return _unpack(json.loads(metadata["tree"]), tensors)
+    return _unpack(packed, tensors)
 
 
 def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
     """The state_dict of `model` under its own names; `about` goes into the header as JSON."""
     state = {name: x.detach().cpu().clone().contiguous() for name, x in model.state_dict().items()}
-    write_atomic(path, save(state, {"about": json.dumps(dict(about))}))
+    _write(path, state, "about", dict(about))
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     """Loads `path` into `model` and returns its header.
 
     Raises:
-        ValueError: the names or shapes are those of another model, or the file is damaged.
+        ValueError: the names or shapes are those of another model, a weight is not finite, or the file is damaged.
     """
-    tensors, metadata = _read(path)
+    tensors, _, about = _read(path)
     load_into(model, tensors, path)
-    return json.loads(metadata.get("about", "{}"))
+    return about
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Loads tensors that were read from `path`; a model that they do not fit is left as it was."""
     mine = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     theirs = {name: tuple(x.shape) for name, x in tensors.items()}
     differences = [f"{name} is missing" for name in mine if name not in theirs]
@@ -107,20 +114,55 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
             f"checkpoint: {path} must hold the weights of this model, got those of another: "
             f"{'; '.join(differences[:3])}{more}; build the model with the config.json that lies beside the checkpoint"
         )
+    bad = [name for name, x in tensors.items() if not _finite(x)]
+    if bad:
+        raise ValueError(f"checkpoint: {path} must hold finite weights, got NaN or infinity in {bad[0]}; {_REMEDY}")
     model.load_state_dict(tensors)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _checksum(tensors: Mapping[str, Tensor], kind: str, header: str) -> str:
+    """SHA-256 of all that a file says: names, types, shapes and bytes of its tensors, and its header."""
+    digest = hashlib.sha256(json.dumps([kind, header]).encode())
+    for name in sorted(tensors):
+        x = tensors[name]
+        digest.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
+        digest.update(x.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], kind: str, header: Any) -> None:
+    # One entry, as safetensors writes several in no fixed order: equal content gives equal files.
+    text = json.dumps(header)
+    write_atomic(path, save(tensors, {kind: f"{_checksum(tensors, kind, text)} {text}"}))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str, Any]:
+    """Tensors, kind and header of a file, its checksum verified."""
     if not path.exists():
         raise FileNotFoundError(f"checkpoint: there is no file {path}; name a run folder with a finished evaluation")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"checkpoint: {path} must be a whole safetensors file, got a damaged one ({error})") from error
+        raise ValueError(
+            f"checkpoint: {path} must be a whole safetensors file, got a damaged one ({error}); {_REMEDY}"
+        ) from error
+    kind, entry = next(iter(metadata.items()), ("", ""))
+    stored, _, text = entry.partition(" ")
+    found = _checksum(tensors, kind, text)
+    if stored != found:
+        raise ValueError(
+            f"checkpoint: {path} must hold what its checksum says ({stored[:12] or 'none'}), got {found[:12]}: the "
+            f"file is damaged, or another program wrote it; {_REMEDY}"
+        )
+    return tensors, kind, json.loads(text)
 
 
 def all_finite(model: nn.Module) -> bool:
     """Whether every parameter and buffer is finite; one synchronisation."""
     tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
     return bool(torch.stack([x.isfinite().all() for x in tensors]).all())
+
+
+def _finite(x: Tensor) -> bool:
+    return not x.is_floating_point() or bool(x.isfinite().all())

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from .options import DATA_OPTIONS, OPTIONS, PRESET_HELP, PRESETS, add_options, make_config
+from .options import DATA_OPTIONS, DEFAULT_PRESET, OPTIONS, PRESET_HELP, PRESETS, add_options, make_config
 
 
 class _Parser(argparse.ArgumentParser):
+    """One error line instead of the usage; every subcommand takes --debug too."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # Absent unless given: a subcommand would otherwise undo what stands before it.
+        self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS,
+                          help="show the traceback of an error")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _parser() -> _Parser:
     parser = _Parser(prog="ace-fast", description="Approximately equivariant networks on fast kernels.")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     train = commands.add_parser("train", help="train a model and leave a run folder")
     task = train.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
     nbody = task.add_parser("nbody", help="SEGNN on charged N-body trajectories", description=_presets_text(),
                             formatter_class=argparse.RawDescriptionHelpFormatter)
-    nbody.add_argument("--preset", choices=tuple(PRESETS), default="demo", help="settings to begin with")
+    nbody.add_argument("--preset", choices=tuple(PRESETS), default=DEFAULT_PRESET,
+                       help=f"settings to begin with (default: {DEFAULT_PRESET})")
     nbody.add_argument("--out", type=Path, help="run folder (default: runs/nbody-<preset>-<time>)")
     nbody.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
     nbody.add_argument("--quiet", action="store_true", help="no progress")
@@ -73,7 +82,8 @@ def _parser() -> _Parser:
 
 
 def _presets_text() -> str:
-    lines = ["Trains ACE-SEGNN on charged N-body trajectories. Options go over the preset's settings.", "", "presets:"]
+    lines = ["Trains ACE-SEGNN on charged N-body trajectories. Options go over the preset's settings; the defaults",
+             f"below are those of the preset {DEFAULT_PRESET}.", "", "presets:"]
     for name, text in PRESET_HELP.items():
         changed = {k: v for k, v in PRESETS[name].items() if v != OPTIONS[k].default}
         lines.append(f"  {name}: {text} ({', '.join(f'{k} {v}' for k, v in changed.items()) or 'the defaults'})")
@@ -81,6 +91,9 @@ def _presets_text() -> str:
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: that of the run)")
+    parser.add_argument("--backend", choices=OPTIONS["backend"].choices,
+                        help="implementation of the operators (default: that of the run)")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best",
                         help="best by the strict model's validation error, or last (default: best)")
 
@@ -102,18 +115,29 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .evaluate import evaluate_run
     from .run import Run
 
-    result = evaluate_run(arguments.folder, arguments.checkpoint, arguments.data)
+    if arguments.json:
+        _check_place(arguments.json)
+    elsewhere = {"device": arguments.device, "backend": arguments.backend}
+    result = evaluate_run(arguments.folder, arguments.checkpoint, arguments.data, **elsewhere)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     report.show(Run(arguments.folder), result)
+
+
+def _check_place(path: Path) -> None:
+    """Raises ValueError, before the work, where the file cannot be written after it."""
+    place = path if path.exists() else path.parent
+    if path.is_dir() or path.parent.exists() and not path.parent.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"evaluate: --json must be a file in a folder that you may write to, got {path}")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
     from .predict import predict_file
     from .run import load
 
-    output = arguments.output or arguments.input.with_name(f"{arguments.input.stem}-predicted.npz")
-    predictor = load(arguments.folder, arguments.checkpoint, relaxed=arguments.relaxed)
+    output = arguments.output or arguments.input.parent / f"{arguments.input.stem}-predicted.npz"
+    elsewhere = {"device": arguments.device, "backend": arguments.backend}
+    predictor = load(arguments.folder, arguments.checkpoint, relaxed=arguments.relaxed, **elsewhere)
     count = predict_file(predictor, arguments.input, output, arguments.overwrite)
     print(f"{count} graphs predicted: {output}")
 
@@ -125,7 +149,7 @@ def _data(arguments: argparse.Namespace) -> None:
     given = _given(arguments)
     # Fewer trajectories than the usual number of samples: use them all.
     few = {"train_samples": given["num_train"], "batch_size": 1} if "num_train" in given else {}
-    config = make_config("demo", few | given)
+    config = make_config(DEFAULT_PRESET, few | given)
     for split in ("train", "valid", "test"):
         print(f"{split}: {trajectories(config, split, data_progress(split))}")
 
@@ -158,29 +182,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(parser: _Parser, argv: list[str]) -> int:
+    # The benchmarks have a command line of their own.
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "bench":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    after = argv[argv.index("bench") + 1 :] if arguments.command == "bench" else []
+    arguments.rest = [text for text in after if text != "--debug"]
     try:
-        # The benchmarks have a command line of their own.
-        arguments, rest = parser.parse_known_args(argv)
-        if rest and arguments.command != "bench":
-            parser.error(f"unknown arguments: {' '.join(rest)}")
-        arguments.rest = argv[argv.index("bench") + 1 :] if arguments.command == "bench" else []
         return int(arguments.run(arguments) or 0)
     except KeyboardInterrupt as interrupt:
-        print(f"ace-fast: {interrupt or 'stopped'}", file=sys.stderr)
+        # An exception counts as true even where it says nothing.
+        print(f"ace-fast: {str(interrupt) or 'stopped'}", file=sys.stderr)
         return 130
-    except FloatingPointError as error:
-        return _failed(error, 1, argv)
-    except (ValueError, OSError) as error:
-        return _failed(error, 2, argv)
+    except (FloatingPointError, ValueError, OSError) as error:
+        if "debug" in arguments:
+            raise
+        return _failed(error, 1 if isinstance(error, FloatingPointError) else 2)
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
     print(f"ace-fast: {message}", file=sys.stderr)
 
 
-def _failed(error: Exception, status: int, argv: list[str]) -> int:
-    if "--debug" in argv:
-        raise error
+def _failed(error: Exception, status: int) -> int:
     text = " ".join(str(error).split())
     # An OSError of our own has number and text as arguments; its str() would show the number.
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:

@@ -13,22 +13,20 @@ from .evaluate import evaluate_run
 from .loop import train
 from .run import Run
 
-PRESET = "demo"
-
 
 def demo(out: Path, **given: Any) -> dict[str, Any]:
-    """Trains preset "demo" in `out`, or continues or re-uses the run there, measures it and shows the result.
+    """Trains the default preset in `out`, or continues or re-uses the run there, measures it and shows the result.
 
     Raises:
         FileExistsError: `out` holds a run with other settings.
     """
-    config = options.make_config(PRESET, given)
+    config = options.make_config(options.DEFAULT_PRESET, given)
     run = _started(Run(out), config)
     rows = run.metrics() if run else []
     if run and rows and rows[-1]["epoch"] == config["epochs"]:
         print(f"the finished run in {out} is used again; remove that folder to train afresh", file=sys.stderr)
     else:
-        run = train(out, PRESET, resume=run is not None, **({} if run else given))
+        run = train(out, resume=run is not None, **({} if run else given))
     result = evaluate_run(out)
     result |= compare(config["device"])
     report.show(run, result)

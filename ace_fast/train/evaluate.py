@@ -101,18 +101,26 @@ class Evaluator:
         return torch.stack(ratios).tolist()
 
 
-def evaluate_run(folder: str | os.PathLike[str], checkpoint: str = "best", data: str | None = None) -> dict[str, Any]:
+def evaluate_run(
+    folder: str | os.PathLike[str],
+    checkpoint: str = "best",
+    data: str | None = None,
+    *,
+    device: str | None = None,
+    backend: str | None = None,
+) -> dict[str, Any]:
     """Measures a checkpoint of a run folder on the whole validation and test data.
 
     Args:
         folder: the run.
         checkpoint: "best" or "last".
         data: cache folder of the trajectories, if not the one of the run.
+        device, backend: other than the run was trained with.
 
     Returns:
         The keys of `Evaluator.measure`, and gammas, checkpoint and epoch.
     """
-    predictor = load(folder, checkpoint)
+    predictor = load(folder, checkpoint, device=device, backend=backend)
     config = predictor.config | ({} if data is None else {"data": data})
     use_threads(config)
     valid, test = (trajectories(config, split, data_progress(split)) for split in ("valid", "test"))

@@ -62,10 +62,11 @@ def train(
         if out is None:
             raise ValueError("train: --resume needs the folder of the run: pass it as --out")
         run = Run(out)
-        about = run.about()
+        about, state = run.about(), run.load_state()
+        run.metrics()  # damaged lines are found here, before anything is changed
         preset, config = about["preset"], _resumed(about["config"], given)
     else:
-        config = options.make_config(preset, given)
+        config, state = options.make_config(preset, given), None
         run = Run(out or Path("runs") / f"nbody-{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     check_device(config)
     use_threads(config)
@@ -73,8 +74,8 @@ def train(
     if not resume:
         run.create(preset, config)
     training = _Training(run, config, quiet)
-    if resume:
-        training.load(run.load_state())
+    if state:
+        training.load(state)
     else:
         training.save(best=False)
     try:
@@ -156,6 +157,7 @@ class _Training:
             torch.cuda.set_rng_state(state["cuda_rng"], self.config["device"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.loss_sum, self.seconds = state["loss_sum"].to(self.loss_sum.device), state["seconds"]
+        self.run.save_last(self.model, self.epoch, self.step)
         # A kill between the metrics and the checkpoint leaves lines that will be measured again.
         self.run.keep_metrics(row for row in self.run.metrics() if row["epoch"] <= self.epoch)
 

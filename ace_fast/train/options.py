@@ -15,18 +15,22 @@ class Option(NamedTuple):
     help: str
     choices: tuple[str, ...] | None = None
     least: float | None = None  # smallest value allowed
+    most: float | None = None  # largest value allowed
     above: float | None = None  # the value must be larger
 
 
+DEFAULT_PRESET = "demo"
+_SEED = 2**63 - 1  # the largest one that torch takes
 _STEPS = ("sgd", "adam")
 _SCHEDULES = ("constant", "cosine")
 
+# The defaults are the preset "demo"; the other presets change them.
 OPTIONS: dict[str, Option] = {
     "data": Option("data", "", "cache folder of the trajectories; empty: $ACE_FAST_DATA or ~/.cache/ace_fast"),
     "num_train": Option("data", 10_000, "training trajectories simulated and cached", least=1),
     "num_valid": Option("data", 2_000, "validation trajectories", least=1),
     "num_test": Option("data", 2_000, "test trajectories", least=1),
-    "data_seed": Option("data", 43, "seed of the simulation", least=0),
+    "data_seed": Option("data", 43, "seed of the simulation", least=0, most=_SEED),
     "bodies": Option("data", 5, "charged bodies per trajectory", least=2),
     "steps": Option("data", 5_000, "steps of the simulation", least=1),
     "sample_every": Option("data", 100, "steps from one recorded frame to the next", least=1),
@@ -35,13 +39,13 @@ OPTIONS: dict[str, Option] = {
     "train_samples": Option("data", 3_000, "training trajectories used, the first ones", least=1),
     "layers": Option("model", 4, "message-passing layers", least=1),
     "hidden": Option("model", 64, "hidden width H, even: H/2 scalars and H/2 vectors", least=2),
-    "lmax_attr": Option("model", 1, "largest degree of the edge and node attributes", least=1),
+    "lmax_attr": Option("model", 1, "largest degree of the edge and node attributes", least=1, most=6),
     "norm": Option("model", "none", "normalisation after each layer", ("none", "batch", "instance")),
     "relaxed": Option("model", True, "unconstrained branches gamma * f_neq beside the equivariant maps"),
-    "epochs": Option("optimisation", 100, "passes over the training data", least=1),
+    "epochs": Option("optimisation", 60, "passes over the training data", least=1),
     "batch_size": Option("optimisation", 100, "trajectories per step", least=1),
-    "lr": Option("optimisation", 9e-4, "step size of Adam on the weights", above=0),
-    "lr_schedule": Option("optimisation", "constant", "course of that step size over the run", _SCHEDULES),
+    "lr": Option("optimisation", 3e-3, "step size of Adam on the weights", above=0),
+    "lr_schedule": Option("optimisation", "cosine", "course of that step size over the run", _SCHEDULES),
     "weight_decay": Option("optimisation", 0.0, "L2 decay of the weights (the gammas have none)", least=0),
     "mode": Option("symmetry", "equality", "constraint on the gammas: zero, or a slack", ("equality", "resilient")),
     "gamma_init": Option("symmetry", 1.0, "initial value of every gamma"),
@@ -61,11 +65,11 @@ OPTIONS: dict[str, Option] = {
     "repo_clamp": Option("symmetry", False, "multipliers kept >= 0 in the equality mode"),
     "eval_every": Option("run", 5, "epochs from one evaluation to the next", least=1),
     "rotations": Option("run", 4, "random elements of O(3) that the equivariance error is measured on", least=1),
-    "seed": Option("run", 42, "seed of the initial weights and of the order of the data", least=0),
+    "seed": Option("run", 42, "seed of the initial weights and of the order of the data", least=0, most=_SEED),
     "dtype": Option("run", "float32", "floating-point type", ("float32", "float64")),
     "device": Option("run", "cpu", "where the tensors live: cpu, cuda, cuda:1 ..."),
     "backend": Option("run", "auto", "implementation of the operators", ("auto", "reference", "cpu", "triton", "cuda")),
-    "threads": Option("run", 0, "threads of the CPU kernels; 0: as torch chooses", least=0),
+    "threads": Option("run", 0, "threads of the CPU kernels; 0: as torch chooses", least=0, most=1024),
 }
 
 _DAMPED = {"gamma_lr": 5e-3, "dual_lr": 5e-3, "augmentation": 1.0, "bound": "spectral"}
@@ -73,7 +77,7 @@ _UNDAMPED = {"gamma_lr": 9e-4, "dual_lr": 8e-4, "augmentation": 0.0, "bound": "n
 _PUBLISHED = {"lr": 9e-4, "epochs": 2_000, "lr_schedule": "constant", "eval_every": 5}
 
 PRESETS: dict[str, Config] = {
-    "demo": {**_DAMPED, "lr": 3e-3, "epochs": 100, "lr_schedule": "cosine", "eval_every": 5},
+    DEFAULT_PRESET: {},
     "paper": {**_PUBLISHED, **_UNDAMPED},
     "paper_damped": {**_PUBLISHED, **_DAMPED},
     "original_code": {**_PUBLISHED, **_UNDAMPED, "gamma_optimizer": "adam", "dual_optimizer": "adam"},
@@ -153,6 +157,8 @@ def _checked(name: str, option: Option, value: Any) -> Any:
         raise ValueError(f"train: {flag(name)} must be finite, got {value}")
     if option.least is not None and value < option.least:
         raise ValueError(f"train: {flag(name)} must be at least {option.least}, got {value}")
+    if option.most is not None and value > option.most:
+        raise ValueError(f"train: {flag(name)} must be at most {option.most}, got {value}")
     if option.above is not None and value <= option.above:
         raise ValueError(f"train: {flag(name)} must be more than {option.above}, got {value}")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import FlatDataset
+from ..data.checks import as_tensor
 from .options import Config
 from .task import Forward, add_edges, build_model, with_attributes
 
@@ -56,10 +58,12 @@ class Predictor:
             As pos, on the CPU.
 
         Raises:
-            ValueError: shapes that do not fit together, or values that are not finite.
+            ValueError: shapes that do not fit together, values that are not finite, or so large that the predicted
+                positions are not.
         """
         dtype = getattr(torch, self.config["dtype"])
-        x, v, q = (torch.as_tensor(a).detach().cpu().to(dtype) for a in (pos, vel, charges))
+        given = {"pos": pos, "vel": vel, "charges": charges}
+        x, v, q = (_tensor(name, a).to(dtype) for name, a in given.items())
         dims = 3 if offsets is None else 2
         expected = "[G, n, 3]" if offsets is None else "[N, 3]"
         if x.dim() != dims or x.shape[-1] != 3:
@@ -70,7 +74,15 @@ class Predictor:
             raise ValueError(f"predict: charges must be {[*x.shape[:-1], 1]}, got {list(q.shape)}")
         ptr = _offsets(offsets, x)
         data = add_edges({"pos": x.reshape(-1, 3), "vel": v.reshape(-1, 3), "charges": q.reshape(-1, 1)}, ptr)
-        return self._predict(data).reshape(x.shape)
+        predicted = self._predict(data)  # [N, 3]
+        bad = (~predicted.isfinite()).any(1).nonzero()
+        if len(bad):
+            graph = int(torch.searchsorted(ptr, bad[0], right=True)) - 1
+            raise ValueError(
+                f"predict: the predicted positions must be finite, got NaN or infinity first in graph {graph}; give "
+                "pos, vel and charges of about the size of the training data"
+            )
+        return predicted.reshape(x.shape)
 
     @torch.no_grad()
     def _predict(self, data: FlatDataset) -> Tensor:
@@ -82,10 +94,15 @@ class Predictor:
         return torch.cat(parts)
 
 
+def _tensor(name: str, a: Tensor | np.ndarray) -> Tensor:
+    # Nested lists are taken too.
+    return as_tensor("predict", name, a if isinstance(a, Tensor) else np.asarray(a)).detach().cpu()
+
+
 def _offsets(offsets: Tensor | np.ndarray | None, pos: Tensor) -> Tensor:
     if offsets is None:
         return torch.arange(pos.shape[0] + 1) * pos.shape[1]
-    ptr = torch.as_tensor(offsets).cpu()
+    ptr = _tensor("offsets", offsets)
     if ptr.dim() != 1 or ptr.is_floating_point() or ptr.numel() == 0:
         raise ValueError(f"predict: offsets must be integers [G + 1], got {ptr.dtype} {list(ptr.shape)}")
     ptr = ptr.to(torch.int64)
@@ -106,8 +123,12 @@ def predict_file(predictor: Predictor, source: Path, output: Path, overwrite: bo
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:
-            np.savez(file, **found)
-        os.replace(temporary, output)
+            try:
+                np.savez(file, **found)
+                file.close()
+                os.replace(temporary, output)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
             error.errno, f"predict: {output} cannot be written ({error.strerror}); pass another --output"
@@ -122,7 +143,11 @@ def _read(source: Path) -> dict[str, np.ndarray]:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"predict: INPUT must be an .npz file, got none at {source}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except OSError as error:
+        raise OSError(
+            error.errno, f"predict: INPUT must be an .npz file that can be read, got {source} ({error.strerror})"
+        ) from error
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
         raise ValueError(f"predict: {source} must be an .npz with pos, vel, charges, got another file") from error
     missing = [name for name in ("pos", "vel", "charges") if name not in arrays]
     if missing:

@@ -40,12 +40,17 @@ def build_model(config: Config) -> nn.Module:
 
 
 def check_device(config: Config) -> None:
-    """Raises ValueError where torch does not have the device of a config."""
+    """Raises ValueError where torch does not have the device of a config, or no operator runs on it."""
     try:
-        torch.empty(0, device=config["device"])
+        kind = torch.empty(0, device=config["device"]).device.type
+        reason = "" if kind in ("cpu", "cuda") else f"the operators do not run on {kind} tensors"
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"train: --device must be present, got {config['device']!r} ({reason}); use cpu") from error
+    if reason:
+        raise ValueError(
+            f"run: --device must be cpu or a GPU that is present, got {config['device']!r} ({reason}); use --device "
+            "cpu, with --backend auto for a run that names a backend of the GPU"
+        )
 
 
 def use_threads(config: Config) -> None:
