@@ -1,5 +1,6 @@
 """Swaps e3nn's products in somebody's model for ours, sharing their parameters, and back."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from e3nn import o3
 from torch import nn
 from torch.nn.utils import parametrize
 
+from .kernels.tensor_product.op import BACKENDS
 from .nn import FullyConnectedTensorProduct, TensorProduct
 from .nn.tensor_product import unsupported
 
@@ -49,23 +51,43 @@ def _of_interest(module: nn.Module) -> bool:
     return isinstance(module, (o3.TensorProduct, TensorProduct))
 
 
+@functools.cache
+def _usual(cls: type) -> frozenset[str]:
+    """Names that every module of type `cls` holds: a plain one, asked once; it draws no random numbers."""
+    with torch.device("cpu"):
+        plain = o3.TensorProduct("0e", "0e", "0e", [(0, 0, 0, "uvw", True)], internal_weights=False)
+    return _names(plain if cls is o3.TensorProduct else TensorProduct.from_e3nn(plain)) | {"weight", "_converted_from"}
+
+
+def _names(module: nn.Module) -> frozenset[str]:
+    return frozenset([*vars(module), *module._parameters, *module._buffers, *module._modules])
+
+
+def _would_be_lost(module: nn.Module, kind: type) -> str:
+    """What of `module`, an instance of o3.TensorProduct or of ours, its replacement would not have; else empty."""
+    if any(getattr(module, name, None) for name in _HOOKS):
+        return "it has hooks; remove them first"
+    if parametrize.is_parametrized(module):
+        return "it has parametrizations; remove them first"
+    own = sorted(name for name in _names(module) - _usual(kind) if not name.startswith("_compiled_main_"))
+    return f"it has attributes of its own ({', '.join(own)}) that would be lost; delete them first" if own else ""
+
+
 def _why_not(module: nn.Module) -> str:
     """Why this product stays as it is; empty where it can be replaced."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted; convert the model before torch.jit.script"
     if isinstance(module, TensorProduct):
         return "it is converted already" if hasattr(module, "_converted_from") else "it is ace_fast's own"
-    if parametrize.is_parametrized(module):
-        return "it has parametrizations; remove them first"
-    if type(module) not in _REPLACEMENTS:
+    if type(module) not in _REPLACEMENTS and not parametrize.is_parametrized(module):  # which changes the type
         return "it is a subclass, which may compute something else"
     reason = unsupported(module.instructions, module.shared_weights)
     if reason:
         return reason
+    if lost := _would_be_lost(module, o3.TensorProduct):
+        return lost
     if module._did_compile_right:
         return "it was built with compile_right=True and ours has no right()"
-    if any(getattr(module, name, None) for name in _HOOKS):
-        return "it has hooks; remove them first"
     if module.weight.dtype not in (torch.float32, torch.float64):
         return f"its weights are {module.weight.dtype}; ours must be float32 or float64"
     return ""
@@ -97,12 +119,18 @@ def convert(model: nn.Module, backend: str = "auto") -> Report:
         backend: which implementation of the operator the new modules run.
 
     Returns:
-        Report of what was replaced and what was left, and why.
+        Report of what was replaced and what was left, and why: a product with hooks, parametrizations or attributes
+        that somebody set on it stays as it is.
+
+    Raises:
+        ValueError: an unknown backend.
 
     Example:
         >>> print(ace_fast.convert(model))
         2 replaced, 1 left
     """
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"convert: backend must be one of {['auto', *BACKENDS]}, got {backend!r}; take 'auto'")
     replaced, left, made = [], [], {}
     if _of_interest(model):
         why = _why_not(model) or "it is the model itself; use ace_fast.nn.TensorProduct.from_e3nn"
@@ -125,11 +153,15 @@ def restore(model: nn.Module) -> Report:
     """Undoes `convert`: the same e3nn modules in the same places, with the present parameters.
 
     Returns:
-        Report of what was put back; `left` is empty.
+        Report of what was put back, and what was left converted because it got hooks, parametrizations or attributes
+        since.
     """
-    put_back = []
+    put_back, left = [], []
     for parent, key, name, module in _places(model):
         if not hasattr(module, "_converted_from"):
+            continue
+        if lost := _would_be_lost(module, TensorProduct):
+            left.append(Entry(name, _describe(module), lost))
             continue
         (old,) = module._converted_from
         # tables of the old module did not see .to() while it was out
@@ -139,4 +171,4 @@ def restore(model: nn.Module) -> Report:
         old.train(module.training)
         parent._modules[key] = old
         put_back.append(Entry(name, _describe(old)))
-    return Report(put_back, [])
+    return Report(put_back, left)

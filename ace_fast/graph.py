@@ -1,5 +1,6 @@
 """A validated graph with both sorted edge orders, built once and shared by all layers."""
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,65 @@ class Segments(NamedTuple):
 
 
 def segments(index: Tensor, num_segments: int) -> Segments:
-    """Sorts `index` [E] (values 0..num_segments-1, not checked) into Segments."""
-    index = index.contiguous()
-    order = torch.argsort(index, stable=True)
-    ptr = torch.zeros(num_segments + 1, dtype=torch.int64, device=index.device)
-    ptr[1:] = torch.cumsum(torch.bincount(index, minlength=num_segments), 0)
+    """Sorts `index` [E] int64, the segment of each row, into Segments.
+
+    Raises:
+        ValueError: wrong shape or dtype, or an index outside 0..num_segments-1 (a host synchronisation).
+    """
+    check_index("segments", "index", index, 1, "[E]")
+    num_segments = _count("segments", "num_segments", num_segments)
+    check_range("segments", "index", index, num_segments, "check num_segments")
+    return sorted_segments(index, num_segments)
+
+
+def sorted_segments(index: Tensor, num_segments: int) -> Segments:
+    """`segments` of an index that is known to be right."""
+    index = trainable(index).contiguous()
+    with torch.inference_mode(False):
+        order = torch.argsort(index, stable=True)
+        ptr = torch.zeros(num_segments + 1, dtype=torch.int64, device=index.device)
+        ptr[1:] = torch.cumsum(torch.bincount(index, minlength=num_segments), 0)
     return Segments(index, order, ptr)
+
+
+def trainable(index: Tensor) -> Tensor:
+    """`index`, or its copy where it was made under torch.inference_mode: such tensors cannot be saved for backward."""
+    if not index.is_inference():
+        return index
+    with torch.inference_mode(False):
+        return index.clone(memory_format=torch.contiguous_format)
+
+
+def check_index(op: str, name: str, index: Tensor, dim: int, shape: str) -> None:
+    """A Tensor of the right shape and of dtype int64."""
+    if not isinstance(index, Tensor):
+        raise ValueError(f"{op}: {name} must be an int64 tensor {shape}, got {type(index).__name__}; "
+                         "use torch.as_tensor(...)")
+    if index.dim() != dim or dim == 2 and index.shape[0] != 2:
+        raise ValueError(f"{op}: {name} must be {shape}, got {list(index.shape)}")
+    if index.dtype != torch.int64:
+        raise ValueError(f"{op}: {name} must be int64, got {index.dtype}; use {name}.long()")
+
+
+def check_range(op: str, name: str, index: Tensor, count: int | None, remedy: str) -> int:
+    """All of `index` in 0..count-1, read from the device once; returns largest + 1 (0 for an empty index)."""
+    if index.numel() == 0:
+        return 0
+    low, high = torch.stack(torch.aminmax(index)).tolist()
+    if low < 0 or count is not None and high >= count:
+        allowed = "not be negative" if count is None else f"lie in 0..{count - 1}"
+        raise ValueError(f"{op}: {name} must {allowed}, got {low if low < 0 else high}; {remedy}")
+    return high + 1
+
+
+def _count(op: str, name: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"{op}: {name} must be a whole number, 0 or more, got {value!r}; pass an int")
+    return number
 
 
 class Graph:
@@ -36,26 +90,18 @@ class Graph:
         degree: [N] float64, number of incoming edges.
 
     Raises:
-        ValueError: wrong shape or dtype, or an index outside 0..N-1 (the only synchronisation).
+        ValueError: wrong type, shape or dtype, or an index outside 0..N-1 (checked once).
     """
 
     def __init__(self, edge_index: Tensor, num_nodes: int):
-        if edge_index.dim() != 2 or edge_index.shape[0] != 2:
-            raise ValueError(f"Graph: edge_index must be [2, E], got {list(edge_index.shape)}")
-        if edge_index.dtype != torch.int64:
-            raise ValueError(f"Graph: edge_index must be int64, got {edge_index.dtype}; use edge_index.long()")
-        if edge_index.shape[1]:
-            low, high = (int(v) for v in torch.aminmax(edge_index))
-            if low < 0 or high >= num_nodes:
-                raise ValueError(
-                    f"Graph: edge_index must lie in 0..{num_nodes - 1}, got {low if low < 0 else high}; "
-                    "check num_nodes and the offsets of batched graphs"
-                )
-        self.edge_index = edge_index
+        check_index("Graph", "edge_index", edge_index, 2, "[2, E]")
+        num_nodes = _count("Graph", "num_nodes", num_nodes)
+        check_range("Graph", "edge_index", edge_index, num_nodes, "check num_nodes and the offsets of batched graphs")
+        self.edge_index = trainable(edge_index)
         self.num_nodes = num_nodes
         self.num_edges = edge_index.shape[1]
-        self.sources = segments(edge_index[0], num_nodes)
-        self.targets = segments(edge_index[1], num_nodes)
+        self.sources = sorted_segments(self.edge_index[0], num_nodes)
+        self.targets = sorted_segments(self.edge_index[1], num_nodes)
 
     @property
     def degree(self) -> Tensor:

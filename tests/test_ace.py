@@ -1,10 +1,12 @@
-"""ACE on problems solved by hand: recurrences, oscillation, rest points, the published code's quirks."""
+"""ACE on problems solved by hand: recurrences, oscillation, rest points, published quirks, loops gone wrong."""
 
+import gc
 import math
+import warnings
 
 import pytest
 import torch
-from ace_toys import Toy, run
+from ace_toys import Net, Toy, run, train
 from torch import nn
 
 from ace_fast.backend import available
@@ -192,7 +194,7 @@ def quirk_start():
 
 
 def test_repo_resilient_is_the_gradient_of_the_published_loss():
-    """A.6-5: loss + rho |u|^2 + sum (lambda - u) slack + c slack^2, slack = |gamma| - u; lambda.grad = u - slack."""
+    """Difference 5: loss + rho |u|^2 + sum (lambda - u) slack + c slack^2, slack = |gamma| - u; lambda.grad = u - slack."""
     gamma, grad, lam, u, moments = quirk_start()
     rho, c = 1.3, 0.4
     g, v = gamma.clone().requires_grad_(), u.clone().requires_grad_()
@@ -222,7 +224,7 @@ def test_repo_clamp_is_equality_with_non_negative_multipliers():
 
 
 def test_stale_slack_of_the_egno_code():
-    """A.6-6 with epsilon > 0: slack = |gamma| - lambda of the epoch's start, through slack_lr=0 and assigned slacks."""
+    """Difference 6 with epsilon > 0: slack = |gamma| - lambda of the epoch's start, through slack_lr=0 and assigned slacks."""
     model = Toy(2)
     ace = ACE(model, "resilient", lr=0.1, dual_lr=0.2, slack_lr=0.0)
     gamma, lam = ace.gammas, ace.multipliers
@@ -234,6 +236,57 @@ def test_stale_slack_of_the_egno_code():
             run(ace, model, lambda g: g, 1)
     assert torch.allclose(ace.gammas, gamma, rtol=1e-12) and torch.allclose(ace.multipliers, lam, rtol=1e-12)
     assert torch.allclose(ace.slacks, stale, rtol=1e-12)
+
+
+# ---- loops that do more or less than they should
+
+
+def test_frequent_writes_are_rarely_scanned(monkeypatch):
+    model, scans = Toy(), []
+    ace = ACE(model)
+    objects = gc.get_objects
+    monkeypatch.setattr(gc, "get_objects", lambda: scans.append(ace.steps + 1) or objects())
+    run(ace, model, torch.ones_like, 3)
+    assert scans == []  # its own writes are expected
+    for _ in range(200):
+        with torch.no_grad():
+            model.gammas[0].clamp_(min=-1)
+        run(ace, model, torch.ones_like, 1)
+    assert [step - 3 for step in scans] == [1, 2, 4, 8, 16, 32, 64, 128, 192]
+
+
+def test_gradients_cleared_before_the_step_are_noticed():
+    model = Net()
+    ace = ACE(model)
+
+    def wrong(steps):
+        for _ in range(steps):
+            model(torch.ones(2, 4, dtype=torch.float64)).sum().backward()
+            model.zero_grad()
+            ace.step()
+
+    wrong(9)
+    train(model, ace, torch.optim.SGD(ace.primal_parameters(), lr=0.1), 1)  # a right step starts the count anew
+    wrong(9)
+    message = r"got none in 10 calls in a row.*before zero_grad\(\).*switched off"
+    with pytest.warns(UserWarning, match=message) as caught:
+        wrong(1)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrong(20)  # once is enough
+    assert ace.steps == 1
+
+
+def test_frozen_gammas_are_no_reason_to_warn():
+    model = Net()
+    ace = ACE(model)
+    model.block.gamma.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(20):
+            ace.step()
+    assert ace.steps == 0
 
 
 # ---- the operator's own limits

@@ -265,6 +265,33 @@ def test_gammas_may_be_written_by_hand():
     assert ace.steps == 2
 
 
+def test_a_second_optimizer_is_found_after_innocent_writes():
+    """After n innocent writes at the latest at write 2 n, and never more than 64 writes later."""
+    for innocent, allowed in ((1, 1), (3, 1), (100, 64)):
+        model = Net()
+        ace = ACE(model)
+        optimizer = torch.optim.SGD(ace.primal_parameters(), lr=0.1)
+        for _ in range(innocent):
+            with torch.no_grad():
+                model.block.gamma.mul_(1.0)
+            train(model, ace, optimizer, 1)
+        assert ace.steps == innocent
+        second = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(ValueError, match="must be stepped by ACE alone, got an optimiser"):
+            train(model, ace, second, allowed)
+
+
+def test_an_optimizer_that_clears_the_gradients_is_found_too():
+    model = Net()
+    ace = ACE(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(2, 4, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(ValueError, match="must be stepped by ACE alone, got an optimiser"):
+        ace.step()
+
+
 def test_a_gamma_has_one_ace():
     model = Net()
     first = ACE(model)
@@ -297,6 +324,8 @@ def test_replaced_parameters_are_noticed():
     ({"dual_lr": math.nan}, "dual_lr must be finite and not negative, got nan"),
     ({"epsilon": math.inf}, "epsilon must be finite and not negative, got inf"),
     ({"betas": (0.9, 1.0)}, r"beta2 must be in \[0, 1\), got 1.0"),
+    ({"betas": 0.9}, r"ACE: betas must be two numbers \(beta1, beta2\), got 0.9; the default is"),
+    ({"betas": (0.9, 0.99, 0.999)}, r"betas must be two numbers .*, got \(0.9, 0.99, 0.999\)"),
     ({"repo_resilient": True}, "repo_resilient must be False for the equality rule, got True; set resilient"),
     ({"mode": "resilient", "repo_clamp": True}, "repo_clamp must be False for the resilient rule, got True"),
     ({"gammas": []}, r"model must have gammas, got none; build it with relaxed=True, or pass gammas"),
@@ -329,6 +358,11 @@ def test_wrong_states():
     state = ace.state_dict()
     for key, value, message in [
         ("rule", ace.rule._replace(resilient=True)._asdict(), "state must be of mode 'equality', got the other one"),
+        ("rule", ace.rule._replace(lr=-1.0)._asdict(), "ACE: state rule: lr must be finite and not negative, got -1.0"),
+        ("rule", ace.rule._asdict() | {"speed": 1}, r"state rule must have the keys .*, got the unknown \['speed'\]"),
+        ("rule", {"lr": 0.1}, r"state rule must have the keys .*, got none of \['resilient'"),
+        ("rule", [0.1], r"state rule must be a dict, got list; give what ace.state_dict\(\) returned"),
+        ("speed", 1, r"state must have the keys .*, got the unknown \['speed'\]; give what"),
         ("names", ["gamma"], r"state must have names \['block.gamma'\], got \['gamma'\]"),
         ("bound", None, "state must have bound spectral, got None; make the ACE alike"),
         ("multipliers", torch.zeros(2), r"state multipliers must be \[1\], got \[2\]"),
@@ -336,6 +370,7 @@ def test_wrong_states():
     ]:
         with pytest.raises(ValueError, match=message):
             ace.load_state_dict(state | {key: value})
+        assert ace.rule == Rule() and ace.steps == 0
     with pytest.raises(ValueError, match=r"state must have the keys .* got none of \['rule'\]"):
         ace.load_state_dict({k: v for k, v in state.items() if k != "rule"})
     with pytest.raises(ValueError, match=r"slacks must be \[1\], got \[3\]"):

@@ -10,6 +10,7 @@ from e3nn.nn import Gate
 from torch import nn
 
 from ace_fast import nn as fast
+from ace_fast import which
 from ace_fast.convert import convert, restore
 
 IRREPS = ("3x0e+2x1o", "1x0e+1x1o", "2x0e+3x1o")
@@ -57,12 +58,14 @@ def assert_same(a, b):
         assert (x - y).abs().max() <= 1e-12 * y.abs().max()
 
 
-def test_convert_and_restore(net):
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_convert_and_restore(net, backend):
     x, y = inputs()
+    assert which("tensor_product", x) == "cpu"  # what "auto" stands for
     parameters, modules, state = list(net.parameters()), dict(net.named_modules()), net.state_dict()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     want = results(net, x, y)
-    report = convert(net, backend="reference")
+    report = convert(net, backend)
     assert [e.name for e in report.replaced] == ["first", "blocks.0.tp", "blocks.1.tp", "again", "paths"]
     assert [(e.name, e.why) for e in report.left] == [
         ("depthwise", "connection mode must be 'uvw', got 'uvu' in instruction 0"),
@@ -89,7 +92,7 @@ def test_training_continues_across_convert_and_restore(net):
     optimisers = [torch.optim.Adam(n.parameters(), lr=1e-2) for n in (net, other)]
     for step in range(6):
         if step == 2:
-            convert(net, backend="reference")
+            convert(net)
         if step == 4:
             restore(net)
         for n, optimiser in zip((net, other), optimisers, strict=True):
@@ -127,6 +130,12 @@ def with_hook(tp):
     return tp
 
 
+def with_tag(tp):
+    tp.tag = "mine"
+    tp.register_buffer("scale", torch.ones(1))
+    return tp
+
+
 def with_parametrization(tp):
     nn.utils.parametrize.register_parametrization(tp, "weight", nn.Identity())
     return tp
@@ -139,6 +148,8 @@ class Subclass(o3.FullyConnectedTensorProduct):
 
 @pytest.mark.parametrize("make, why", [
     (lambda: with_hook(o3.FullyConnectedTensorProduct(*IRREPS)), "it has hooks; remove them first"),
+    (lambda: with_tag(o3.FullyConnectedTensorProduct(*IRREPS)),
+     "it has attributes of its own (scale, tag) that would be lost; delete them first"),
     (lambda: with_parametrization(o3.FullyConnectedTensorProduct(*IRREPS)),
      "it has parametrizations; remove them first"),
     (lambda: Subclass(*IRREPS), "it is a subclass, which may compute something else"),
@@ -148,13 +159,47 @@ class Subclass(o3.FullyConnectedTensorProduct):
      "it was built with compile_right=True and ours has no right()"),
     (lambda: o3.FullyConnectedTensorProduct(*IRREPS).to(torch.bfloat16),
      "its weights are torch.bfloat16; ours must be float32 or float64"),
-], ids=["hooks", "parametrized", "subclass", "per-sample", "right", "bfloat16"])
+], ids=["hooks", "attributes", "parametrized", "subclass", "per-sample", "right", "bfloat16"])
 def test_left_with_its_reason(make, why):
     module = make()
     holder = nn.ModuleDict({"tp": module})
     report = convert(holder)
     assert report.replaced == [] and [(e.name, e.why) for e in report.left] == [("tp", why)]
     assert holder["tp"] is module
+
+
+@pytest.mark.parametrize("change, why", [
+    (with_hook, "it has hooks; remove them first"),
+    (with_tag, "it has attributes of its own (scale, tag) that would be lost; delete them first"),
+    (with_parametrization, "it has parametrizations; remove them first"),
+])
+def test_restore_leaves_what_was_changed_since(net, change, why):
+    convert(net)
+    change(net.first)
+    converted = net.first
+    report = restore(net)
+    assert [(e.name, e.why) for e in report.left] == [("first", why)]
+    assert [e.name for e in report.replaced] == ["blocks.0.tp", "blocks.1.tp", "again", "paths"]
+    assert net.first is converted and type(net.paths) is o3.TensorProduct
+
+
+@pytest.mark.parametrize("make", [
+    lambda: o3.TensorProduct("2x0e", "1x0e", "2x0e", [(0, 0, 0, "uvw", True)], internal_weights=False),
+    lambda: o3.TensorProduct("2x0e", "1x0e", "2x0e", [(0, 0, 0, "uvw", True)], compile_left_right=False),
+    lambda: copy.deepcopy(o3.FullyConnectedTensorProduct(*IRREPS)),
+    lambda: o3.FullyConnectedTensorProduct("1x0e", "1x0e", "1x1o"),
+], ids=["external", "not-compiled", "copied", "empty"])
+def test_e3nns_own_attributes_are_no_obstacle(make):
+    holder = nn.ModuleList([make()])
+    assert [e.name for e in convert(holder).replaced] == ["0"]
+    assert [e.name for e in restore(holder).replaced] == ["0"]
+
+
+def test_unknown_backends_are_refused(net):
+    first = net.first
+    with pytest.raises(ValueError, match=r"convert: backend must be one of \['auto', .*\], got 'cuda'; take 'auto'"):
+        convert(net, backend="cuda")
+    assert net.first is first
 
 
 def test_scripted_modules_are_left():

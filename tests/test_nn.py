@@ -274,6 +274,10 @@ def test_instance_norm_errors():
         norm(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"batch: must be int64 \[4\], the graph of each node, got torch.int64 \[3\]"):
         norm(torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"batch: must be int64 \[4\], the graph of each node, got list; use torch.as"):
+        norm(torch.zeros(4, 2), [0, 0, 1, 1])
+    with pytest.raises(ValueError, match="batch: the graph of each node must not be negative, got -1; count"):
+        norm(torch.zeros(4, 2), torch.tensor([0, 0, -1, 1]))
     with pytest.raises(ValueError, match="batch: Segments must cover 4 nodes, got 3"):
         norm(torch.zeros(4, 2), segments(torch.zeros(3, dtype=torch.int64), 1))
     with pytest.raises(ValueError, match=r"reduce must be one of \('mean', 'max'\), got 'sum'"):
@@ -347,6 +351,14 @@ def test_double_after_construction_in_single(layer_and_inputs):
     double.load_state_dict(single.state_dict())
     inputs = [x.double() if isinstance(x, torch.Tensor) else x for x in inputs]
     assert torch.equal(single.to(torch.float64)(*inputs), double(*inputs))
+
+
+def test_tables_first_used_in_inference_mode_can_train():
+    layer = nn.FullyConnectedTensorProduct("2x0e+1x1o", "1x0e+1x1o", "2x0e")
+    device = torch.device("meta")
+    with torch.inference_mode():
+        layer.table.on(device)
+    assert all(t.device == device and not t.is_inference() for t in layer.table.on(device))
 
 
 def test_activation_checkpointing(layer_and_inputs):

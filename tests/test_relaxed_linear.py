@@ -97,6 +97,17 @@ def test_gelu_on_the_whole_line(backend):
     assert (y[x <= -8] == 0).all() and torch.equal(y[x >= 8], x[x >= 8]) and y[-1].isnan()
 
 
+@pytest.mark.parametrize("change, message", [
+    ({"gamma": 0.5}, r"gamma must be a 0-dim tensor, got 0.5; pass torch.tensor\(0.5\)"),
+    ({"x": [[1.0]]}, r"x must be a tensor, got \[\[1.0\]\]"),
+    ({"weight": None}, "weight must be a tensor, got None"),
+    ({"base": 0}, "base must be a tensor, got 0"),
+])
+def test_numbers_instead_of_tensors(change, message):
+    with pytest.raises(ValueError, match=f"relaxed_linear: {message}"):
+        relaxed_linear(**{"x": torch.ones(2, 3), "weight": torch.ones(1, 3)} | change)
+
+
 def test_forward_mode_raises():
     x, weight, *_ = (t.detach() for t in inputs())
     with pytest.raises(NotImplementedError, match="relaxed_linear: forward-mode derivatives .* are not supported"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ace_fast.backend import available
-from ace_fast.graph import Segments, segments
+from ace_fast.graph import Graph, Segments, segments
 from ace_fast.kernels.segment_sum import gather, segment_sum
 from ace_fast.kernels.segment_sum.op import segment_sum_bwd, segment_sum_op
 
@@ -63,6 +63,63 @@ def test_constant_that_requires_grad_raises():
     broken = Segments(s.index.float().requires_grad_(), s.order, s.ptr)
     with pytest.raises(ValueError, match="index must be a constant, got a tensor that requires grad; detach it"):
         segment_sum(torch.zeros(5, 2), broken)
+
+
+@pytest.mark.parametrize("function", [segment_sum, gather])
+def test_an_index_is_not_segments(function):
+    message = rf"{function.__name__}: segments must be Segments .*, got Tensor; use ace_fast.segments\(index, n\)"
+    with pytest.raises(ValueError, match=message):
+        function(torch.zeros(5, 2), INDEX)
+
+
+@pytest.mark.parametrize("index, count, message", [
+    ([0, 2], 3, r"index must be an int64 tensor \[E\], got list; use torch.as_tensor"),
+    (INDEX[None], 3, r"index must be \[E\], got \[1, 5\]"),
+    (INDEX.double(), 3, r"index must be int64, got torch.float64; use index.long\(\)"),
+    (torch.tensor([0, 5]), 3, "index must lie in 0..2, got 5; check num_segments"),
+    (torch.tensor([0, -1]), 3, "index must lie in 0..2, got -1; check num_segments"),
+    (INDEX, 2.5, "num_segments must be a whole number, 0 or more, got 2.5; pass an int"),
+    (INDEX, -1, "num_segments must be a whole number, 0 or more, got -1"),
+])
+def test_wrong_segments(index, count, message):
+    with pytest.raises(ValueError, match=f"segments: {message}"):
+        segments(index, count)
+
+
+@pytest.mark.parametrize("edges, nodes, message", [
+    ([[0], [1]], 3, r"edge_index must be an int64 tensor \[2, E\], got list; use torch.as_tensor"),
+    (torch.zeros(3, 2, dtype=torch.int64), 3, r"edge_index must be \[2, E\], got \[3, 2\]"),
+    (torch.zeros(2, 2), 3, r"edge_index must be int64, got torch.float32; use edge_index.long\(\)"),
+    (torch.tensor([[0], [3]]), 3, "edge_index must lie in 0..2, got 3; check num_nodes and the offsets"),
+    (torch.tensor([[0], [1]]), -3, "num_nodes must be a whole number, 0 or more, got -3; pass an int"),
+    (torch.tensor([[0], [1]]), 3.5, "num_nodes must be a whole number, 0 or more, got 3.5"),
+])
+def test_wrong_graphs(edges, nodes, message):
+    with pytest.raises(ValueError, match=f"Graph: {message}"):
+        Graph(edges, nodes)
+
+
+def test_indices_are_read_once(monkeypatch):
+    """Each read is a synchronisation on a GPU: one for segments, one for a graph with both its orders."""
+    reads, original = [], torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda *a: reads.append(1) or original(*a))
+    segments(INDEX, 3)
+    assert len(reads) == 1
+    Graph(torch.stack([INDEX, INDEX.flip(0)]), 3)
+    assert len(reads) == 2
+    assert segments(INDEX[:0], 0).ptr.tolist() == [0] and len(reads) == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_segments_made_in_inference_mode_can_train(backend):
+    with torch.inference_mode():
+        made = segments(INDEX.clone(), 3)
+        graph = Graph(torch.stack([INDEX, INDEX]), 3)
+    assert not any(t.is_inference() for t in (*made, *graph.sources, *graph.targets, graph.edge_index))
+    x = torch.ones(5, 2, requires_grad=True)
+    for s in (made, graph.targets):
+        (grad,) = torch.autograd.grad(segment_sum(x, s, backend=backend).square().sum(), x)
+        assert grad[:, 0].tolist() == [6, 2, 6, 2, 6]
 
 
 @pytest.mark.parametrize("function, rows", [(segment_sum, 5), (gather, 3)])

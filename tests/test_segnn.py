@@ -95,10 +95,11 @@ def test_golden(double, golden, name, cls, backend):
     ("graph", {"relaxed": True, "pool": "sum"}), ("graph", {"norm": "none", "relaxed": False}),
     ("graph", {"norm": "batch"}),
 ], ids=str)
-def test_equals_eager_for_random_weights(double, name, changes):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_eager_for_random_weights(double, backend, name, changes):
     inputs = random_batch()
-    graph = graph_of(name, inputs)
-    theirs, mine = model_of(EagerSEGNN, name, **changes), model_of(SEGNN, name, **changes)
+    graph = graph_of(name, inputs, backend)
+    theirs, mine = model_of(EagerSEGNN, name, **changes), model_of(SEGNN, name, backend, **changes)
     with torch.no_grad():
         for gamma in theirs.get_gammas():
             gamma.normal_()
@@ -146,42 +147,45 @@ def permuted(batch, order):
 
 @pytest.mark.parametrize("improper", [False, True])
 @pytest.mark.parametrize("norm", [None, "batch", "instance"])
-def test_strict_model_is_equivariant(double, norm, improper):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strict_model_is_equivariant(double, backend, norm, improper):
     rotation = o3.rand_matrix() * (-1 if improper else 1)
     batch = random_batch()
-    model = model_of(SEGNN, "node", norm=norm, relaxed=True)
+    model = model_of(SEGNN, "node", backend, norm=norm, relaxed=True)
     model.set_equivariance(False)
-    out = model(nbody_graph(batch))
-    assert (model(nbody_graph(transformed(batch, rotation))) - out @ rotation.T).abs().max() < 1e-13 * out.abs().max()
-    scalar = model_of(SEGNN, "graph", norm=norm)
-    out = scalar(qm9_graph(batch, 1))
-    assert (scalar(qm9_graph(transformed(batch, rotation), 1)) - out).abs().max() < 1e-12 * out.abs().max()
+    out, turned = (model(graph_of("node", b, backend)) for b in (batch, transformed(batch, rotation)))
+    assert (turned - out @ rotation.T).abs().max() < 1e-13 * out.abs().max()
+    scalar = model_of(SEGNN, "graph", backend, norm=norm)
+    out, turned = (scalar(graph_of("graph", b, backend)) for b in (batch, transformed(batch, rotation)))
+    assert (turned - out).abs().max() < 1e-12 * out.abs().max()
 
 
 @pytest.mark.parametrize("relaxed", [False, True])
-def test_permutations(double, relaxed):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_permutations(double, backend, relaxed):
     """Both models treat the order of nodes and edges alike: the branches act per node."""
     batch = random_batch()
     order = torch.randperm(9)
-    model = model_of(SEGNN, "node", relaxed=relaxed)
-    out = model(nbody_graph(batch))
-    assert (model(nbody_graph(permuted(batch, order))) - out[order]).abs().max() < 1e-13 * out.abs().max()
-    scalar = model_of(SEGNN, "graph", relaxed=relaxed)
-    out = scalar(qm9_graph(batch, 1))
-    assert (scalar(qm9_graph(permuted(batch, order), 1)) - out).abs().max() < 1e-12 * out.abs().max()
+    model = model_of(SEGNN, "node", backend, relaxed=relaxed)
+    out, other = (model(graph_of("node", b, backend)) for b in (batch, permuted(batch, order)))
+    assert (other - out[order]).abs().max() < 1e-13 * out.abs().max()
+    scalar = model_of(SEGNN, "graph", backend, relaxed=relaxed)
+    out, other = (scalar(graph_of("graph", b, backend)) for b in (batch, permuted(batch, order)))
+    assert (other - out).abs().max() < 1e-12 * out.abs().max()
 
 
-def test_equivariance_error_has_slope_one_in_gamma(double):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equivariance_error_has_slope_one_in_gamma(double, backend):
     """For fixed weights the error is O(max |gamma|): ten times less gamma, ten times less error."""
     rotation, batch = o3.rand_matrix(), random_batch()
-    model = model_of(SEGNN, "node", relaxed=True)
+    graph, turned = (nbody_graph(b, backend=backend) for b in (batch, transformed(batch, rotation)))
+    model = model_of(SEGNN, "node", backend, relaxed=True)
     errors = []
     for gamma in (1e-1, 1e-2, 1e-3, 1e-4):
         with torch.no_grad():
             for parameter in model.get_gammas():
                 parameter.fill_(gamma)
-            out = model(nbody_graph(batch))
-            errors.append((model(nbody_graph(transformed(batch, rotation))) - out @ rotation.T).norm())
+            errors.append((model(turned) - model(graph) @ rotation.T).norm())
     slopes = torch.log10(torch.stack(errors[:-1]) / torch.stack(errors[1:]))
     assert errors[-1] > 1e-7
     assert (slopes[1:] - 1).abs().max() < 0.02 and abs(slopes[0] - 1) < 0.2
@@ -329,7 +333,7 @@ def test_model_without_additional_features(double):
 
 
 def test_nbody_graph_by_hand():
-    """One pair: the attributes of methods D.8 written out."""
+    """One pair: the attributes written out."""
     batch = SimpleNamespace(
         pos=torch.tensor([[0.0, 0.0, 0.0], [0.0, 3.0, 4.0]]), vel=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]]),
         charges=torch.tensor([[1.0], [-1.0]]), edge_index=torch.tensor([[1, 0], [0, 1]]), batch=torch.tensor([0, 0]),

@@ -8,7 +8,7 @@ from e3nn.nn import BatchNorm
 from torch import Tensor, nn
 
 from .. import functional
-from ..graph import Segments, segments
+from ..graph import Segments, check_range, sorted_segments
 
 __all__ = ["BatchNorm", "InstanceNorm"]
 
@@ -30,7 +30,7 @@ class InstanceNorm(nn.Module):
         backend: which implementation of segment_sum runs.
 
     Raises:
-        ValueError: an unknown option, or features of another width.
+        ValueError: an unknown option, features of another width, a wrong batch.
 
     Derivatives of any order.
     """
@@ -99,16 +99,18 @@ class InstanceNorm(nn.Module):
 
 
 def graph_segments(batch: Tensor | Segments | None, num_nodes: int, device, num_graphs: int | None = None) -> Segments:
-    """Segments of the graphs' nodes; without `num_graphs` the largest index is read from the device."""
+    """Segments of the graphs' nodes; the smallest and the largest index are read from the device, once."""
     if isinstance(batch, Segments):
         if batch.index.shape[0] != num_nodes:
             raise ValueError(f"batch: Segments must cover {num_nodes} nodes, got {batch.index.shape[0]}")
         return batch
     if batch is None:
-        return segments(torch.zeros(num_nodes, dtype=torch.int64, device=device), 1)
+        return sorted_segments(torch.zeros(num_nodes, dtype=torch.int64, device=device), 1)
+    if not isinstance(batch, Tensor):
+        raise ValueError(f"batch: must be int64 [{num_nodes}], the graph of each node, got {type(batch).__name__}; "
+                         "use torch.as_tensor(...)")
     if batch.dim() != 1 or batch.shape[0] != num_nodes or batch.dtype != torch.int64:
         raise ValueError(f"batch: must be int64 [{num_nodes}], the graph of each node, "
                          f"got {batch.dtype} {list(batch.shape)}")
-    if num_graphs is None:
-        num_graphs = int(batch.max()) + 1 if num_nodes else 0
-    return segments(batch, num_graphs)
+    found = check_range("batch", "the graph of each node", batch, num_graphs, "count the graphs from 0")
+    return sorted_segments(batch, found if num_graphs is None else num_graphs)

@@ -1,6 +1,7 @@
 """Adaptive constrained equivariance: the owner of a model's gammas, and of the multipliers that drive them to zero."""
 
 import gc
+import warnings
 import weakref
 from collections.abc import Iterable
 
@@ -15,9 +16,11 @@ from .bounds import KINDS, Bound, branch_weights
 PRESETS = {
     # the N-body step sizes of the published runs; an undamped oscillator of frequency sqrt(lr * dual_lr) a step
     "paper": {"lr": 9e-4, "dual_lr": 8e-4},
-    # gammas settle, branches stay bounded: strict and relaxed error end together (methods A.9)
+    # gammas settle, branches stay bounded: strict and relaxed error end together
     "damped": {"lr": 5e-3, "dual_lr": 5e-3, "augmentation": 1.0, "bound": "spectral"},
 }
+IDLE = 10  # steps in a row without any gradient after which `step` asks whether they were cleared too early
+SCAN_EVERY = 64  # a scan takes milliseconds: somebody who writes the gammas at each step must not pay for it each time
 _live: "weakref.WeakSet[ACE]" = weakref.WeakSet()
 
 
@@ -41,9 +44,10 @@ class ACE:
 
     `step` reads the gammas' gradients and clears them. A gamma without a gradient (its branch was off), or with one
     that is NaN or infinite, sits the step out with its multiplier and slack, and `metrics()["skipped"]` counts it, on
-    the device; where no gamma has a gradient, `step` does nothing. Evaluation must not call `step`. Descent-ascent
-    without augmentation is an oscillator of frequency sqrt(lr dual_lr) a step; augmentation c damps it at the rate
-    lr c. Under a GradScaler, divide the gammas' gradients by its scale first.
+    the device; where no gamma has a gradient, `step` does nothing, and warns at the tenth such call in a row: it must
+    come before the gradients are cleared. Evaluation must not call `step`. Descent-ascent without augmentation is an
+    oscillator of frequency sqrt(lr dual_lr) a step; augmentation c damps it at the rate lr c. Under a GradScaler,
+    divide the gammas' gradients by its scale first.
 
     Args:
         model: its gammas are `model.get_gammas()` where that exists, otherwise the scalar parameters named `gamma`,
@@ -55,12 +59,12 @@ class ACE:
         augmentation: c, adds c gamma^2 to the loss; for an inequality s <= 0 the multiplier's force on gamma and u
             becomes [lambda + 2 c s]_+, so that a constraint with room exerts none (the published code: lambda + 2 c s).
         gamma_optimizer: "sgd" or "adam", for gamma and u. dual_optimizer: the same for lambda; the published code
-            runs Adam nearly everywhere (A.6-1), its Algorithm plain ascent.
+            runs Adam nearly everywhere (docs/differences.md, 1), its Algorithm plain ascent.
         betas, eps, dual_eps: Adam's; the EGNO code has dual_eps=1e-4.
         repo_resilient: the SEGNN code's resilient gradients, (lambda - u) sign(gamma), rho u - lambda - |gamma| + 2u
-            and |gamma| - 2u (A.6-5); its N-body script, without the half in rho |u|^2 / 2, is rho=2.
-        repo_scale: lambda divided by the number of gammas in gamma's gradient only, as in the VN code (A.6-3).
-        repo_clamp: equality with lambda >= 0, what the EGNO code's resilient option does with epsilon 0 (A.6-6). With
+            and |gamma| - 2u (5); its N-body script, without the half in rho |u|^2 / 2, is rho=2.
+        repo_scale: lambda divided by the number of gammas in gamma's gradient only, as in the VN code (3).
+        repo_clamp: equality with lambda >= 0, what the EGNO code's resilient option does with epsilon 0 (6). With
             epsilon > 0 it is mode="resilient", slack_lr=0 and `ace.slacks = ace.multipliers` at each epoch's start.
         bound: "none", "spectral" or "frobenius": projects the branches' weight matrices onto norm <= bound_limit after
             every `bound_every`-th step, see `Bound`. Without it the branches grow as gamma shrinks.
@@ -75,7 +79,7 @@ class ACE:
         ValueError: no gammas, a gamma that another optimiser or ACE holds, a wrong name or number.
 
     No derivatives. Source: Manolache, Chamon, Niepert, "Learning (Approximately) Equivariant Networks via Constrained
-    Optimization" (NeurIPS 2025), Algorithms 1 and 2; methods A.6 are its differences from the published code.
+    Optimization" (NeurIPS 2025), Algorithms 1 and 2; docs/differences.md lists how the published code differs.
     """
 
     def __init__(self, model: nn.Module, mode: str = "equality", *, lr: float = 9e-4, dual_lr: float = 8e-4,
@@ -89,6 +93,9 @@ class ACE:
         _one_of("gamma_optimizer", gamma_optimizer, ("sgd", "adam"))
         _one_of("dual_optimizer", dual_optimizer, ("sgd", "adam"))
         _one_of("bound", bound, KINDS)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"ACE: betas must be two numbers (beta1, beta2), got {betas!r}; the default is "
+                             "(0.9, 0.999)")
         if not isinstance(bound_every, int) or bound_every < 1:
             raise ValueError(f"ACE: bound_every must be a positive number of steps, got {bound_every!r}")
         self.rule = Rule(mode == "resilient", gamma_optimizer == "adam", dual_optimizer == "adam", repo_resilient,
@@ -103,7 +110,8 @@ class ACE:
         n = sum(gamma.numel() for gamma in self._gammas)
         zeros = self._gammas[0].detach().new_zeros
         self._multipliers, self._slacks, self._moments = zeros(n), zeros(n), zeros(len(ROWS), n)
-        self._versions, self._looked = self._seen(), False
+        self._versions, self._writes = self._seen(), 0
+        self._idle, self._warned = 0, False
         weights = branch_weights(model) if branches is None else branches
         self.bound = None if bound == "none" else Bound(weights, bound, bound_limit)
         if optimizer is not None:
@@ -127,11 +135,12 @@ class ACE:
         """
         if not self._gammas:
             raise ValueError("ACE: step must be called on an owner of gammas, got a released ACE; make a new one")
+        self._look_for_other_optimizers()
         if all(gamma.grad is None for gamma in self._gammas):
             self._check_in_model()
+            self._count_idle()
             return
-        if not self._looked and self._versions != self._seen():
-            self._look_for_other_optimizers()
+        self._idle = 0
         self._follow()
         grads = [torch.full_like(g, torch.nan) if g.grad is None else g.grad for g in self._gammas]
         new, *state = dual_update(self.gammas, _flat(grads), self._multipliers, self._slacks, self._moments, self.rule,
@@ -208,14 +217,14 @@ class ACE:
         """Takes over the state and, as torch's optimisers do, the rule's numbers.
 
         Raises:
-            ValueError: the state belongs to other gammas, another mode or another bound; nothing is changed then.
+            ValueError: missing or unknown keys, numbers out of range, or a state that belongs to other gammas, another
+                mode or another bound; nothing is changed then.
         """
         own = self.state_dict()
-        missing = [key for key in own if key not in state]
-        if missing:
-            raise ValueError(f"ACE: state must have the keys {list(own)}, got none of {missing}; "
-                             "give what ace.state_dict() returned")
+        _same_keys("state", state, own)
+        _same_keys("state rule", state["rule"], own["rule"])
         rule = Rule(**state["rule"])
+        check_rule(rule, "ACE: state rule")
         if rule.resilient != self.rule.resilient:
             raise ValueError(f"ACE: state must be of mode {self.mode!r}, got the other one; make the ACE with its mode")
         for key in ("names", "bound"):
@@ -252,11 +261,27 @@ class ACE:
         return [gamma._version for gamma in self._gammas]
 
     def _look_for_other_optimizers(self) -> None:
-        # A gamma was written between two steps: by load_state_dict, by the user's own hand, or by an optimiser.
-        for thing in gc.get_objects():
-            if issubclass(type(thing), Optimizer):
-                self.check(thing)
-        self._looked = True
+        """Where a gamma was written between two steps: by load_state_dict, by the user's own hand, or by an optimiser.
+
+        Looks at all optimisers there are, at the writes 1, 2, 4, .., 64, 128, 192 and so on.
+        """
+        seen = self._seen()
+        if seen == self._versions:
+            return
+        self._writes += 1
+        if self._writes % min(SCAN_EVERY, 1 << (self._writes.bit_length() - 1)) == 0:
+            for thing in gc.get_objects():
+                if issubclass(type(thing), Optimizer):
+                    self.check(thing)
+        self._versions = seen
+
+    def _count_idle(self) -> None:
+        self._idle += any(gamma.requires_grad for gamma in self._gammas)
+        if self._idle >= IDLE and not self._warned:
+            self._warned = True
+            warnings.warn(f"ACE: step must find gradients of the gammas, got none in {self._idle} calls in a row, and "
+                          "the gammas stay as they are; call ace.step() after backward() and before zero_grad() or "
+                          "model.zero_grad(), or do not call it while the branches are switched off", stacklevel=4)
 
     def _check_in_model(self) -> None:
         current = {id(p) for p in self._model.parameters()}
@@ -280,6 +305,16 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"ACE: {name} must be one of {list(allowed)}, got {value!r}")
+
+
+def _same_keys(name: str, got: dict, own: dict) -> None:
+    if not isinstance(got, dict):
+        raise ValueError(f"ACE: {name} must be a dict, got {type(got).__name__}; give what ace.state_dict() returned")
+    for what, wrong in (("none of", [key for key in own if key not in got]),
+                        ("the unknown", [key for key in got if key not in own])):
+        if wrong:
+            raise ValueError(f"ACE: {name} must have the keys {list(own)}, got {what} {wrong}; "
+                             "give what ace.state_dict() returned")
 
 
 def _shaped(name: str, value: Tensor, like: Tensor) -> Tensor:

@@ -16,16 +16,16 @@ class Rule(NamedTuple):
 
     resilient: bool = False  # Algorithm 2: |gamma| <= epsilon + u instead of gamma = 0
     adam: bool = False  # Adam instead of plain descent for gamma and u
-    dual_adam: bool = False  # Adam instead of plain ascent for lambda (methods A.6-1)
-    repo_resilient: bool = False  # the SEGNN code's resilient gradients (methods A.6-5)
-    repo_scale: bool = False  # lambda divided by the number of gammas in the primal gradient only (methods A.6-3)
-    repo_clamp: bool = False  # equality with lambda >= 0, what the EGNO code's resilient option does (methods A.6-6)
+    dual_adam: bool = False  # Adam instead of plain ascent for lambda (docs/differences.md, 1)
+    repo_resilient: bool = False  # the SEGNN code's resilient gradients (5)
+    repo_scale: bool = False  # lambda divided by the number of gammas in the primal gradient only (3)
+    repo_clamp: bool = False  # equality with lambda >= 0, what the EGNO code's resilient option does (6)
     lr: float = 9e-4  # eta_p, of gamma
     dual_lr: float = 8e-4  # eta_d, of lambda
     slack_lr: float = 9e-4  # eta_u, of u
     rho: float = 1.0  # weight of |u|^2 / 2
     epsilon: float = 0.0  # half width of the band |gamma| <= epsilon; 0: gamma = 0
-    augmentation: float = 0.0  # c, weight of the squared violation (methods A.6-15)
+    augmentation: float = 0.0  # c, weight of the squared violation (8)
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8  # Adam's, for gamma and u
