@@ -194,7 +194,7 @@ def quirk_start():
 
 
 def test_repo_resilient_is_the_gradient_of_the_published_loss():
-    """Difference 5: loss + rho |u|^2 + sum (lambda - u) slack + c slack^2, slack = |gamma| - u; lambda.grad = u - slack."""
+    """Difference 5: loss + rho |u|^2 + sum (lambda - u) slack + c slack^2, slack = |gamma| - u, ascent slack - u."""
     gamma, grad, lam, u, moments = quirk_start()
     rho, c = 1.3, 0.4
     g, v = gamma.clone().requires_grad_(), u.clone().requires_grad_()
@@ -224,7 +224,7 @@ def test_repo_clamp_is_equality_with_non_negative_multipliers():
 
 
 def test_stale_slack_of_the_egno_code():
-    """Difference 6 with epsilon > 0: slack = |gamma| - lambda of the epoch's start, through slack_lr=0 and assigned slacks."""
+    """Difference 6, epsilon > 0: slack = |gamma| - lambda at the epoch's start, by slack_lr=0 and assigned slacks."""
     model = Toy(2)
     ace = ACE(model, "resilient", lr=0.1, dual_lr=0.2, slack_lr=0.0)
     gamma, lam = ace.gammas, ace.multipliers
