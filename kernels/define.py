@@ -36,14 +36,14 @@ def _vmap_rule(op, batched: tuple[int, ...]):
     def rule(info, in_dims, *args):
         in_dims = [d if isinstance(d, int) else None for d in in_dims]  # list arguments come with a list
         mapped = [i for i, d in enumerate(in_dims) if d is not None]
-        foldable = batched and not op._schema.name.endswith("_bwd") and set(mapped) == set(batched)
+        foldable = batched and set(mapped) == set(batched)
         if foldable:
             args = list(args)
             for i in mapped:
                 x = args[i].movedim(in_dims[i], 0)
                 args[i] = x.reshape(-1, *x.shape[2:])
             out = op(*args)
-            split = lambda y: y.reshape(info.batch_size, -1, *y.shape[1:])  # noqa: E731
+            split = lambda y: y.unflatten(0, (info.batch_size, y.shape[0] // info.batch_size))  # noqa: E731
             return (split(out), 0) if isinstance(out, Tensor) else (tuple(map(split, out)), (0,) * len(out))
         outs = [op(*(a.select(d, b) if d is not None else a for a, d in zip(args, in_dims, strict=True)))
                 for b in range(info.batch_size)]
@@ -76,26 +76,28 @@ def vjp(function, inputs: list[Tensor | None], cotangents: list[Tensor | None]) 
     return [None if x is None else next(found) for x in inputs]
 
 
-def expect(condition: bool, op: str, argument: str, expected: str, got, remedy: str = "") -> None:
-    """Raises `ValueError("<op>: <argument> must be <expected>, got <got>; <remedy>")` unless `condition`."""
-    if not condition:
-        raise ValueError(f"{op}: {argument} must be {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+def fail(op: str, argument: str, expected: str, got, remedy: str = "") -> None:
+    """Raises `ValueError("<op>: <argument> must be <expected>, got <got>; <remedy>")`.
+
+    Call it behind an `if`: operators are called often, and building a message costs more than the check.
+    """
+    raise ValueError(f"{op}: {argument} must be {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
 
 
 def check_tensors(op: str, reference: Tensor, **tensors: Tensor | None) -> None:
     """All `tensors` (None skipped) share `reference`'s floating dtype and device."""
     if reference.dtype not in (torch.float32, torch.float64):
-        expect(False, op, "the first argument", "float32 or float64", reference.dtype, "cast it with .float()")
+        fail(op, "the first argument", "float32 or float64", reference.dtype, "cast it with .float()")
     for name, x in tensors.items():
         if x is not None and (x.dtype != reference.dtype or x.device != reference.device):
-            expect(False, op, name, f"{reference.dtype} on {reference.device}", f"{x.dtype} on {x.device}")
+            fail(op, name, f"{reference.dtype} on {reference.device}", f"{x.dtype} on {x.device}")
 
 
 def check_constant(op: str, **tensors: Tensor | None) -> None:
     """Arguments that have no derivative must not ask for one."""
     for name, x in tensors.items():
-        expect(x is None or not x.requires_grad, op, name, "a constant", "a tensor that requires grad",
-               "detach it")
+        if x is not None and x.requires_grad:
+            fail(op, name, "a constant", "a tensor that requires grad", "detach it")
 
 
 def no_forward_mode(op: str, *tensors: Tensor | None) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...backend import pick
-from ..define import check_constant, check_tensors, define, expect, no_forward_mode
+from ..define import check_constant, check_tensors, define, fail, no_forward_mode
 from . import reference, triton_kernels
 from .reference import ROWS, Rule
 
@@ -25,15 +25,15 @@ def check_rule(rule: Rule, op: str = _OP) -> None:
     for name in ("lr", "dual_lr", "slack_lr", "rho", "epsilon", "augmentation", "eps", "dual_eps"):
         value = getattr(rule, name)
         if not 0 <= value < math.inf:
-            expect(False, op, name, "finite and not negative", value)
+            fail(op, name, "finite and not negative", value)
     for name in ("beta1", "beta2"):
         value = getattr(rule, name)
         if not 0 <= value < 1:
-            expect(False, op, name, "in [0, 1)", value)
+            fail(op, name, "in [0, 1)", value)
     if rule.repo_resilient and not rule.resilient:
-        expect(False, op, "repo_resilient", "False for the equality rule", True, "set resilient")
+        fail(op, "repo_resilient", "False for the equality rule", True, "set resilient")
     if rule.repo_clamp and rule.resilient:
-        expect(False, op, "repo_clamp", "False for the resilient rule", True, "it belongs to the equality rule")
+        fail(op, "repo_clamp", "False for the resilient rule", True, "it belongs to the equality rule")
 
 
 def _check(gamma: Tensor, grad: Tensor, multiplier: Tensor, slack: Tensor, moments: Tensor, *rule) -> None:
@@ -41,13 +41,13 @@ def _check(gamma: Tensor, grad: Tensor, multiplier: Tensor, slack: Tensor, momen
     check_tensors(_OP, gamma, grad=grad, multiplier=multiplier, slack=slack, moments=moments)
     check_constant(_OP, gamma=gamma, grad=grad, multiplier=multiplier, slack=slack, moments=moments)
     if gamma.dim() != 1:
-        expect(False, _OP, "gamma", "[n]", list(gamma.shape), "flatten and concatenate the gammas")
+        fail(_OP, "gamma", "[n]", list(gamma.shape), "flatten and concatenate the gammas")
     n = gamma.shape[0]
     for name, x in (("grad", grad), ("multiplier", multiplier), ("slack", slack)):
         if x.dim() != 1 or x.shape[0] != n:
-            expect(False, _OP, name, f"[{n}] like gamma", list(x.shape))
+            fail(_OP, name, f"[{n}] like gamma", list(x.shape))
     if moments.dim() != 2 or moments.shape[0] != len(ROWS) or moments.shape[1] != n:
-        expect(False, _OP, "moments", f"[{len(ROWS)}, {n}]", list(moments.shape), "start with zeros")
+        fail(_OP, "moments", f"[{len(ROWS)}, {n}]", list(moments.shape), "start with zeros")
 
 
 def _forward(*args):

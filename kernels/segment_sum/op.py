@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...backend import pick
 from ...graph import Segments
-from ..define import check_constant, check_tensors, define, expect, no_forward_mode
+from ..define import check_constant, check_tensors, define, fail, no_forward_mode
 from . import reference, triton_kernels
 
 _native = torch.ops.ace_fast_native
@@ -25,24 +25,26 @@ BACKENDS = {
 def _check(op: str, x: Tensor, index: Tensor, order: Tensor, ptr: Tensor) -> None:
     check_tensors(op, x)
     if x.dim() != 2:
-        expect(False, op, "the first argument", "[rows, C]", list(x.shape))
+        fail(op, "the first argument", "[rows, C]", list(x.shape))
     for name, t in (("index", index), ("order", order), ("ptr", ptr)):
         if t.dtype != torch.int64 or t.dim() != 1 or t.device != x.device:
-            expect(False, op, name, f"int64 [length] on {x.device}", f"{t.dtype} {list(t.shape)} on {t.device}")
+            fail(op, name, f"int64 [length] on {x.device}", f"{t.dtype} {list(t.shape)} on {t.device}")
     if ptr.shape[0] < 1:
-        expect(False, op, "ptr", "[N + 1]", list(ptr.shape))
+        fail(op, "ptr", "[N + 1]", list(ptr.shape))
     if order.shape != index.shape:
-        expect(False, op, "order", f"{list(index.shape)} like index", list(order.shape))
+        fail(op, "order", f"{list(index.shape)} like index", list(order.shape))
 
 
 def _check_sum(x, index, order, ptr):
     _check("segment_sum", x, index, order, ptr)
-    expect(x.shape[0] == index.shape[0], "segment_sum", "x", f"[{index.shape[0]}, C] like index", list(x.shape))
+    if x.shape[0] != index.shape[0]:
+        fail("segment_sum", "x", f"[{index.shape[0]}, C] like index", list(x.shape))
 
 
 def _check_gather(g, index, order, ptr):
     _check("segment_sum_bwd", g, index, order, ptr)
-    expect(g.shape[0] == ptr.shape[0] - 1, "segment_sum_bwd", "g", f"[{ptr.shape[0] - 1}, C]", list(g.shape))
+    if g.shape[0] != ptr.shape[0] - 1:
+        fail("segment_sum_bwd", "g", f"[{ptr.shape[0] - 1}, C]", list(g.shape))
 
 
 def _sum(x, index, order, ptr, backend):
@@ -85,7 +87,7 @@ segment_sum_bwd = define(f"segment_sum_bwd(Tensor g, {_ARGUMENTS}", _gather, _ga
 
 def _check_segments(op: str, segments: Segments) -> None:
     if not isinstance(segments, Segments):
-        expect(False, op, "segments", "Segments (Graph.targets, Graph.sources)", type(segments).__name__,
+        fail(op, "segments", "Segments (Graph.targets, Graph.sources)", type(segments).__name__,
                "use ace_fast.segments(index, n)")
 
 

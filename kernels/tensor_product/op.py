@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backend import pick
-from ..define import check_constant, check_tensors, define, expect, no_forward_mode, vjp
+from ..define import check_constant, check_tensors, define, fail, no_forward_mode, vjp
 from . import reference, triton_kernels
 from .table import GateTable, Path, ProductTable
 
@@ -33,25 +33,25 @@ def _check(op, x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots
     check_tensors(op, x1, x2=x2, weight=weight, bias=bias)
     z = x1.shape[0] if x1.dim() else None
     if x1.dim() != 2 or x1.shape[1] != dims[0]:
-        expect(False, op, "x1", f"[Z, {dims[0]}]", list(x1.shape))
+        fail(op, "x1", f"[Z, {dims[0]}]", list(x1.shape))
     if x2.dim() != 2 or x2.shape[1] != dims[1] or x2.shape[0] != z:
-        expect(False, op, "x2", f"[{z}, {dims[1]}]", list(x2.shape))
+        fail(op, "x2", f"[{z}, {dims[1]}]", list(x2.shape))
     if len(paths) % len(Path._fields):
-        expect(False, op, "paths", f"{len(Path._fields)} integers a path", len(paths))
+        fail(op, "paths", f"{len(Path._fields)} integers a path", len(paths))
     last = paths[-len(Path._fields):]
     numel = last[9] + last[1] * last[4] * last[7] if paths else 0
     if weight.dim() != 1 or weight.shape[0] != numel:
-        expect(False, op, "weight", f"[{numel}]", list(weight.shape))
+        fail(op, "weight", f"[{numel}]", list(weight.shape))
     if bias is not None and list(bias.shape) != [sum(bias_slots[1::2])]:
-        expect(False, op, "bias", f"[{sum(bias_slots[1::2])}], one per even scalar", list(bias.shape))
+        fail(op, "bias", f"[{sum(bias_slots[1::2])}], one per even scalar", list(bias.shape))
     if cg_value.dtype != torch.float64 or cg_index.dtype != torch.int64 or cg_index.shape != (cg_value.shape[0], 3):
-        expect(False, op, "cg_value", "float64 [nnz] beside int64 cg_index [nnz, 3]",
+        fail(op, "cg_value", "float64 [nnz] beside int64 cg_index [nnz, 3]",
                f"{cg_value.dtype} {list(cg_value.shape)} beside {cg_index.dtype} {list(cg_index.shape)}")
 
 
 def _check_g(op, name, g, z, dim) -> None:
     if g.dim() != 2 or g.shape[0] != z or g.shape[1] != dim:
-        expect(False, op, name, f"[{z}, {dim}]", list(g.shape))
+        fail(op, name, f"[{z}, {dim}]", list(g.shape))
 
 
 def _forward(*args):
@@ -162,7 +162,7 @@ def _check_gate(op, layout, dim):
     scalars, gates, *gated = layout
     total = scalars + gates + sum(m * d for m, d in zip(gated[::2], gated[1::2], strict=True))
     if total != dim or gates != sum(gated[::2]):
-        expect(False, op, "layout", f"{dim} numbers with one gate a gated irrep", f"{total} numbers, {gates} gates")
+        fail(op, "layout", f"{dim} numbers with one gate a gated irrep", f"{total} numbers, {gates} gates")
 
 
 def _gated_fake(*args):
