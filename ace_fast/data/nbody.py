@@ -121,25 +121,11 @@ def simulate(
     out_x, out_v = np.empty((B, T, n, 3)), np.empty((B, T, n, 3))
     if B == 0:
         return torch.from_numpy(out_x), torch.from_numpy(out_v)
-    threads = max(1, torch.get_num_threads())
-    chunks = -(-B // _CHUNK)
-    chunks = min(B, -(-chunks // threads) * threads)  # equal shares for the threads
-    bounds = [B * c // chunks for c in range(chunks + 1)]
 
-    def run(part: slice) -> int:
+    def run(part: slice) -> None:
         _integrate(x[part], v[part], q[part], (T, dt, sample_every, max_force), out_x[part], out_v[part])
-        return part.stop - part.start
 
-    done = 0
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(run, slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
-        try:
-            for future in as_completed(futures):
-                done += future.result()
-                if progress is not None:
-                    progress(done, B)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    _in_chunks(run, B, progress)
     bad = ~np.isfinite(out_v).all(axis=(1, 2, 3))
     if bad.any():
         raise ValueError(
@@ -147,6 +133,25 @@ def simulate(
             f"{int(bad.argmax())}; move its bodies apart or leave it out"
         )
     return torch.from_numpy(out_x), torch.from_numpy(out_v)
+
+
+def _in_chunks(run: Callable[[slice], None], count: int, progress: Progress | None) -> None:
+    """Calls `run` on slices that cover 0 .. count - 1, on as many threads as torch has."""
+    threads = max(1, torch.get_num_threads())
+    chunks = -(-count // _CHUNK)
+    chunks = min(count, -(-chunks // threads) * threads)  # equal shares for the threads
+    bounds = [count * c // chunks for c in range(chunks + 1)]
+    done = 0
+    with ThreadPoolExecutor(threads) as pool:
+        sizes = {pool.submit(run, slice(a, b)): b - a for a, b in zip(bounds, bounds[1:], strict=False)}
+        try:
+            for future in as_completed(sizes):
+                future.result()
+                done += sizes[future]
+                if progress is not None:
+                    progress(done, count)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def initial_conditions(settings: NBodySettings, split: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,8 +220,13 @@ def nbody(
             f"nbody: num_samples must be in 1 .. {count}, got {num_samples}; for more set a larger num_{split}"
         )
     folder = Path(root or os.environ.get("ACE_FAST_DATA") or Path.home() / ".cache" / "ace_fast")
-    arrays = _load_or_build(folder, split, settings, progress)
-    n, G = settings.bodies, num_samples
+    return _task(_load_or_build(folder, split, settings, progress), num_samples, (first, last), dtype)
+
+
+def _task(arrays: dict[str, np.ndarray], num_samples: int, frames: tuple[int, int], dtype: torch.dtype) -> FlatDataset:
+    """The first `num_samples` trajectories as graphs with all edges."""
+    (first, last), G = frames, num_samples
+    n = arrays["position"].shape[2]
     position, velocity = arrays["position"], arrays["velocity"]  # [B, T, n, 3]
     chosen = {
         "position": position[:G, first],
