@@ -33,7 +33,7 @@ def main(folder: Path) -> int:
     environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_REQUIRE": REQUIRED}
     bench = [python, "-m", __package__, "--device", "cuda"]
     parts = [
-        ("build", _build(root), 120),
+        ("build", [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(root)], 120),
         ("workloads", [*bench, "--workload", "all", "--no-compile", "--json", str(folder / "workloads.json")], 100),
         ("operators", [*bench, "--operators", "--json", str(folder / "operators.json")], 120),
         ("tests", [python, "-m", "pytest", "-q", "tests"], 240),
@@ -52,15 +52,6 @@ def main(folder: Path) -> int:
 def _refuse(why: str) -> int:
     print(f"bench: --gpu-day needs {why}", file=sys.stderr)
     return 2
-
-
-def _build(root: Path) -> list[str]:
-    binary = root / "build" / "native"
-    configure = ["cmake", "-S", str(root), "-B", str(binary), "-DCMAKE_BUILD_TYPE=Release",
-                 f"-DTORCH_DIR={Path(torch.__file__).parent}", f"-DACE_FAST_OUTPUT={root / 'ace_fast' / 'lib'}"]
-    build = ["cmake", "--build", str(binary), "--parallel", str(os.cpu_count() or 1)]
-    return [sys.executable, "-c",
-            f"import subprocess; subprocess.run({configure!r}, check=True); subprocess.run({build!r}, check=True)"]
 
 
 def run(command: list[str], log: Path, limit_s: float, cwd: Path, environment: dict[str, str]) -> dict[str, object]:
