@@ -107,9 +107,7 @@ def prepare(job: Job) -> Ready:
         first = 1e3 * (time.perf_counter() - start)
         gold, single = (gate.gradients(case.reference, cast(raw, case, d, job.device), case.differentiable)
                         for d in (torch.float64, torch.float32))
-        renamed = {k.replace("gradient of ", "d "): v.cpu() for k, v in gold.items()}
-        sizes = case.scale(raw, renamed) if case.scale else {}
-        sizes = {k.replace("d ", "gradient of "): v for k, v in sizes.items()}
+        sizes = case.scale(raw, {k: v.cpu() for k, v in gold.items()}) if case.scale else {}
         error, worst = gate.verdict(found, gold, gate.limits(gold, single, job.dtype, sizes))
         run = _call(mine, inputs, case.differentiable, job.direction)
         run()

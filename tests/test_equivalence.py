@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ace_fast.backend import available
+from ace_fast.bench.gate import limits
 from ace_fast.kernels import ROOMS
 from ace_fast.kernels.cases import cast, generator
 
@@ -38,7 +39,7 @@ def derivatives(function, inputs: dict, names: tuple[str, ...]) -> dict[str, tor
     leaves = [inputs[n] for n in names if inputs[n] is not None]
     labels = [n for n in names if inputs[n] is not None]
     first = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True, materialize_grads=True)
-    found |= {f"d {n}": x for n, x in zip(labels, first, strict=True)}
+    found |= {f"gradient of {n}": x for n, x in zip(labels, first, strict=True)}
     directions = [torch.randn(x.shape, generator=g, dtype=torch.float64).to(x) for x in first]
     pairs = [(x, d) for x, d in zip(first, directions, strict=True) if x.requires_grad]
     if pairs:
@@ -56,18 +57,9 @@ def expected(case, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def bounds(case, dtype: torch.dtype) -> dict[str, float]:
-    """2 x the reference's own rounding error + 16 eps x the size of the result.
-
-    float64 has no higher precision to compare with: its rounding error is float32's, scaled by the two epsilons.
-    """
-    gold, eager, eps = expected(case, torch.float64), expected(case, torch.float32), torch.finfo(dtype).eps
-    scales = case.scale(case.inputs(generator()), gold) if case.scale else {}
-    limit = {}
-    for name, x in gold.items():
-        own = (eager[name] - x).abs().max().item() if x.numel() else 0.0
-        size = max(scales.get(name, 0.0), x.abs().max().item() if x.numel() else 0.0)
-        limit[name] = 2 * own * eps / torch.finfo(torch.float32).eps + 16 * eps * size
-    return limit
+    """The one rule of the project, see `bench.gate.limits`, for second derivatives too."""
+    gold, eager = expected(case, torch.float64), expected(case, torch.float32)
+    return limits(gold, eager, dtype, case.scale(case.inputs(generator()), gold) if case.scale else None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])

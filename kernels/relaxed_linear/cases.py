@@ -43,7 +43,7 @@ def _directions(inputs: dict, gold: dict, names: tuple[str, ...]) -> tuple[list,
     outputs = [v for n, v in gold.items() if n.startswith("output") and v.shape != (0,)]
     labels = [n for n in names if inputs[n] is not None]
     draw = lambda like: torch.randn(like.shape, generator=g, dtype=torch.float64).abs()  # noqa: E731
-    return [draw(o) for o in outputs], {n: draw(gold[f"d {n}"]) for n in labels}
+    return [draw(o) for o in outputs], {n: draw(gold[f"gradient of {n}"]) for n in labels}
 
 
 def _weight_terms(c, h, weight, bias) -> torch.Tensor:
@@ -59,7 +59,7 @@ def _scale(inputs: dict, gold: dict) -> dict[str, float]:
     bias = p.get("bias")
     (c,), d = _directions(inputs, gold, NAMES)
     second = ((d["x"] * p["slope"]) @ p["weight"].t() * c).sum() + _weight_terms(c, p["h"], d["weight"], d.get("bias"))
-    return {"d gamma": _weight_terms(c, p["h"], p["weight"], bias).item(), "dd gamma": second.item()}
+    return {"gradient of gamma": _weight_terms(c, p["h"], p["weight"], bias).item(), "dd gamma": second.item()}
 
 
 def _scale_bwd(inputs: dict, gold: dict) -> dict[str, float]:
@@ -82,7 +82,7 @@ def _scale_bwd(inputs: dict, gold: dict) -> dict[str, float]:
     for term, factor in (((g @ weight) * slope, c[0]), (g.t() @ h, c[1]), (g.sum(0), c[2])):
         if factor is not None:
             linear = linear + (term * factor).sum()
-    found = {"d gamma": linear.item(), "dd gamma": along(linear)}
+    found = {"gradient of gamma": linear.item(), "dd gamma": along(linear)}
     if c[3] is not None:
         plain = _weight_terms(g, h, weight, bias)
         last = [n for n in gold if n.startswith("output")][-1]
