@@ -17,6 +17,7 @@ from . import machine
 
 REQUIRED = "reference,cpu,triton"
 BUDGET_S = 570
+WORKERS = "8"  # test processes that share the GPU
 
 
 def main(folder: Path) -> int:
@@ -30,14 +31,14 @@ def main(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     python, started, found = sys.executable, time.monotonic(), {}
     # TRITON_INTERPRET is set, so that the tests' own default (interpreted) does not come in
-    environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_REQUIRE": REQUIRED}
+    environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_REQUIRE": REQUIRED, "OMP_NUM_THREADS": "2"}
     bench = [python, "-m", __package__, "--device", "cuda"]
     parts = [
         ("build", [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(root)], 120),
+        ("tests", [python, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark", "tests"], 240),
+        ("tests-aot", [python, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark", "tests/aot"], 60),
         ("workloads", [*bench, "--workload", "all", "--no-compile", "--json", str(folder / "workloads.json")], 100),
         ("operators", [*bench, "--operators", "--json", str(folder / "operators.json")], 120),
-        ("tests", [python, "-m", "pytest", "-q", "tests"], 240),
-        ("tests-aot", [python, "-m", "pytest", "-q", "tests/aot"], 60),
         # last, because compiling takes minutes: it gets what is left
         ("compiled", [*bench, "--workload", "all", "--json", str(folder / "compiled.json")], BUDGET_S),
     ]
