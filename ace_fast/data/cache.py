@@ -1,4 +1,4 @@
-"""Reading a cache file of trajectories, and the words for what is wrong with it."""
+"""Reading a cache file of trajectories, and the words for what is wrong with a cache file."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import numpy as np
 DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-class _OtherData(ValueError):
+class OtherData(ValueError):
     """A sound file that holds something else; its text continues the name of the file."""
 
 
 def reason(error: Exception) -> str:
-    return str(error) if isinstance(error, _OtherData) else f"is truncated or damaged ({type(error).__name__}: {error})"
+    return str(error) if isinstance(error, OtherData) else f"is truncated or damaged ({type(error).__name__}: {error})"
 
 
-def no_access(error: OSError, what: str, path: Path) -> OSError:
+def no_access(error: OSError, what: str, path: Path, who: str = "nbody", option: str = "root") -> OSError:
     # OSError picks its subclass by the number, so the caller still gets a PermissionError.
     return OSError(
         error.errno,
-        f"nbody: the data cache cannot be {what} {path} ({error.strerror}); pass root= a folder you may write to, or "
-        "set ACE_FAST_DATA to one",
+        f"{who}: the data cache cannot be {what} {path} ({error.strerror}); pass {option}= a folder you may write to, "
+        "or set ACE_FAST_DATA to one",
     )
 
 
@@ -39,9 +39,9 @@ def read(path: Path, meta: dict[str, object], sizes: tuple[int, int, int]) -> di
         if not isinstance(found, dict):
             raise ValueError(f"meta must be an object, got {type(found).__name__}")
         if found.get("format") != meta["format"]:
-            raise _OtherData(f"is of another version (format {found.get('format')}, this is {meta['format']})")
+            raise OtherData(f"is of another version (format {found.get('format')}, this is {meta['format']})")
         if found != meta:
-            raise _OtherData("holds data of other settings")
+            raise OtherData("holds data of other settings")
         arrays = {name: archive[name] for name in ("position", "velocity", "charge")}
     shapes = {"position": (B, T, n, 3), "velocity": (B, T, n, 3), "charge": (B, n, 1)}
     if any(arrays[name].shape != shape or arrays[name].dtype != np.float32 for name, shape in shapes.items()):
