@@ -1,8 +1,26 @@
 """The operators under their public names."""
 
 from .kernels.dual_update import dual_update
+from .kernels.knn import knn
 from .kernels.relaxed_linear import relaxed_linear
 from .kernels.segment_sum import gather, segment_sum
 from .kernels.tensor_product import GateTable, ProductTable, tensor_product
+from .kernels.vn_edge_conv import vn_edge_conv, vn_edge_select, vn_edge_stats
+from .kernels.vn_linear import vn_leaky_relu, vn_linear, vn_norm_stats
 
-__all__ = ["GateTable", "ProductTable", "dual_update", "gather", "relaxed_linear", "segment_sum", "tensor_product"]
+__all__ = [
+    "GateTable",
+    "ProductTable",
+    "dual_update",
+    "gather",
+    "knn",
+    "relaxed_linear",
+    "segment_sum",
+    "tensor_product",
+    "vn_edge_conv",
+    "vn_edge_select",
+    "vn_edge_stats",
+    "vn_leaky_relu",
+    "vn_linear",
+    "vn_norm_stats",
+]

@@ -1,3 +1,3 @@
 """One folder per operator. ROOMS is the one list of them."""
 
-ROOMS = ["segment_sum", "tensor_product", "relaxed_linear", "dual_update"]
+ROOMS = ["segment_sum", "tensor_product", "relaxed_linear", "dual_update", "knn"]

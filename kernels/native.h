@@ -1,4 +1,4 @@
-// Shared by all cpu.cpp files: tensors with pointers, the parallel loop, vectors, the matrix tile, elementary functions.
+// Shared by all cpu.cpp files: tensors with pointers, the parallel loop, vectors, the matrix tile, large products.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -16,6 +16,10 @@
 #include <tuple>
 #include <utility>
 #include <vector>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace ace {
 
@@ -75,6 +79,31 @@ template <class T> constexpr int lanes = kVectorBytes / sizeof(T);
 
 template <class T> inline Vec<T> load(const T* p) { return *reinterpret_cast<const typename VectorOf<T>::loose*>(p); }
 template <class T> inline void store(T* p, Vec<T> v) { *reinterpret_cast<typename VectorOf<T>::loose*>(p) = v; }
+// The first `count` lanes, for the ends of rows: nothing beyond is touched, and lanes beyond are read as zero.
+template <class T>
+inline Vec<T> load_first(const T* p, int64_t count) {
+  if (count >= lanes<T>) return load(p);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_ps((1u << count) - 1, p));
+  else return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_pd((1u << count) - 1, p));
+#else
+  Vec<T> v{};
+  std::memcpy(&v, p, count * sizeof(T));
+  return v;
+#endif
+}
+
+template <class T>
+inline void store_first(T* p, Vec<T> v, int64_t count) {
+  if (count >= lanes<T>) return store(p, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, (1u << count) - 1, reinterpret_cast<__m512>(v));
+  else _mm512_mask_storeu_pd(p, (1u << count) - 1, reinterpret_cast<__m512d>(v));
+#else
+  std::memcpy(p, &v, count * sizeof(T));
+#endif
+}
+
 template <class T> inline int64_t round_up(int64_t n) { return ceil_div(n, lanes<T>) * lanes<T>; }
 
 // Grow-only scratch, aligned to a cache line.
@@ -132,32 +161,50 @@ void transpose(const T* from, int64_t rows, int64_t cols, int64_t ld_from, T* to
 
 // ---- matrix product ------------------------------------------------------------------------------------------------
 // C[m, n] (+)= sum_k A(m, k) B[k, n]. A has any strides (each element is broadcast); rows of B and C are contiguous and
-// may be read and written up to n rounded up to whole vectors.
+// may be read and written up to n rounded up to whole vectors. What is in C is added last: a sum taken in several calls
+// is one of partial sums.
 
+// C = A B, plus what lies at `from` where that is not null.
 template <class T, int M, int V>
-inline void tile(int64_t k, const T* a, int64_t am, int64_t ak, const T* b, int64_t ldb, T* c, int64_t ldc, bool add) {
+inline void tile(int64_t k, const T* a, int64_t am, int64_t ak, const T* b, int64_t ldb, T* c, int64_t ldc,
+                 const T* from, int64_t ldf) {
   Vec<T> acc[M][V];
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < V; ++v) acc[m][v] = add ? load(c + m * ldc + v * lanes<T>) : Vec<T>{};
-  for (int64_t p = 0; p < k; ++p) {
-    Vec<T> row[V];
-    for (int v = 0; v < V; ++v) row[v] = load(b + p * ldb + v * lanes<T>);
-    for (int m = 0; m < M; ++m) {
-      const T x = a[m * am + p * ak];
-      for (int v = 0; v < V; ++v) acc[m][v] += x * row[v];
+    for (int v = 0; v < V; ++v) acc[m][v] = Vec<T>{};
+  const auto sum = [&](auto step) __attribute__((always_inline)) {  // compiled for a step of one and for any
+    for (int64_t p = 0; p < k; ++p) {
+      Vec<T> row[V];
+      for (int v = 0; v < V; ++v) row[v] = load(b + p * ldb + v * lanes<T>);
+      for (int m = 0; m < M; ++m) {
+        const T x = a[m * am + p * step];
+        for (int v = 0; v < V; ++v) acc[m][v] += x * row[v];
+      }
     }
-  }
+  };
+  if (ak == 1) sum(std::integral_constant<int64_t, 1>{});
+  else sum(ak);
+  if (from)
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) acc[m][v] += load(from + m * ldf + v * lanes<T>);
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < V; ++v) store(c + m * ldc + v * lanes<T>, acc[m][v]);
 }
 
 template <class T, int V, int M = kTileRows>
 inline void tile_rows(int64_t rows, int64_t k, const T* a, int64_t am, int64_t ak, const T* b, int64_t ldb, T* c,
-                      int64_t ldc, bool add) {
+                      int64_t ldc, const T* from, int64_t ldf) {
   if constexpr (M > 1) {
-    if (rows < M) return tile_rows<T, V, M - 1>(rows, k, a, am, ak, b, ldb, c, ldc, add);
+    if (rows < M) return tile_rows<T, V, M - 1>(rows, k, a, am, ak, b, ldb, c, ldc, from, ldf);
   }
-  tile<T, M, V>(k, a, am, ak, b, ldb, c, ldc, add);
+  tile<T, M, V>(k, a, am, ak, b, ldb, c, ldc, from, ldf);
+}
+
+template <class T>
+inline void tile_of(int64_t rows, int64_t vectors, int64_t k, const T* a, int64_t am, int64_t ak, const T* b,
+                    int64_t ldb, T* c, int64_t ldc, const T* from, int64_t ldf) {
+  if (vectors == 3) tile_rows<T, std::min(3, kTileVectors)>(rows, k, a, am, ak, b, ldb, c, ldc, from, ldf);
+  else if (vectors == 2) tile_rows<T, 2>(rows, k, a, am, ak, b, ldb, c, ldc, from, ldf);
+  else tile_rows<T, 1>(rows, k, a, am, ak, b, ldb, c, ldc, from, ldf);
 }
 
 template <class T>
@@ -165,18 +212,126 @@ void matmul(int64_t m, int64_t n, int64_t k, const T* a, int64_t am, int64_t ak,
             int64_t ldc, bool add) {
   constexpr int L = lanes<T>;
   const int64_t vectors = ceil_div(n, L);
-  for (int64_t j = 0; j < vectors; j += kTileVectors) {
-    const int width = static_cast<int>(std::min<int64_t>(kTileVectors, vectors - j));
+  for (int64_t j = 0; j < vectors; j += kTileVectors)
     for (int64_t i = 0; i < m; i += kTileRows) {
-      const int64_t rows = std::min<int64_t>(kTileRows, m - i);
-      const T* ai = a + i * am;
-      const T* bj = b + j * L;
-      T* cij = c + i * ldc + j * L;
-      if (width == 3) tile_rows<T, std::min(3, kTileVectors)>(rows, k, ai, am, ak, bj, ldb, cij, ldc, add);
-      else if (width == 2) tile_rows<T, 2>(rows, k, ai, am, ak, bj, ldb, cij, ldc, add);
-      else tile_rows<T, 1>(rows, k, ai, am, ak, bj, ldb, cij, ldc, add);
+      T* to = c + i * ldc + j * L;
+      tile_of<T>(std::min<int64_t>(kTileRows, m - i), std::min<int64_t>(kTileVectors, vectors - j), k, a + i * am, am,
+                 ak, b + j * L, ldb, to, ldc, add ? to : nullptr, ldc);
+    }
+}
+
+// ---- large matrix products ------------------------------------------------------------------------------------------
+// The same tile on torch's threads: B lies in panels as wide as a tile, so that it streams, and A either as it is or in
+// panels as high as a tile (for A transposed, whose rows are far apart).
+
+namespace gemm {
+
+template <class T> constexpr int64_t kPanel = kTileVectors * lanes<T>;
+template <class T> inline int64_t panels_size(int64_t k, int64_t n) { return k * ceil_div(n, kPanel<T>) * kPanel<T>; }
+
+// The size of equal chunks of k, at most `most`.
+inline int64_t chunk(int64_t k, int64_t most) {
+  return k > most ? ceil_div(k, ceil_div(k, most)) : std::max<int64_t>(k, 1);
+}
+
+// to[j / W][p][j % W] = from[p, j] for a k x n matrix, zeros up to a multiple of W; a panel of `to` has `depth` rows.
+template <class T, int64_t W>
+void pack_panels(int64_t k, int64_t n, const T* from, int64_t ld, T* to, int64_t depth) {
+  constexpr int64_t step = 8;  // rows at a time: each panel is written in bursts
+  const int64_t whole = n / W * W;
+  for (int64_t first = 0; first < k; first += step) {
+    const int64_t last = std::min(k, first + step);
+    for (int64_t j = 0; j < whole; j += W)
+      for (int64_t p = first; p < last; ++p) std::memcpy(to + j * depth + p * W, from + p * ld + j, W * sizeof(T));
+    for (int64_t p = first; p < last && whole < n; ++p) {
+      T* row = to + whole * depth + p * W;
+      std::fill(std::copy_n(from + p * ld + whole, n - whole, row), row + W, T(0));
     }
   }
 }
+
+template <class T, int64_t W>
+void pack_panels_parallel(int64_t k, int64_t n, const T* from, int64_t ld, T* to) {
+  constexpr int64_t step = 16;
+  parallel(ceil_div(k, step), ceil_div(50000, step * n + 1), [&](int64_t i) {
+    const int64_t p = i * step;
+    pack_panels<T, W>(std::min(step, k - p), n, from + p * ld, ld, to + p * W, k);
+  });
+}
+
+// A(i, k) = data[(i / kTileRows) tile + (i % kTileRows) row + k depth]
+template <class T>
+struct Left {
+  const T* data;
+  int64_t tile, row, depth;
+  static Left rows(const T* a, int64_t ld) { return {a, kTileRows * ld, ld, 1}; }
+  static Left panels(const T* a, int64_t k) { return {a, kTileRows * k, 1, kTileRows}; }
+};
+
+// Rows that a tile starts from, in whole vectors, `stride` apart: 0 repeats one row; null for zeros.
+template <class T>
+struct From {
+  const T* data;
+  int64_t stride;
+};
+
+// C[m, n] (+)= A B with B in panels. Without `add`, start(i, rows, j, scratch) says what that tile of C starts from, with
+// scratch for it. Only n columns of C are touched; the order of the sums depends on k alone.
+template <class T, class Start>
+void multiply(int64_t m, int64_t n, int64_t k, Left<T> a, const T* b, T* c, int64_t ldc, bool add, Start&& start) {
+  constexpr int64_t W = kPanel<T>, L = lanes<T>, most = 160;  // a block of rows of A stays in L2
+  const int64_t panels = ceil_div(n, W), depth = chunk(k, 1024);
+  const int64_t height = kTileRows * std::clamp<int64_t>(m * panels / (64 * kTileRows), 1, most / kTileRows);
+  parallel(ceil_div(m, height) * panels, ceil_div(200000, height * W * k + 1), [&](int64_t item) {
+    const int64_t first = item / panels * height, last = std::min(m, first + height), j = item % panels * W;
+    const int64_t columns = std::min(W, n - j), vectors = ceil_div(columns, L);
+    alignas(64) T base[kTileRows * W], whole[kTileRows * W];
+    for (int64_t p = 0; p == 0 || p < k; p += depth)
+      for (int64_t i = first; i < last; i += kTileRows) {
+        const int64_t rows = std::min<int64_t>(kTileRows, last - i), deep = std::min(depth, k - p);
+        const T *left = a.data + i / kTileRows * a.tile + p * a.depth, *right = b + j * k + p * W;
+        T* to = c + i * ldc + j;
+        const From<T> from = add || p > 0 ? From<T>{to, ldc} : start(i, rows, j, static_cast<T*>(base));
+        if (columns == vectors * L) {
+          tile_of<T>(rows, vectors, deep, left, a.row, a.depth, right, W, to, ldc, from.data, from.stride);
+          continue;
+        }
+        tile_of<T>(rows, vectors, deep, left, a.row, a.depth, right, W, whole, W, nullptr, 0);
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t v = 0; v < columns; v += L) {
+            Vec<T> y = load(whole + r * W + v);
+            if (from.data) y += load_first(from.data + r * from.stride + v, columns - v);
+            store_first(to + r * ldc + v, y, columns - v);
+          }
+      }
+  });
+}
+
+template <class T> inline From<T> from_zero(int64_t, int64_t, int64_t, T*) { return {nullptr, 0}; }
+
+// C[m, n] = sum_k A[k, m] B[k, n], a sum over rows, in chunks that fit the scratch; with `ones` as if B had one more
+// column, of ones. Rows of C are written up to n (+ 1) rounded up to whole vectors.
+template <class T>
+void multiply_transposed(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                         int64_t ldc, bool ones = false) {
+  constexpr int64_t W = kPanel<T>, values = 1 << 20, deepest = 1024;
+  const int64_t width = n + ones, high = ceil_div(m, kTileRows) * kTileRows, wide = ceil_div(width, W) * W;
+  const int64_t most = std::clamp<int64_t>(values / std::max<int64_t>(1, high + wide), 128, deepest);
+  const int64_t depth = chunk(k, most);
+  const Scratch<T> left(high * depth), right(wide * depth);
+  for (int64_t p = 0; p == 0 || p < k; p += depth) {
+    const int64_t deep = std::min(depth, k - p);
+    pack_panels_parallel<T, kTileRows>(deep, m, a + p * lda, lda, left);
+    pack_panels_parallel<T, W>(deep, n, b + p * ldb, ldb, right);
+    for (int64_t r = 0; ones && r < deep; ++r) {
+      T* last = right + n / W * W * deep + r * W;
+      std::fill(last + n % W, last + W, T(0));
+      last[n % W] = T(1);
+    }
+    multiply<T>(m, round_up<T>(width), deep, Left<T>::panels(left, deep), right, c, ldc, p > 0, from_zero<T>);
+  }
+}
+
+}  // namespace gemm
 
 }  // namespace ace

@@ -1,0 +1,3 @@
+from .op import knn
+
+__all__ = ["knn"]
