@@ -1,4 +1,4 @@
-"""Swaps e3nn's products in somebody's model for ours, sharing their parameters, and back."""
+"""Swaps e3nn's products and vnn's layers in somebody's model for ours, sharing their parameters, and back."""
 
 import functools
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from e3nn import o3
 from torch import nn
 from torch.nn.utils import parametrize
 
+from . import convert_vn
 from .kernels.tensor_product.op import BACKENDS
 from .nn import FullyConnectedTensorProduct, TensorProduct
 from .nn.tensor_product import unsupported
@@ -42,10 +43,14 @@ class Report(NamedTuple):
 def _describe(module: nn.Module) -> str:
     if isinstance(module, (o3.TensorProduct, TensorProduct)):
         return f"{type(module).__name__} {module.irreps_in1} x {module.irreps_in2} -> {module.irreps_out}"
+    if convert_vn.of_interest(module):
+        return convert_vn.describe(module)
     return getattr(module, "original_name", type(module).__name__)
 
 
 def _of_interest(module: nn.Module) -> bool:
+    if convert_vn.of_interest(module):
+        return True
     if isinstance(module, torch.jit.ScriptModule):
         return module.original_name in {cls.__name__ for cls in _REPLACEMENTS}
     return isinstance(module, (o3.TensorProduct, TensorProduct))
@@ -74,7 +79,9 @@ def _would_be_lost(module: nn.Module, kind: type) -> str:
 
 
 def _why_not(module: nn.Module) -> str:
-    """Why this product stays as it is; empty where it can be replaced."""
+    """Why this product or layer stays as it is; empty where it can be replaced."""
+    if convert_vn.of_interest(module):
+        return convert_vn.why_not(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted; convert the model before torch.jit.script"
     if isinstance(module, TensorProduct):
@@ -94,7 +101,10 @@ def _why_not(module: nn.Module) -> str:
 
 
 def _places(model: nn.Module, prefix: str = "", seen: set[nn.Module] | None = None):
-    """(parent, key, dotted name, module) of every product, each place of a shared module; products are not entered."""
+    """(parent, key, dotted name, module) of every product and vector-neuron layer, each place of a shared module.
+
+    Products are not entered, nor layers that were replaced; what lies in a layer that was left comes after it.
+    """
     seen = set() if seen is None else seen
     if model in seen:
         return
@@ -104,22 +114,31 @@ def _places(model: nn.Module, prefix: str = "", seen: set[nn.Module] | None = No
             continue
         if _of_interest(child):
             yield model, key, f"{prefix}{key}", child
+            enter = convert_vn.of_interest(child) and not convert_vn.is_ours(child) and model._modules[key] is child
         else:
+            enter = True
+        if enter:
             yield from _places(child, f"{prefix}{key}.", seen)
 
 
 def convert(model: nn.Module, backend: str = "auto") -> Report:
-    """Replaces e3nn's shared-weight "uvw" products anywhere inside `model`, in place, by ours.
+    """Replaces e3nn's shared-weight "uvw" products and vnn's layers anywhere inside `model`, in place, by ours.
 
     The new modules hold the very Parameter objects of the old ones: optimisers, parameter groups and checkpoints stay
     valid. A module that occurs in several places is replaced by one module in all of them.
+
+    Vector-neuron layers (VNLinear, VNLeakyReLU, VNBatchNorm, VNLinearLeakyReLU, VNMaxPool, VNStdFeature) are recognised
+    by class name, children and shapes, without importing anybody's code: a class of these names that computes something
+    else must stay out of `model`. Those with ACE's branches become relaxed ones, with ACE's order of the unconstrained
+    maps (`legacy_view`), and go on taking `disable_equivariance` in their calls. Edge features that the model itself
+    forms stay: `ace_fast.nn.VNEdgeConv` and `ace_fast.models.VNDGCNN` do without them and load the same checkpoints.
 
     Args:
         model: any module; it is changed.
         backend: which implementation of the operator the new modules run.
 
     Returns:
-        Report of what was replaced and what was left, and why: a product with hooks, parametrizations or attributes
+        Report of what was replaced and what was left, and why: a module with hooks, parametrizations or attributes
         that somebody set on it stays as it is.
 
     Raises:
@@ -133,7 +152,9 @@ def convert(model: nn.Module, backend: str = "auto") -> Report:
         raise ValueError(f"convert: backend must be one of {['auto', *BACKENDS]}, got {backend!r}; take 'auto'")
     replaced, left, made = [], [], {}
     if _of_interest(model):
-        why = _why_not(model) or "it is the model itself; use ace_fast.nn.TensorProduct.from_e3nn"
+        way = ("put it into a torch.nn.Sequential" if convert_vn.of_interest(model)
+               else "use ace_fast.nn.TensorProduct.from_e3nn")
+        why = _why_not(model) or f"it is the model itself; {way}"
         return Report([], [Entry("", _describe(model), why)])
     for parent, key, name, module in _places(model):
         why = "" if module in made else _why_not(module)
@@ -141,7 +162,10 @@ def convert(model: nn.Module, backend: str = "auto") -> Report:
             left.append(Entry(name, _describe(module), why))
             continue
         if module not in made:
-            made[module] = _REPLACEMENTS[type(module)].from_e3nn(module, backend)
+            if convert_vn.of_interest(module):
+                made[module] = convert_vn.replacement(module, backend)
+            else:
+                made[module] = _REPLACEMENTS[type(module)].from_e3nn(module, backend)
             # inside a tuple it is no submodule: its parameters and buffers are not listed twice
             made[module]._converted_from = (module,)
         parent._modules[key] = made[module]
@@ -150,7 +174,7 @@ def convert(model: nn.Module, backend: str = "auto") -> Report:
 
 
 def restore(model: nn.Module) -> Report:
-    """Undoes `convert`: the same e3nn modules in the same places, with the present parameters.
+    """Undoes `convert`: the same modules in the same places, with the present parameters.
 
     Returns:
         Report of what was put back, and what was left converted because it got hooks, parametrizations or attributes
@@ -160,10 +184,16 @@ def restore(model: nn.Module) -> Report:
     for parent, key, name, module in _places(model):
         if not hasattr(module, "_converted_from"):
             continue
-        if lost := _would_be_lost(module, TensorProduct):
+        vector = convert_vn.of_interest(module)
+        if lost := convert_vn.changed_since(module) if vector else _would_be_lost(module, TensorProduct):
             left.append(Entry(name, _describe(module), lost))
             continue
         (old,) = module._converted_from
+        if vector:
+            convert_vn.put_back(module, old)
+            parent._modules[key] = old
+            put_back.append(Entry(name, _describe(old)))
+            continue
         # tables of the old module did not see .to() while it was out
         old.to(module.output_mask.device, module.output_mask.dtype)
         for field in ("weight", "output_mask"):

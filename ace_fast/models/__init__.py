@@ -1,5 +1,7 @@
 """The networks of the ACE paper."""
 
 from .segnn import SEGNN, SEGNNLayer, nbody_graph, qm9_graph
+from .vn_dgcnn import VNDGCNN, VNDGCNNPartSeg
+from .vn_pointnet import VNPointNet
 
-__all__ = ["SEGNN", "SEGNNLayer", "nbody_graph", "qm9_graph"]
+__all__ = ["SEGNN", "SEGNNLayer", "VNDGCNN", "VNDGCNNPartSeg", "VNPointNet", "nbody_graph", "qm9_graph"]

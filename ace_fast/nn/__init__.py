@@ -4,6 +4,16 @@ from .norm import BatchNorm, InstanceNorm
 from .o3_layers import O3TensorProduct, O3TensorProductSwishGate
 from .relaxed import RelaxedLinear
 from .tensor_product import FullyConnectedTensorProduct, TensorProduct
+from .vector_neurons import (
+    VNBatchNorm,
+    VNLeakyReLU,
+    VNLinear,
+    VNLinearLeakyReLU,
+    VNMaxPool,
+    VNStdFeature,
+    mean_pool,
+)
+from .vn_edge_conv import VNEdgeConv
 
 __all__ = [
     "BatchNorm",
@@ -13,4 +23,12 @@ __all__ = [
     "O3TensorProductSwishGate",
     "RelaxedLinear",
     "TensorProduct",
+    "VNBatchNorm",
+    "VNEdgeConv",
+    "VNLeakyReLU",
+    "VNLinear",
+    "VNLinearLeakyReLU",
+    "VNMaxPool",
+    "VNStdFeature",
+    "mean_pool",
 ]

@@ -1,0 +1,177 @@
+"""What the vector-neuron layers share: shapes, maps with their branches, and the batch norm's vectors."""
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+
+_SHAPES = {3: "[B, {}, 3]", 4: "[B, {}, 3, N]", 5: "[B, {}, 3, N, K]"}
+
+
+def to_rows(name: str, x: Tensor, channels: int, dims: tuple[int, ...] = (3, 4, 5), argument: str = "x") -> Tensor:
+    """vnn's [B, C, 3, ...] as rows [B, ..., 3, C], a view; contiguous where x comes out of one of our layers."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name}: {argument} must be a tensor {_SHAPES[dims[0]].format(channels)}, "
+                         f"got {type(x).__name__}")
+    if x.dim() not in dims or x.shape[1] != channels or x.shape[2] != 3:
+        expected = " or ".join(_SHAPES[d].format(channels) for d in dims)
+        raise ValueError(f"{name}: {argument} must be {expected}, got {list(x.shape)}")
+    return x.permute(0, *range(3, x.dim()), 2, 1)
+
+
+def from_rows(y: Tensor) -> Tensor:
+    """Rows [B, ..., 3, C] as vnn's [B, C, 3, ...], a view."""
+    n = y.dim()
+    return y.permute(0, n - 1, n - 2, *range(1, n - 2))
+
+
+def add_branch(layer: nn.Module, part: str, in_channels: int, out_channels: int) -> None:
+    """ACE's unconstrained map beside `map_to_<part>`, under ACE's name."""
+    layer.add_module(f"map_to_{part}_nonequiv", nn.Linear(3 * in_channels, 3 * out_channels))
+
+
+def add_gammas(layer: nn.Module, count: int, relaxed: bool, init: float) -> None:
+    """The gates, the switch `relaxed` and the place where `probe` collects."""
+    if relaxed:
+        layer.gammas = nn.ParameterList([nn.Parameter(torch.tensor(float(init))) for _ in range(count)])
+    else:
+        layer.gammas = []
+    layer.relaxed = bool(relaxed)
+    layer._ratios = None
+
+
+def branches_on(layer: nn.Module, disable_equivariance: bool | None) -> bool:
+    """Whether the branches count: the call's flag, or the layer's; a Python value, gamma is never read."""
+    if isinstance(disable_equivariance, Tensor):
+        raise ValueError(f"{type(layer).__name__}: disable_equivariance must be a bool, got a tensor; "
+                         "pass a mean part by name, mean=...")
+    on = layer.relaxed if disable_equivariance is None else bool(disable_equivariance)
+    if on and not layer.gammas:
+        raise ValueError(f"{type(layer).__name__}: relaxed must be False for a layer without branches, got True; "
+                         "build it with relaxed=True")
+    return on
+
+
+def apply_map(layer: nn.Module, part: str, x: Tensor, on: bool, mean: Tensor | None = None,
+              neighbours: Tensor | None = None) -> Tensor:
+    """`map_to_<part>` with its branch: x [B, ..., 3, C] -> [B, ..., 3, O]; [B, N, 3, 2O] where there are neighbours.
+
+    `mean` [B, 3, C'] stands for C' more channels that are the same at all points of a cloud: their part of the map,
+    with the bias, is taken once a cloud.
+    """
+    weight, edge = getattr(layer, f"map_to_{part}").weight, neighbours is not None
+    branch = getattr(layer, f"map_to_{part}_nonequiv", None) if on else None
+    dense = bias = gamma = None
+    if branch is not None:
+        dense, bias, gamma = branch.weight, branch.bias, layer.gammas[-1 if part == "dir" else 0]
+        if layer._ratios is not None:
+            _record(layer, weight, dense, bias, gamma, x, mean, neighbours)
+        if layer.legacy_view and x.dim() == 4 and not edge:
+            return _split_map(x, weight, mean, layer.backend) + gamma * _legacy(x, dense, bias, mean)
+    if edge:
+        return functional.vn_linear(x, weight, dense, bias, gamma, edge=True, backend=layer.backend)
+    return _split_map(x, weight, mean, layer.backend, dense, bias, gamma)
+
+
+def _split_map(x, weight, mean, backend, dense=None, bias=None, gamma=None) -> Tensor:
+    """The map of [x ; mean] without the concatenation; of x where mean is None."""
+    if mean is None:
+        return functional.vn_linear(x, weight, dense, bias, gamma, backend=backend)
+    c = x.shape[-1]
+    first, second = (None, None) if dense is None else (dense[:, :3 * c], dense[:, 3 * c:])
+    offset = functional.vn_linear(mean, weight[:, c:], second, bias, gamma, backend=backend)  # [B, 3, O]
+    return functional.vn_linear(x, weight[:, :c], first, None, gamma, offset, backend=backend)
+
+
+def _legacy(x: Tensor, dense: Tensor, bias: Tensor, mean: Tensor | None) -> Tensor:
+    """The original's unconstrained map of 4-d features, [B, N, 3 O] read as if it were [B, O, 3, N]."""
+    vec = x.transpose(2, 3).flatten(2)  # [B, N, 3 C], xyz of a channel side by side
+    if mean is None:
+        y = nn.functional.linear(vec, dense, bias)
+    else:
+        shared = nn.functional.linear(mean.transpose(1, 2).flatten(1), dense[:, vec.shape[2]:], bias)  # [B, 3 O]
+        y = nn.functional.linear(vec, dense[:, :vec.shape[2]]) + shared[:, None]
+    return y.reshape(x.shape[0], dense.shape[0] // 3, 3, x.shape[1]).permute(0, 3, 2, 1)
+
+
+@torch.no_grad()
+def _record(layer, weight, dense, bias, gamma, x, mean, neighbours) -> None:
+    """Adds |gamma| |f_neq(x)| / |f_eq(x)| to what `probe` collects."""
+    if mean is not None:
+        mean = mean[(slice(None), *[None] * (x.dim() - 3))]  # [B, 1, ..., 3, C']
+        x = torch.cat([x, mean.expand(*x.shape[:-1], -1)], -1)
+    options = {"edge": neighbours is not None, "backend": layer.backend}
+    if layer.legacy_view and x.dim() == 4 and neighbours is None:
+        free = _legacy(x, dense, bias, None)
+    else:
+        free = functional.vn_linear(x, torch.zeros_like(weight), dense, bias, **options)
+    base = functional.vn_linear(x, weight, **options)
+    free, base = (_size(y, neighbours, layer.backend) for y in (free, base))
+    layer._ratios.append(gamma.abs() * free / base)
+
+
+def _size(y: Tensor, neighbours: Tensor | None, backend: str) -> Tensor:
+    """Euclidean norm of y, or of the edge features that it stands for: from the mean and variance of their norms."""
+    if neighbours is None:
+        return y.norm()
+    mean, var = functional.vn_edge_stats(y, neighbours, backend=backend)
+    return (neighbours.numel() * (var + (mean - 1e-6).square()).sum()).sqrt()
+
+
+def norm_vectors(bn: nn.Module, p: Tensor, count: int, statistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, variance, weight and bias [C] that the batch norm `bn` applies to the norms of p, as torch's would.
+
+    In training (or without running statistics) mean and variance are `statistics()`, of `count` values a channel, and
+    the running ones are updated.
+    """
+    if bn.training or bn.running_mean is None:
+        if count == 1:
+            raise ValueError(f"VNBatchNorm: expected more than 1 value per channel when training, got {list(p.shape)} "
+                             "(rows, xyz, channels); use a larger batch or .eval()")
+        mean, var = statistics()
+        if bn.training and bn.track_running_stats and bn.running_mean is not None:
+            _update(bn, mean, var, count)
+    else:
+        mean, var = bn.running_mean, bn.running_var
+    weight = torch.ones_like(mean) if bn.weight is None else bn.weight
+    bias = torch.zeros_like(mean) if bn.bias is None else bn.bias
+    vectors = mean, var, weight, bias
+    return tuple(v.float() for v in vectors) if p.dtype == torch.bfloat16 else vectors
+
+
+@torch.no_grad()
+def _update(bn: nn.Module, mean: Tensor, var: Tensor, count: int) -> None:
+    # inside a backward pass only activation checkpointing runs a forward, for the second time
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        return
+    factor = bn.momentum or 0.0
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:
+            factor = 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
+    if count > 1:
+        bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), factor)
+        bn.running_var.lerp_((var * (count / (count - 1))).to(bn.running_var.dtype), factor)
+
+
+def dims_like(dim: int) -> tuple[int, ...]:
+    """The dimensions that torch's batch norm for `dim` takes: BatchNorm1d both of 3 and 4."""
+    return (5,) if dim == 5 else (3, 4)
+
+
+def unconstrained_maps(layer: nn.Module) -> list[nn.Linear]:
+    """The layer's dense branches, features before directions."""
+    names = ("map_to_feat_nonequiv", "map_to_dir_nonequiv")
+    return [getattr(layer, name) for name in names if hasattr(layer, name)]
+
+
+def turn(rows: Tensor, frame: Tensor) -> Tensor:
+    """Vectors in coordinates of a frame: rows [B, ..., 3, C] or, the same at all points, [B, 3, C] -> [B, ..., 3, C].
+
+    frame is [B, ..., 3 (xyz), 3 (vectors)].
+    """
+    axes = frame.transpose(-1, -2)
+    if rows.dim() == frame.dim():
+        return axes @ rows
+    # one product a cloud; broadcasting would copy the rows to every point
+    return (axes.flatten(1, -2) @ rows).reshape(*frame.shape[:-1], rows.shape[-1])
