@@ -18,6 +18,7 @@ import torch
 from ace_fast.train import cli, demo, load, options
 from ace_fast.train.progress import EpochProgress
 from ace_fast.train.run import Run
+from ace_fast.train.tasks import nbody
 
 MAIN = "import sys; from ace_fast.train.cli import main; sys.exit(main(sys.argv[1:]))"
 TINY = {
@@ -128,10 +129,10 @@ def test_help_names_every_option_with_its_default(capsys):
         cli.main(["train", "nbody", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name, option in options.OPTIONS.items():
+    for name, option in nbody.OPTIONS.items():
         default = "empty" if option.default == "" else option.default
         assert options.flag(name) in text and f"(default: {default})" in text
-    assert all(f"{preset}:" in text for preset in options.PRESETS)
+    assert all(f"{preset}:" in text for preset in nbody.PRESETS)
 
 
 @pytest.mark.parametrize("argv", [["train", "nbody"], ["demo"]])
@@ -142,7 +143,7 @@ def test_help_shows_the_values_of_the_default_preset(argv, capsys):
     for shown in ("passes over the training data (default: 60)", "Adam on the weights (default: 0.003)",
                   "over the run (default: cosine)", "step size of the gammas, eta_p (default: 0.005)"):
         assert shown in text
-    assert options.make_config("demo", {}) == {name: option.default for name, option in options.OPTIONS.items()}
+    assert options.make_config(nbody, "demo", {}) == {name: option.default for name, option in nbody.OPTIONS.items()}
 
 
 @pytest.mark.parametrize(("argv", "message"), [
@@ -180,12 +181,12 @@ def test_debug_shows_the_traceback(argv):
         cli.main(argv)
 
 
-def test_ctrl_c_before_the_training_says_stopped(monkeypatch, capsys):
+def test_ctrl_c_before_the_training_says_stopped(tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ace_fast.train.loop.trajectories", interrupted)
-    monkeypatch.setattr("ace_fast.train.run.Run.create", lambda *_: None)
+    monkeypatch.setattr("ace_fast.train.tasks.nbody.load", interrupted)
+    monkeypatch.chdir(tmp_path)
     assert failure(capsys, ["train", "nbody"], 130) == "ace-fast: stopped"
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ace_fast.models import nbody_graph
-from ace_fast.train import evaluate, load, predict, task, train
+from ace_fast.train import evaluate, load, predict, train
+from ace_fast.train.tasks import nbody
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,7 @@ def finished(tmp_path_factory):
 
 def inputs(finished, count=6):
     config = finished.about()["config"]
-    data = task.trajectories(config, "test").subset(range(count))
+    data = nbody.load(config, "test").subset(range(count))
     return config, data, {name: data.node[name].view(count, 5, -1) for name in ("pos", "vel", "charges")}
 
 
@@ -84,7 +85,7 @@ def test_prediction_files(finished, tmp_path):
     arrays = {name: a.numpy() for name, a in inputs(finished)[2].items()}
     np.savez(tmp_path / "in.npz", **arrays)
     predictor = load(finished.folder)
-    assert predict.predict_file(predictor, tmp_path / "in.npz", tmp_path / "out.npz") == 6
+    assert predict.predict_file(predictor, tmp_path / "in.npz", tmp_path / "out.npz").count == 6
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_array_equal(found["pos"], predictor.predict(**arrays).numpy())
     with pytest.raises(FileExistsError, match="out.npz exists; pass another --output, or --overwrite"):

@@ -13,9 +13,10 @@ import torch
 import ace_fast
 from ace_fast.data import FlatDataset
 from ace_fast.models import nbody_graph
-from ace_fast.train import checkpoint, evaluate, load, options, report, task, train
+from ace_fast.train import checkpoint, load, measure, options, report, train
 from ace_fast.train.progress import EpochProgress
 from ace_fast.train.run import Run
+from ace_fast.train.tasks import nbody
 
 TINY = {
     "num_train": 40, "num_valid": 20, "num_test": 20, "steps": 301, "frame_from": 0, "frame_to": 1, "layers": 1,
@@ -66,7 +67,7 @@ def test_a_run_folder_holds_settings_metrics_checkpoints_and_plots(finished):
         "gammas.png", "multipliers.png", "equivariance.png", "report.html",
     }
     about = finished.about()
-    assert about["preset"] == "demo" and set(about["config"]) == set(options.OPTIONS)
+    assert about["preset"] == "demo" and set(about["config"]) == set(nbody.OPTIONS)
     assert {"ace_fast", "torch", "e3nn", "python"} <= set(about["versions"]) and about["device_name"]
     rows = finished.metrics()
     assert [row["epoch"] for row in rows] == [1, 2, 3] and [row["step"] for row in rows] == [4, 8, 12]
@@ -240,16 +241,16 @@ def test_wrong_settings_are_named(given, message, settings, tmp_path):
 
 def test_nan_in_the_data_is_found(finished, settings, monkeypatch):
     config = finished.about()["config"]
-    plain = task.nbody
+    plain = nbody.nbody
 
     def spoilt(*arguments, **named):
         data = plain(*arguments, **named)
         data.node["velocity"][7] = math.nan
         return data
 
-    monkeypatch.setattr(task, "nbody", spoilt)
+    monkeypatch.setattr(nbody, "nbody", spoilt)
     with pytest.raises(ValueError, match="'vel' must be finite, got NaN or infinity first in graph 1; repair"):
-        task.trajectories(config, "test")
+        nbody.load(config, "test")
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, settings, tmp_path, no_plots):
@@ -309,8 +310,8 @@ def test_trees_come_back_as_they_were(tmp_path):
 
 def test_attributes_computed_once_are_those_of_each_batch(finished):
     config = finished.about()["config"]
-    data = task.trajectories(config, "train")
-    prepared = task.with_attributes(data, config)
+    data = nbody.load(config, "train")
+    prepared = nbody.with_attributes(data, config)
     index = [3, 0, 31]
     mine, graph = prepared.batch(index), nbody_graph(data.batch(index))
     for name in ("x", "node_attr", "edge_attr", "additional_message_features"):
@@ -319,37 +320,37 @@ def test_attributes_computed_once_are_those_of_each_batch(finished):
 
 
 def test_edges_within_ragged_graphs():
-    data = task.add_edges({"x": torch.zeros(6)}, torch.tensor([0, 1, 1, 4, 6]))
+    data = nbody.add_edges({"x": torch.zeros(6)}, torch.tensor([0, 1, 1, 4, 6]))
     batch = data.batch(range(4))
     wanted = [(s, t) for t in range(6) for s in range(6) if s != t and batch.batch[s] == batch.batch[t]]
     assert sorted(wanted) == sorted(map(tuple, batch.edge_index.T.tolist()))
 
 
 def test_random_o3_are_orthogonal_with_both_signs():
-    g = evaluate.random_o3(4, seed=0)
+    g = measure.random_o3(4, seed=0)
     torch.testing.assert_close(g @ g.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(4, 3, 3))
     torch.testing.assert_close(torch.linalg.det(g), torch.tensor([1.0, -1, 1, -1], dtype=torch.float64))
 
 
 def test_the_linear_baseline_by_hand():
     node = {"pos": torch.zeros(2, 3), "vel": torch.ones(2, 3), "target": torch.full((2, 3), 1.5)}
-    assert evaluate.linear_baseline(FlatDataset(node, torch.tensor([0, 2])), time=1.0) == pytest.approx(0.25)
+    assert nbody.linear_baseline(FlatDataset(node, torch.tensor([0, 2])), time=1.0) == pytest.approx(0.25)
 
 
 def test_a_cosine_ends_near_zero(finished):
     lrs = [row["lr"] for row in finished.metrics()]
-    first = options.OPTIONS["lr"].default
+    first = nbody.OPTIONS["lr"].default
     assert first > lrs[0] > lrs[1] > lrs[2] > 0.01 * first and lrs[2] < 0.05 * first
 
 
 def test_presets():
-    paper = options.make_config("paper", {})
+    paper = options.make_config(nbody, "paper", {})
     assert (paper["lr"], paper["gamma_lr"], paper["dual_lr"], paper["augmentation"]) == (9e-4, 9e-4, 8e-4, 0.0)
     assert (paper["epochs"], paper["batch_size"], paper["train_samples"], paper["bound"]) == (2000, 100, 3000, "none")
-    demo = options.make_config("demo", {"epochs": 7})
+    demo = options.make_config(nbody, "demo", {"epochs": 7})
     assert (demo["gamma_lr"], demo["dual_lr"], demo["augmentation"]) == (5e-3, 5e-3, 1.0)
     assert (demo["bound"], demo["train_samples"], demo["epochs"]) == ("spectral", 3000, 7)
-    assert set(options.PRESETS) == set(options.PRESET_HELP)
+    assert set(nbody.PRESETS) == set(nbody.PRESET_HELP)
 
 
 def test_training_runs_outside_the_main_thread(settings, tmp_path, no_plots):

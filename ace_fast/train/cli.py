@@ -8,9 +8,11 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
-from .options import DATA_OPTIONS, DEFAULT_PRESET, OPTIONS, PRESET_HELP, PRESETS, add_options, make_config
+from .options import DEFAULT_PRESET, RUN, add_options, make_config, of_group
+from .tasks import TASKS, nbody
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,28 +33,24 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     train = commands.add_parser("train", help="train a model and leave a run folder")
-    task = train.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
-    nbody = task.add_parser("nbody", help="SEGNN on charged N-body trajectories", description=_presets_text(),
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    nbody.add_argument("--preset", choices=tuple(PRESETS), default=DEFAULT_PRESET,
-                       help=f"settings to begin with (default: {DEFAULT_PRESET})")
-    nbody.add_argument("--out", type=Path, help="run folder (default: runs/nbody-<preset>-<time>)")
-    nbody.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
-    nbody.add_argument("--quiet", action="store_true", help="no progress")
-    add_options(nbody)
-    nbody.set_defaults(run=_train)
+    tasks = train.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
+    for name, task in TASKS.items():
+        _add_task(tasks.add_parser(name, help=task.HELP, description=_presets_text(task),
+                                   formatter_class=argparse.RawDescriptionHelpFormatter), name, task)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained run on validation and test data")
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     _add_checkpoint(evaluate)
     evaluate.add_argument("--json", type=Path, help="write the numbers to this file too")
-    evaluate.add_argument("--data", help="cache folder of the trajectories, if not the one of the run")
+    evaluate.add_argument("--data", help="where the data lie (the run's --data), if not where the run found them")
     evaluate.set_defaults(run=_evaluate)
 
-    predict = commands.add_parser("predict", help="predict positions with a trained run")
+    predict = commands.add_parser("predict", help="predict positions or classes with a trained run")
     predict.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     predict.add_argument("input", type=Path, metavar="INPUT",
-                         help=".npz with pos and vel [G, n, 3], charges [G, n]; or [N, 3], [N] and offsets [G + 1]")
+                         help="nbody: .npz with pos and vel [G, n, 3], charges [G, n]; or [N, 3], [N] and offsets "
+                              "[G + 1]. modelnet: .npy with [N, 3] or [B, N, 3], .npz with points and, for [M, 3], "
+                              "offsets [B + 1], or a mesh .off")
     predict.add_argument("--output", type=Path, help="file to write (default: <INPUT>-predicted.npz)")
     predict.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     _add_checkpoint(predict)
@@ -62,16 +60,17 @@ def _parser() -> _Parser:
                           help="with the branches off (the default unless trained with --mode resilient)")
     predict.set_defaults(run=_predict)
 
-    data = commands.add_parser("data", help="simulate and cache data sets")
+    data = commands.add_parser("data", help="prepare and cache data sets")
     kinds = data.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
-    data_nbody = kinds.add_parser("nbody", help="charged N-body trajectories")
-    add_options(data_nbody, DATA_OPTIONS)
-    data_nbody.set_defaults(run=_data)
+    for name, task in TASKS.items():
+        kind = kinds.add_parser(name, help=task.DATA_HELP)
+        add_options(kind, of_group(task.OPTIONS, "data"))
+        kind.set_defaults(run=_data)
 
     demo = commands.add_parser("demo", help="data, training, evaluation and comparison in one go")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
-    add_options(demo)
-    demo.set_defaults(run=_demo)
+    add_options(demo, nbody.OPTIONS)
+    demo.set_defaults(run=_demo, task="nbody")
 
     bench = commands.add_parser("bench", help="benchmarks against the eager reference; see ace-fast bench --help",
                                 add_help=False)
@@ -81,32 +80,43 @@ def _parser() -> _Parser:
     return parser
 
 
-def _presets_text() -> str:
-    lines = ["Trains ACE-SEGNN on charged N-body trajectories. Options go over the preset's settings; the defaults",
+def _add_task(parser: argparse.ArgumentParser, name: str, task: ModuleType) -> None:
+    parser.add_argument("--preset", choices=tuple(task.PRESETS), default=DEFAULT_PRESET,
+                        help=f"settings to begin with (default: {DEFAULT_PRESET})")
+    parser.add_argument("--out", type=Path, help=f"run folder (default: runs/{name}-<preset>-<time>)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    add_options(parser, task.OPTIONS)
+    parser.set_defaults(run=_train)
+
+
+def _presets_text(task: ModuleType) -> str:
+    lines = [f"{task.DESCRIPTION} Options go over the preset's settings; the defaults",
              f"below are those of the preset {DEFAULT_PRESET}.", "", "presets:"]
-    for name, text in PRESET_HELP.items():
-        changed = {k: v for k, v in PRESETS[name].items() if v != OPTIONS[k].default}
+    for name, text in task.PRESET_HELP.items():
+        changed = {k: v for k, v in task.PRESETS[name].items() if v != task.OPTIONS[k].default}
         lines.append(f"  {name}: {text} ({', '.join(f'{k} {v}' for k, v in changed.items()) or 'the defaults'})")
     return "\n".join(lines)
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: that of the run)")
-    parser.add_argument("--backend", choices=OPTIONS["backend"].choices,
+    parser.add_argument("--backend", choices=RUN["backend"].choices,
                         help="implementation of the operators (default: that of the run)")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best",
-                        help="best by the strict model's validation error, or last (default: best)")
+                        help="best by the strict model on validation data, or last (default: best)")
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, object]:
-    return {name: value for name, value in vars(arguments).items() if name in OPTIONS}
+    return {name: value for name, value in vars(arguments).items() if name in TASKS[arguments.task].OPTIONS}
 
 
 def _train(arguments: argparse.Namespace) -> None:
     from .loop import train
     from .report import show
 
-    run = train(arguments.out, arguments.preset, resume=arguments.resume, quiet=arguments.quiet, **_given(arguments))
+    how = {"task": arguments.task, "resume": arguments.resume, "quiet": arguments.quiet}
+    run = train(arguments.out, arguments.preset, **how, **_given(arguments))
     show(run)
 
 
@@ -138,20 +148,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     output = arguments.output or arguments.input.parent / f"{arguments.input.stem}-predicted.npz"
     elsewhere = {"device": arguments.device, "backend": arguments.backend}
     predictor = load(arguments.folder, arguments.checkpoint, relaxed=arguments.relaxed, **elsewhere)
-    count = predict_file(predictor, arguments.input, output, arguments.overwrite)
-    print(f"{count} graphs predicted: {output}")
+    answer = predict_file(predictor, arguments.input, output, arguments.overwrite)
+    print("\n".join([*answer.lines, f"{answer.text} predicted: {output}"]))
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from .progress import data_progress
-    from .task import trajectories
-
-    given = _given(arguments)
-    # Fewer trajectories than the usual number of samples: use them all.
-    few = {"train_samples": given["num_train"], "batch_size": 1} if "num_train" in given else {}
-    config = make_config(DEFAULT_PRESET, few | given)
+    task = TASKS[arguments.task]
+    config = make_config(task, DEFAULT_PRESET, task.for_data(_given(arguments)))
     for split in ("train", "valid", "test"):
-        print(f"{split}: {trajectories(config, split, data_progress(split))}")
+        print(f"{split}: {task.load(config, split, False)}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from . import options, report
 from .evaluate import evaluate_run
 from .loop import train
 from .run import Run
+from .tasks import nbody
 
 
 def demo(out: Path, **given: Any) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def demo(out: Path, **given: Any) -> dict[str, Any]:
     Raises:
         FileExistsError: `out` holds a run with other settings.
     """
-    config = options.make_config(options.DEFAULT_PRESET, given)
+    config = options.make_config(nbody, options.DEFAULT_PRESET, given)
     run = _started(Run(out), config)
     rows = run.metrics() if run else []
     if run and rows and rows[-1]["epoch"] == config["epochs"]:
@@ -37,7 +38,13 @@ def _started(run: Run, config: options.Config) -> Run | None:
     """The run, if one with this config has begun in its folder."""
     if not run.state_path.exists():
         return None
-    theirs = run.about()["config"]
+    about = run.about()
+    theirs = about["config"]
+    if about["task"] != "nbody":
+        raise FileExistsError(
+            f"demo: {run.folder} must hold a run of the task nbody, got one of {about['task']}; pass another --out or "
+            "remove that folder"
+        )
     differences = [f"{options.flag(name)} {theirs[name]}" for name in config if theirs[name] != config[name]]
     if differences:
         raise FileExistsError(
@@ -51,10 +58,9 @@ def compare(device: str, repeats: int = 15) -> dict[str, float]:
     """Milliseconds of one training step at batch 100, eager reference and ours in turn: medians."""
     from ..bench import nbody_segnn
     from ..bench.timing import interleaved
-    from ..bench.workloads import BURST
 
     print("comparing one training step with the eager reference ...", file=sys.stderr, flush=True)
     data = nbody_segnn.load("batch100", device, torch.float32)
     steps = {name: nbody_segnn.variant(name, data).step for name in ("eager", "fast")}
-    timings = interleaved(steps, device, repeats, burst=BURST)
+    timings = interleaved(steps, device, repeats, **nbody_segnn.TIMING)
     return {f"{name}_ms": timing.median for name, timing in timings.items()}

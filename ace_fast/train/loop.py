@@ -1,4 +1,4 @@
-"""Training of the N-body task in plain PyTorch: epochs, evaluations, checkpoints, interruption and resuming."""
+"""Training of any task in plain PyTorch: epochs, evaluations, checkpoints, interruption and resuming."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 
-from ..data import Batcher
 from ..relaxation import ACE
 from . import options, report
-from .checkpoint import all_finite, load_into
-from .evaluate import Evaluator
+from .checkpoint import all_finite, load_into, load_weights, save_weights
+from .evaluate import Evaluator, gammas_of, recalibrates
 from .options import Config
-from .progress import EpochProgress, data_progress
-from .run import Run
-from .task import Forward, build_model, check_device, loss_of, trajectories, use_threads, with_attributes
+from .progress import EpochProgress
+from .run import Run, build, check_device, use_threads
+from .tasks import find
 
 _FREE_ON_RESUME = ("epochs", "data", "threads")  # what a resumed run may set anew
 
@@ -31,25 +30,27 @@ def train(
     out: str | os.PathLike[str] | None = None,
     preset: str = "demo",
     *,
+    task: str = "nbody",
     resume: bool = False,
     quiet: bool = False,
     **given: Any,
 ) -> Run:
-    """Trains a SEGNN on the N-body data and leaves a run folder.
+    """Trains the model of a task on its data and leaves a run folder.
 
     Args:
-        out: the run folder; by default runs/nbody-<preset>-<time>.
-        preset: "demo", "paper", "paper_damped" or "original_code".
-        resume: continue the run in `out`; its own settings are used, and `given` may change only epochs (under a
-            constant lr_schedule), data and threads.
+        out: the run folder; by default runs/<task>-<preset>-<time>.
+        preset: "demo", "paper", "original_code" or another one of the task.
+        task: "nbody" (SEGNN) or "modelnet" (VN-DGCNN).
+        resume: continue the run in `out`; its own task and settings are used, and `given` may change only epochs
+            (under a constant lr_schedule), data and threads.
         quiet: no progress on stderr.
-        given: settings over those of the preset, see `ace-fast train nbody --help`.
+        given: settings over those of the preset, see `ace-fast train TASK --help`.
 
     Returns:
         The run, with `folder` and `metrics()`.
 
     Raises:
-        ValueError: a setting is unknown or out of range, or differs from the run's own on resuming.
+        ValueError: a task or setting is unknown or out of range, or differs from the run's own on resuming.
         FileExistsError: the folder exists and resume is False.
         FloatingPointError: the loss became NaN or infinite; the last good checkpoint stays.
         KeyboardInterrupt: Ctrl-C; the step was finished and a checkpoint saved.
@@ -64,15 +65,15 @@ def train(
         run = Run(out)
         about, state = run.about(), run.load_state()
         run.metrics()  # damaged lines are found here, before anything is changed
-        preset, config = about["preset"], _resumed(about["config"], given)
+        task, config = about["task"], _resumed(about["task"], about["config"], given)
     else:
-        config, state = options.make_config(preset, given), None
-        run = Run(out or Path("runs") / f"nbody-{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+        config, state = options.make_config(find(task), preset, given), None
+        run = Run(out or Path("runs") / f"{task}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     check_device(config)
     use_threads(config)
     # The folder comes before the data, so that one that cannot be used costs no time.
     if not resume:
-        run.create(preset, config)
+        run.create(task, preset, config)
     training = _Training(run, config, quiet)
     if state:
         training.load(state)
@@ -85,10 +86,10 @@ def train(
     return run
 
 
-def _resumed(config: Config, given: Mapping[str, Any]) -> Config:
+def _resumed(task: str, config: Config, given: Mapping[str, Any]) -> Config:
     """The saved settings with what may be set anew; anything else must be as it was."""
     config = dict(config)
-    asked = options.make_config("demo", {**config, **given})
+    asked = options.make_config(find(task), options.DEFAULT_PRESET, {**config, **given})
     for name in given:
         if asked[name] != config[name] and name not in _FREE_ON_RESUME:
             raise ValueError(
@@ -107,32 +108,33 @@ class _Training:
     """All that changes while a run trains."""
 
     def __init__(self, run: Run, config: Config, quiet: bool) -> None:
+        about = run.about()
         self.run, self.config, self.quiet = run, config, quiet
-        valid, test, data = (
-            trajectories(config, split, data_progress(split, quiet)) for split in ("valid", "test", "train")
-        )
-        self.evaluator = Evaluator(config, valid, test)
-        self.batcher = Batcher(with_attributes(data, config), config["batch_size"], seed=config["seed"])
+        self.name, self.task = about["task"], find(about["task"])
+        valid, test, data = (self.task.load(config, split, quiet) for split in ("valid", "test", "train"))
+        # A resumed run keeps the facts it began with.
+        facts = about["facts"] or self.task.facts(data)
+        self.training = self.task.Training(config, facts, data)
+        self.batches = self.training.batches
+        inputs = self.training.inputs() if recalibrates(config) else None
+        self.evaluator = Evaluator(self.task, config, facts, valid, test, inputs)
+        run.keep_facts(facts)
         torch.manual_seed(config["seed"])
-        self.model = build_model(config)
+        self.model = build(self.task, config, facts)
         self.ace = _make_ace(self.model, config) if config["relaxed"] else None
         weights = self.ace.primal_parameters() if self.ace else list(self.model.parameters())
-        self.optimizer = torch.optim.Adam(
-            weights, lr=config["lr"], weight_decay=config["weight_decay"], fused=True
-        )
-        self.forward = Forward()
+        self.optimizer = _make_optimizer(weights, config)
         self.step, self.epoch = 0, 0  # done so far
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=config["device"])  # of this epoch's steps so far
         self.seconds = 0.0  # spent on this epoch so far
-        self.best = math.inf
+        self.best = math.inf if self.task.BEST is min else -math.inf
         self.stop = False  # set by Ctrl-C
 
     def state(self) -> dict[str, Any]:
-        batcher = self.batcher.state_dict()
         state = {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "batcher": batcher,
+            "batcher": self.batches.state_dict(),
             "rng": torch.get_rng_state(),
             "epoch": self.epoch,
             "step": self.step,
@@ -149,7 +151,7 @@ class _Training:
     def load(self, state: Mapping[str, Any]) -> None:
         load_into(self.model, state["model"], self.run.state_path)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.batcher.load_state_dict(state["batcher"])
+        self.batches.load_state_dict(state["batcher"])
         torch.set_rng_state(state["rng"])
         if self.ace:
             self.ace.load_state_dict(state["ace"])
@@ -168,19 +170,33 @@ class _Training:
 
     def loop(self) -> None:
         epochs = self.config["epochs"]
-        with _finish_step_on_interrupt(self), EpochProgress(self.epoch, epochs, len(self.batcher), self.quiet) as shown:
+        if self.epoch < epochs:
+            self.run.drop_evaluation()
+        with _finish_step_on_interrupt(self), EpochProgress(self.epoch, epochs, len(self.batches), self.quiet) as shown:
             while self.epoch < epochs:
                 self._train_epoch(shown)
                 row = self._finish_epoch()
                 shown.epoch(row)
                 self._stop_if_asked()
+        if self.task.CURVES:
+            self._measure_best()
+
+    def _measure_best(self) -> None:
+        """Measures the best checkpoint with all curves, and keeps its strict model where that is recalibrated."""
+        header = load_weights(self.run.checkpoint("best"), self.model)
+        found = {"checkpoint": "best", "epoch": header["epoch"]} | gammas_of(self.model)
+        found |= self.evaluator.measure(self.model, curves=True)
+        if recalibrates(self.config):
+            with self.evaluator.recalibrated(self.model):
+                save_weights(self.run.strict_path, self.model, header)
+        self.run.keep_evaluation(found)
 
     def _train_epoch(self, shown: EpochProgress) -> None:
         start, before = time.perf_counter(), self.seconds
         self.model.train()
-        for batch in self.batcher:
+        for batch in self.batches:
             self._set_lr()
-            loss = loss_of(self.forward(self.model, batch), batch.target)
+            loss = self.training.loss(self.model, batch)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -190,12 +206,12 @@ class _Training:
             self.step += 1
             self.seconds = before + time.perf_counter() - start
             shown.step()
-            if self.step % len(self.batcher):
+            if self.step % len(self.batches):
                 self._stop_if_asked()
 
     def _finish_epoch(self) -> dict[str, Any]:
         """Measures, writes the metrics line and the checkpoint, and clears the sums of the epoch."""
-        mean = float(self.loss_sum) / len(self.batcher)
+        mean = float(self.loss_sum) / len(self.batches)
         if not math.isfinite(mean):
             self._diverged()
         self.epoch += 1
@@ -206,16 +222,15 @@ class _Training:
         if self.epoch % self.config["eval_every"] == 0 or self.epoch == self.config["epochs"]:
             row |= self.evaluator.measure(self.model)
         row["seconds"] = round(self.seconds, 4)
-        best = row.get("valid_strict", math.inf) < self.best
-        self.best = min(self.best, row.get("valid_strict", math.inf))
+        before, self.best = self.best, self.task.BEST(self.best, row.get("valid_strict", self.best))
         self.loss_sum.zero_()
         self.seconds = 0.0
         self.run.add_metrics(row)
-        self.save(best)
+        self.save(best=self.best != before)
         return row
 
     def _lr(self, step: int) -> float:
-        lr, total = self.config["lr"], self.config["epochs"] * len(self.batcher)
+        lr, total = self.config["lr"], self.config["epochs"] * len(self.batches)
         if self.config["lr_schedule"] == "constant":
             return lr
         return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / total)))
@@ -227,19 +242,25 @@ class _Training:
     def _stop_if_asked(self) -> None:
         if not self.stop:
             return
-        if self.step % len(self.batcher):
+        if self.step % len(self.batches):
             if not math.isfinite(float(self.loss_sum)):
                 self._diverged()
             self.save(best=False)
-        raise KeyboardInterrupt(
-            f"stopped after {self.step} steps; continue with: ace-fast train nbody --resume --out {self.run.folder}"
-        )
+        again = f"ace-fast train {self.name} --resume --out {self.run.folder}"
+        raise KeyboardInterrupt(f"stopped after {self.step} steps; continue with: {again}")
 
     def _diverged(self) -> None:
         raise FloatingPointError(
             f"train: the loss must stay finite, got NaN or infinity in epoch {self.epoch + 1}; the last good "
             f"checkpoint is kept in {self.run.folder}; train again with a smaller --lr or with --bound spectral"
         )
+
+
+def _make_optimizer(weights: list[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:
+    settings = {"lr": config["lr"], "weight_decay": config["weight_decay"], "fused": True}
+    if config.get("optimizer", "adam") == "adam":
+        return torch.optim.Adam(weights, **settings)
+    return torch.optim.SGD(weights, momentum=config["momentum"], **settings)
 
 
 def _make_ace(model: torch.nn.Module, config: Config) -> ACE:

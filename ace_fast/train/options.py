@@ -1,9 +1,10 @@
-"""Every setting of an N-body run: its default, its help, the presets, and the checks of values."""
+"""What a setting is, the settings that all tasks share, and the checks of values; each task adds its own."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 Config = dict[str, Any]
@@ -19,34 +20,25 @@ class Option(NamedTuple):
     above: float | None = None  # the value must be larger
 
 
+Options = dict[str, Option]
+
 DEFAULT_PRESET = "demo"
-_SEED = 2**63 - 1  # the largest one that torch takes
+SEED = 2**63 - 1  # the largest one that torch takes
 _STEPS = ("sgd", "adam")
 _SCHEDULES = ("constant", "cosine")
 
-# The defaults are the preset "demo"; the other presets change them.
-OPTIONS: dict[str, Option] = {
-    "data": Option("data", "", "cache folder of the trajectories; empty: $ACE_FAST_DATA or ~/.cache/ace_fast"),
-    "num_train": Option("data", 10_000, "training trajectories simulated and cached", least=1),
-    "num_valid": Option("data", 2_000, "validation trajectories", least=1),
-    "num_test": Option("data", 2_000, "test trajectories", least=1),
-    "data_seed": Option("data", 43, "seed of the simulation", least=0, most=_SEED),
-    "bodies": Option("data", 5, "charged bodies per trajectory", least=2),
-    "steps": Option("data", 5_000, "steps of the simulation", least=1),
-    "sample_every": Option("data", 100, "steps from one recorded frame to the next", least=1),
-    "frame_from": Option("data", 30, "frame that is the input", least=0),
-    "frame_to": Option("data", 40, "frame whose positions are predicted", least=0),
-    "train_samples": Option("data", 3_000, "training trajectories used, the first ones", least=1),
-    "layers": Option("model", 4, "message-passing layers", least=1),
-    "hidden": Option("model", 64, "hidden width H, even: H/2 scalars and H/2 vectors", least=2),
-    "lmax_attr": Option("model", 1, "largest degree of the edge and node attributes", least=1, most=6),
-    "norm": Option("model", "none", "normalisation after each layer", ("none", "batch", "instance")),
-    "relaxed": Option("model", True, "unconstrained branches gamma * f_neq beside the equivariant maps"),
+# The defaults are those of N-body's preset "demo"; a task changes them with `changed`.
+RELAXED = Option("model", True, "unconstrained branches gamma * f_neq beside the equivariant maps")
+
+OPTIMISATION: Options = {
     "epochs": Option("optimisation", 60, "passes over the training data", least=1),
-    "batch_size": Option("optimisation", 100, "trajectories per step", least=1),
+    "batch_size": Option("optimisation", 100, "samples per step", least=1),
     "lr": Option("optimisation", 3e-3, "step size of Adam on the weights", above=0),
     "lr_schedule": Option("optimisation", "cosine", "course of that step size over the run", _SCHEDULES),
     "weight_decay": Option("optimisation", 0.0, "L2 decay of the weights (the gammas have none)", least=0),
+}
+
+SYMMETRY: Options = {
     "mode": Option("symmetry", "equality", "constraint on the gammas: zero, or a slack", ("equality", "resilient")),
     "gamma_init": Option("symmetry", 1.0, "initial value of every gamma"),
     "gamma_optimizer": Option("symmetry", "sgd", "how the gammas are stepped", _STEPS),
@@ -63,45 +55,32 @@ OPTIONS: dict[str, Option] = {
     "repo_resilient": Option("symmetry", False, "the authors' SEGNN script's gradients in the resilient mode"),
     "repo_scale": Option("symmetry", False, "multipliers divided by their number in the gammas' gradients"),
     "repo_clamp": Option("symmetry", False, "multipliers kept >= 0 in the equality mode"),
+}
+
+RUN: Options = {
     "eval_every": Option("run", 5, "epochs from one evaluation to the next", least=1),
     "rotations": Option("run", 4, "random elements of O(3) that the equivariance error is measured on", least=1),
-    "seed": Option("run", 42, "seed of the initial weights and of the order of the data", least=0, most=_SEED),
+    "seed": Option("run", 42, "seed of the initial weights and of the order of the data", least=0, most=SEED),
     "dtype": Option("run", "float32", "floating-point type", ("float32", "float64")),
     "device": Option("run", "cpu", "where the tensors live: cpu, cuda, cuda:1 ..."),
     "backend": Option("run", "auto", "implementation of the operators", ("auto", "reference", "cpu", "triton", "cuda")),
     "threads": Option("run", 0, "threads of the CPU kernels; 0: as torch chooses", least=0, most=1024),
 }
 
-_DAMPED = {"gamma_lr": 5e-3, "dual_lr": 5e-3, "augmentation": 1.0, "bound": "spectral"}
-_UNDAMPED = {"gamma_lr": 9e-4, "dual_lr": 8e-4, "augmentation": 0.0, "bound": "none"}
-_PUBLISHED = {"lr": 9e-4, "epochs": 2_000, "lr_schedule": "constant", "eval_every": 5}
 
-PRESETS: dict[str, Config] = {
-    DEFAULT_PRESET: {},
-    "paper": {**_PUBLISHED, **_UNDAMPED},
-    "paper_damped": {**_PUBLISHED, **_DAMPED},
-    "original_code": {**_PUBLISHED, **_UNDAMPED, "gamma_optimizer": "adam", "dual_optimizer": "adam"},
-}
-
-PRESET_HELP = {
-    "demo": "minutes on two cores, damped gammas, bounded branches",
-    "paper": "the published settings: plain undamped steps, 2000 epochs",
-    "paper_damped": "the published length with damped gammas and bounded branches",
-    "original_code": "as paper, with Adam on gammas and multipliers as the authors' scripts",
-}
-
-DATA_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.group == "data")
+def changed(options: Options, **defaults: Any) -> Options:
+    """The same settings with other defaults."""
+    return options | {name: options[name]._replace(default=value) for name, value in defaults.items()}
 
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_options(parser: argparse.ArgumentParser, names: Iterable[str] = OPTIONS) -> None:
-    """Adds the named settings to `parser`; only those given on the command line appear in its result."""
+def add_options(parser: argparse.ArgumentParser, options: Mapping[str, Option]) -> None:
+    """Adds settings to `parser`; only those given on the command line appear in its result."""
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for name in names:
-        option = OPTIONS[name]
+    for name, option in options.items():
         group = groups.setdefault(option.group, parser.add_argument_group(option.group))
         text = f"{option.help} (default: {option.default if option.default != '' else 'empty'})".replace("%", "%%")
         shared = {"dest": name, "default": argparse.SUPPRESS}
@@ -115,33 +94,26 @@ def add_options(parser: argparse.ArgumentParser, names: Iterable[str] = OPTIONS)
                                metavar=None if option.choices else type(option.default).__name__.upper(), **shared)
 
 
-def make_config(preset: str, given: Mapping[str, Any]) -> Config:
-    """The defaults, the preset over them, and `given` over both; all values checked.
+def make_config(task: ModuleType, preset: str, given: Mapping[str, Any]) -> Config:
+    """The defaults of a task, the preset over them, and `given` over both; all values checked.
 
     Raises:
         ValueError: an unknown preset or setting, or a value out of range.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"train: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    unknown = [name for name in given if name not in OPTIONS]
+    if preset not in task.PRESETS:
+        raise ValueError(f"train: preset must be one of {', '.join(task.PRESETS)}, got {preset!r}")
+    unknown = [name for name in given if name not in task.OPTIONS]
     if unknown:
-        raise ValueError(f"train: options must be among {', '.join(OPTIONS)}, got {', '.join(unknown)}")
-    config = {name: option.default for name, option in OPTIONS.items()} | PRESETS[preset] | dict(given)
-    for name, option in OPTIONS.items():
+        raise ValueError(f"train: options must be among {', '.join(task.OPTIONS)}, got {', '.join(unknown)}")
+    config = {name: option.default for name, option in task.OPTIONS.items()} | task.PRESETS[preset] | dict(given)
+    for name, option in task.OPTIONS.items():
         config[name] = _checked(name, option, config[name])
-    if config["hidden"] % 2:
-        raise ValueError(f"train: {flag('hidden')} must be even, got {config['hidden']}")
-    if config["train_samples"] > config["num_train"]:
-        raise ValueError(
-            f"train: {flag('train_samples')} must be at most the {config['num_train']} training trajectories, got "
-            f"{config['train_samples']}; simulate more with {flag('num_train')}"
-        )
-    if config["batch_size"] > config["train_samples"]:
-        raise ValueError(
-            f"train: {flag('batch_size')} must be at most the {config['train_samples']} training samples, got "
-            f"{config['batch_size']}; pass {flag('batch_size')} {config['train_samples']} or less, or more samples"
-        )
+    task.check(config)
     return config
+
+
+def of_group(options: Options, group: str) -> Options:
+    return {name: option for name, option in options.items() if option.group == group}
 
 
 def _checked(name: str, option: Option, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A trained model with the inputs and outputs of its task, and prediction from file to file."""
+"""What the predictors of all tasks share: the model, its branches, and prediction from file to file."""
 
 from __future__ import annotations
 
@@ -6,125 +6,64 @@ import os
 import uuid
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data import FlatDataset
 from ..data.checks import as_tensor
 from .options import Config
-from .task import Forward, add_edges, build_model, with_attributes
-
-_CHUNK = 500  # graphs per forward
 
 
-class Predictor:
+class Answer(NamedTuple):
+    """What was predicted for a file."""
+
+    arrays: dict[str, np.ndarray]  # to be written
+    count: int  # of graphs or clouds
+    text: str  # the count in words
+    lines: tuple[str, ...] = ()  # to be shown
+
+
+class PredictorBase:
     """A model and the settings it was trained with.
 
     Attributes:
-        model: the network; config: its settings; epoch: when its weights were saved.
+        model: the network; config: its settings; facts: what it needs to know of its training data; epoch: when its
+            weights were saved; relaxed: whether its branches are on; recalibrated: whether its batch norms hold the
+            statistics of the strict model.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.model = build_model(config).eval()
+    def __init__(self, config: Config, facts: dict, model: nn.Module) -> None:
+        self.config, self.facts, self.model = config, facts, model.eval()
         self.epoch: int | None = None
-        self._forward = Forward()
+        self.recalibrated = False
 
     def set_relaxed(self, relaxed: bool) -> None:
         """Branches on or off; off, the model is strictly equivariant."""
         if relaxed and not self.config["relaxed"]:
             raise ValueError("predict: relaxed must be False for a model without branches, got True")
+        if relaxed and self.recalibrated:
+            raise ValueError(
+                "predict: relaxed must be False for a model whose batch norms were recalibrated without the branches, "
+                "got True; load the run with relaxed=True"
+            )
         self.relaxed = relaxed
         self.model.set_equivariance(relaxed)
 
-    def predict(
-        self,
-        pos: Tensor | np.ndarray,
-        vel: Tensor | np.ndarray,
-        charges: Tensor | np.ndarray,
-        offsets: Tensor | np.ndarray | None = None,
-    ) -> Tensor:
-        """Positions of the bodies one prediction interval later.
 
-        Args:
-            pos, vel: [G, n, 3], or [N, 3] with offsets.
-            charges: [G, n] or [G, n, 1], or [N] or [N, 1] with offsets.
-            offsets: [G + 1], bodies offsets[g] .. offsets[g + 1] - 1 are graph g.
-
-        Returns:
-            As pos, on the CPU.
-
-        Raises:
-            ValueError: shapes that do not fit together, values that are not finite, or so large that the predicted
-                positions are not.
-        """
-        dtype = getattr(torch, self.config["dtype"])
-        given = {"pos": pos, "vel": vel, "charges": charges}
-        x, v, q = (_tensor(name, a).to(dtype) for name, a in given.items())
-        dims = 3 if offsets is None else 2
-        expected = "[G, n, 3]" if offsets is None else "[N, 3]"
-        if x.dim() != dims or x.shape[-1] != 3:
-            raise ValueError(f"predict: pos must be {expected}, got {list(x.shape)}; [N, 3] needs offsets")
-        if v.shape != x.shape:
-            raise ValueError(f"predict: vel must be {list(x.shape)} as pos is, got {list(v.shape)}")
-        if tuple(q.shape) not in (tuple(x.shape[:-1]), (*x.shape[:-1], 1)):
-            raise ValueError(f"predict: charges must be {[*x.shape[:-1], 1]}, got {list(q.shape)}")
-        ptr = _offsets(offsets, x)
-        data = add_edges({"pos": x.reshape(-1, 3), "vel": v.reshape(-1, 3), "charges": q.reshape(-1, 1)}, ptr)
-        predicted = self._predict(data)  # [N, 3]
-        bad = (~predicted.isfinite()).any(1).nonzero()
-        if len(bad):
-            graph = int(torch.searchsorted(ptr, bad[0], right=True)) - 1
-            raise ValueError(
-                f"predict: the predicted positions must be finite, got NaN or infinity first in graph {graph}; give "
-                "pos, vel and charges of about the size of the training data"
-            )
-        return predicted.reshape(x.shape)
-
-    @torch.no_grad()
-    def _predict(self, data: FlatDataset) -> Tensor:
-        parts = [torch.zeros(0, 3, dtype=getattr(torch, self.config["dtype"]))]
-        for start in range(0, len(data), _CHUNK):
-            part = data.subset(range(start, min(start + _CHUNK, len(data))))
-            prepared = with_attributes(part, self.config)
-            parts.append(self._forward(self.model, prepared.batch(range(len(part)))).cpu())
-        return torch.cat(parts)
-
-
-def _tensor(name: str, a: Tensor | np.ndarray) -> Tensor:
-    # Nested lists are taken too.
-    return as_tensor("predict", name, a if isinstance(a, Tensor) else np.asarray(a)).detach().cpu()
-
-
-def _offsets(offsets: Tensor | np.ndarray | None, pos: Tensor) -> Tensor:
-    if offsets is None:
-        return torch.arange(pos.shape[0] + 1) * pos.shape[1]
-    ptr = _tensor("offsets", offsets)
-    if ptr.dim() != 1 or ptr.is_floating_point() or ptr.numel() == 0:
-        raise ValueError(f"predict: offsets must be integers [G + 1], got {ptr.dtype} {list(ptr.shape)}")
-    ptr = ptr.to(torch.int64)
-    if int(ptr[0]) != 0 or int(ptr[-1]) != pos.shape[0] or bool((ptr.diff() < 0).any()):
-        raise ValueError(
-            f"predict: offsets must rise from 0 to the {pos.shape[0]} bodies of pos, got {ptr[[0, -1]].tolist()}"
-        )
-    return ptr
-
-
-def predict_file(predictor: Predictor, source: Path, output: Path, overwrite: bool = False) -> int:
-    """Reads pos, vel, charges (and offsets) from an .npz and writes the predicted pos; returns how many graphs."""
+def predict_file(predictor: PredictorBase, source: Path, output: Path, overwrite: bool = False) -> Answer:
+    """Reads the inputs of a task from a file and writes what is predicted as .npz."""
     if output.exists() and not overwrite:
         raise FileExistsError(f"predict: {output} exists; pass another --output, or --overwrite")
-    arrays = _read(source)
-    predicted = predictor.predict(arrays["pos"], arrays["vel"], arrays["charges"], arrays.get("offsets"))
-    found = {"pos": predicted.numpy()} | {name: arrays[name] for name in ("offsets",) if name in arrays}
+    answer = predictor.answer(source)
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:
             try:
-                np.savez(file, **found)
+                np.savez(file, **answer.arrays)
                 file.close()
                 os.replace(temporary, output)
             finally:
@@ -133,29 +72,62 @@ def predict_file(predictor: Predictor, source: Path, output: Path, overwrite: bo
         raise OSError(
             error.errno, f"predict: {output} cannot be written ({error.strerror}); pass another --output"
         ) from error
-    return len(arrays["offsets"]) - 1 if "offsets" in arrays else len(arrays["pos"])
+    return answer
 
 
-def _read(source: Path) -> dict[str, np.ndarray]:
+def tensor(name: str, a: Tensor | np.ndarray) -> Tensor:
+    """A tensor on the CPU; nested lists are taken too."""
+    return as_tensor("predict", name, a if isinstance(a, Tensor) else np.asarray(a)).detach().cpu()
+
+
+def read_arrays(source: Path, needed: Iterable[str], files: str = "an .npz") -> dict[str, np.ndarray]:
+    """The arrays of an .npz, all of them numbers, the needed ones among them.
+
+    Args:
+        source: the file.
+        needed: names of arrays.
+        files: what the task takes, for messages; where an .npy is among it, its array gets the first name needed.
+
+    Raises:
+        ValueError: another file, an array missing, or one that holds no numbers.
+        OSError: there is no such file, or it cannot be read.
+    """
+    needed = tuple(needed)
     try:
         # Opened here because numpy leaves a damaged archive open.
-        with open(source, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with open(source, "rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray) and ".npy" in files:
+                arrays = {needed[0]: found}
+            else:
+                with found as archive:
+                    arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"predict: INPUT must be an .npz file, got none at {source}") from error
+        raise FileNotFoundError(f"predict: INPUT must be {files} file, got none at {source}") from error
     except OSError as error:
         raise OSError(
-            error.errno, f"predict: INPUT must be an .npz file that can be read, got {source} ({error.strerror})"
+            error.errno, f"predict: INPUT must be {files} file that can be read, got {source} ({error.strerror})"
         ) from error
     except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
-        raise ValueError(f"predict: {source} must be an .npz with pos, vel, charges, got another file") from error
-    missing = [name for name in ("pos", "vel", "charges") if name not in arrays]
+        raise ValueError(f"predict: {source} must be {files} with {', '.join(needed)}, got another file") from error
+    missing = [name for name in needed if name not in arrays]
     if missing:
+        wanted = " and ".join([", ".join(needed[:-1]), needed[-1]] if needed[:-1] else needed)
         raise ValueError(
-            f"predict: {source} must hold pos, vel and charges, got {', '.join(arrays) or 'nothing'}; "
-            f"add {', '.join(missing)}"
+            f"predict: {source} must hold {wanted}, got {', '.join(arrays) or 'nothing'}; add {', '.join(missing)}"
         )
     wrong = [name for name, a in arrays.items() if a.dtype.kind not in "fiu"]
     if wrong:
         raise ValueError(f"predict: {wrong[0]} must be numbers, got {arrays[wrong[0]].dtype} in {source}")
     return arrays
+
+
+def check_offsets(offsets: Tensor | np.ndarray, count: int, form: str, what: str) -> Tensor:
+    """Offsets [G + 1] (`form`) of `count` rows (`what`) as int64, checked."""
+    ptr = tensor("offsets", offsets)
+    if ptr.dim() != 1 or ptr.is_floating_point() or ptr.numel() == 0:
+        raise ValueError(f"predict: offsets must be integers {form}, got {ptr.dtype} {list(ptr.shape)}")
+    ptr = ptr.to(torch.int64)
+    if int(ptr[0]) != 0 or int(ptr[-1]) != count or bool((ptr.diff() < 0).any()):
+        raise ValueError(f"predict: offsets must rise from 0 to the {count} {what}, got {ptr[[0, -1]].tolist()}")
+    return ptr

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def describe(row: dict[str, Any], brief: bool = False) -> str:
-    """Loss, test error and largest gamma of a metrics row, as far as they are known; brief for half a line."""
+    """Loss, test measure and largest gamma of a metrics row, as far as they are known; brief for half a line."""
     parts = [f"loss {row['train_loss']:.5f}"] if "train_loss" in row else []
     if "test_strict" in row:
         parts.append(f"test {'' if brief else 'strict '}{row['test_strict']:.5f}")
@@ -50,7 +50,7 @@ class EpochProgress:
             self.bar.advance(self.task, 1 / self.steps)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        self.last |= row  # keeps the test error of the latest evaluation on show
+        self.last |= row  # keeps the test measure of the latest evaluation on show
         done = row["epoch"]
         if self.bar is not None:
             self.bar.update(self.task, completed=done, text=describe(self.last, brief=True))
@@ -58,8 +58,8 @@ class EpochProgress:
             print(f"epoch {done}/{self.epochs}  {describe(self.last)}", file=sys.stderr, flush=True)
 
 
-def data_progress(split: str, quiet: bool = False):
-    """A callback for the simulator that says once that it simulates and shows a bar on a terminal."""
+def data_progress(split: str, quiet: bool = False, verb: str = "simulat", what: str = "trajectories"):
+    """A callback for what prepares data, which says once that it does and shows a bar on a terminal."""
     console = Console(stderr=True)
     state: dict[str, Any] = {}
 
@@ -68,10 +68,10 @@ def data_progress(split: str, quiet: bool = False):
             return
         if not console.is_terminal:
             if done == total:
-                print(f"simulated {total} {split} trajectories", file=sys.stderr, flush=True)
+                print(f"{verb}ed {total} {split} {what}", file=sys.stderr, flush=True)
             return
         if not state:
-            state["bar"] = Progress(TextColumn(f"simulating {split}"), BarColumn(), MofNCompleteColumn(),
+            state["bar"] = Progress(TextColumn(f"{verb}ing {split}"), BarColumn(), MofNCompleteColumn(),
                                     console=console)
             state["bar"].start()
             state["task"] = state["bar"].add_task(split, total=total)

@@ -11,18 +11,20 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 from .checkpoint import load_tree, load_weights, save_tree, save_weights, write_atomic
-from .options import OPTIONS, Config, make_config
-from .predict import Predictor
-from .task import check_device
+from .options import Config, make_config
+from .predict import PredictorBase
+from .tasks import find
 
 FORMAT = 1  # of config.json and state.safetensors
 # What a kill leaves of a file that write_atomic was writing.
-_TEMPORARY = re.compile(r"\.(config\.json|metrics\.jsonl|report\.html|\w+\.safetensors)\.[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"\.(config\.json|metrics\.jsonl|evaluation\.json|report\.html|\w+\.safetensors)\.[0-9a-f]{32}")
 _REPAIR = "repair that file or train the run again"
 CHECKPOINTS = {"best": "best.safetensors", "last": "weights.safetensors"}
 
@@ -54,18 +56,50 @@ def device_name(device: str) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def check_device(config: Config) -> None:
+    """Raises ValueError where torch does not have the device of a config, or no operator runs on it."""
+    try:
+        kind = torch.empty(0, device=config["device"]).device.type
+        reason = "" if kind in ("cpu", "cuda") else f"the operators do not run on {kind} tensors"
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        raise ValueError(
+            f"run: --device must be cpu or a GPU that is present, got {config['device']!r} ({reason}); use --device "
+            "cpu, with --backend auto for a run that names a backend of the GPU"
+        )
+
+
+def use_threads(config: Config) -> None:
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+
+
+def build(task: ModuleType, config: Config, facts: dict[str, Any]) -> nn.Module:
+    """The model of a task with fresh weights drawn from torch's generator, in its dtype and on its device."""
+    model = task.build_model(config, facts)
+    with torch.no_grad():
+        for gamma in model.get_gammas():
+            gamma.fill_(config["gamma_init"])
+    return model.to(config["device"], getattr(torch, config["dtype"]))
+
+
 class Run:
     """Reads and writes the files of one run folder.
 
     config.json, metrics.jsonl (one line per epoch), weights.safetensors (last), best.safetensors (best validation
-    error of the strict model), state.safetensors (all that resuming needs), the plots and report.html.
+    measure of the strict model), state.safetensors (all that resuming needs), the plots and report.html. A task with
+    curves adds evaluation.json (the best checkpoint measured at the end), and where the batch norms are recalibrated,
+    strict.safetensors (that checkpoint with the statistics of the strict model).
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.state_path = self.folder / "state.safetensors"
+        self.strict_path = self.folder / "strict.safetensors"
+        self.evaluation_path = self.folder / "evaluation.json"
 
-    def create(self, preset: str, config: Config) -> None:
+    def create(self, task: str, preset: str, config: Config) -> None:
         """Makes the folder and writes config.json; a folder that holds more than a config.json is left alone."""
         if self.folder.exists() and (not self.folder.is_dir() or self.begun()):
             raise FileExistsError(
@@ -79,10 +113,19 @@ class Run:
                 f"train: the run folder {self.folder} cannot be made ({error.strerror}); pass --out a folder you may "
                 "write to",
             ) from error
-        about = {"format": FORMAT, "preset": preset, "config": config, "versions": versions()}
+        about = {"format": FORMAT, "task": task, "preset": preset, "config": config, "versions": versions()}
         about |= {"device_name": device_name(config["device"]), "threads": torch.get_num_threads()}
         about["started"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._write_about(about)
+
+    def _write_about(self, about: dict[str, Any]) -> None:
         write_atomic(self.folder / "config.json", json.dumps(about, indent=2) + "\n")
+
+    def keep_facts(self, facts: dict[str, Any]) -> None:
+        """Adds what the task needs to know of its data to config.json; nothing is written where that is nothing."""
+        about = self.about()
+        if facts != about["facts"]:
+            self._write_about(about | {"facts": facts})
 
     def begun(self) -> bool:
         """Whether the folder holds more than a config.json; what a kill left half-written is removed first."""
@@ -92,7 +135,7 @@ class Run:
         return any(path.name != "config.json" for path in self.folder.iterdir())
 
     def about(self) -> dict[str, Any]:
-        """config.json: preset, config, versions, device."""
+        """config.json: task, preset, config, facts, versions, device."""
         path = self.folder / "config.json"
         if not path.exists():
             raise FileNotFoundError(f"run: {self.folder} must be a run folder, got one without config.json")
@@ -102,8 +145,33 @@ class Run:
             raise ValueError(f"run: {path} must be JSON, got text that does not parse ({error}); {_REPAIR}") from error
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise ValueError(f"run: {path} must be of format {FORMAT}, got another; train the run again")
+        # Folders from before there was a second task name none.
+        about = {"task": "nbody", "facts": {}} | about
         _check_about(about, path)
         return about
+
+    def task(self) -> ModuleType:
+        return find(self.about()["task"])
+
+    def evaluation(self) -> dict[str, Any]:
+        """What was measured of the best checkpoint at the end; empty where nothing was."""
+        if not self.evaluation_path.exists():
+            return {}
+        try:
+            return dict(json.loads(self.evaluation_path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"run: {self.evaluation_path} must be a JSON object, got something else ({error}); remove it and "
+                "measure the run with ace-fast evaluate"
+            ) from error
+
+    def keep_evaluation(self, result: dict[str, Any]) -> None:
+        write_atomic(self.evaluation_path, json.dumps(result, indent=2) + "\n")
+
+    def drop_evaluation(self) -> None:
+        """Forgets what was measured of an earlier best checkpoint."""
+        for path in (self.evaluation_path, self.strict_path):
+            path.unlink(missing_ok=True)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         with open(self.folder / "metrics.jsonl", "a") as file:
@@ -162,16 +230,21 @@ class Run:
 
 def _check_about(about: dict[str, Any], path: Path) -> None:
     """Raises ValueError where config.json lacks something or a setting is of the wrong type or out of range."""
-    kinds = {"preset": str, "config": dict, "versions": dict, "device_name": str, "threads": int}
+    kinds = {"task": str, "preset": str, "config": dict, "facts": dict, "versions": dict, "device_name": str,
+             "threads": int}
     for name, kind in kinds.items():
         if not isinstance(about.get(name), kind):
             got = type(about[name]).__name__ if name in about else "nothing"
             raise ValueError(f"run: {path} must hold {name!r} as {kind.__name__}, got {got}; {_REPAIR}")
-    missing = [name for name in OPTIONS if name not in about["config"]]
+    try:
+        task = find(about["task"])
+    except ValueError as error:
+        raise ValueError(f"run: {path} must name a task of this version ({error}); {_REPAIR}") from error
+    missing = [name for name in task.OPTIONS if name not in about["config"]]
     if missing:
         raise ValueError(f"run: {path} must hold every setting, got none for {', '.join(missing)}; {_REPAIR}")
     try:
-        make_config(about["preset"], about["config"])
+        make_config(task, about["preset"], about["config"])
     except ValueError as error:
         raise ValueError(f"run: {path} must hold settings in their range, got others ({error}); {_REPAIR}") from error
 
@@ -192,14 +265,18 @@ def load(
     relaxed: bool | None = None,
     device: str | None = None,
     backend: str | None = None,
-) -> Predictor:
+) -> PredictorBase:
     """The trained model of a run folder, ready to predict.
 
     Args:
         run: the folder.
-        checkpoint: "best" (validation error of the strict model) or "last".
+        checkpoint: "best" (by the strict model on validation data) or "last".
         relaxed: whether the branches are on; None: on where the run was trained with mode resilient, otherwise off.
         device, backend: other than the run was trained with.
+
+    Returns:
+        The predictor of the run's task. Of a run that recalibrates, the best strict model comes with the statistics
+        that were recomputed for it; its branches cannot be switched on, load it with relaxed=True for that.
 
     Raises:
         FileNotFoundError: not a run folder, or one without checkpoint.
@@ -211,11 +288,17 @@ def load(
         >>> model.predict(pos, vel, charges)  # doctest: +SKIP
     """
     found = Run(run)
-    config = dict(found.about()["config"])
+    about = found.about()
+    task, config = find(about["task"]), dict(about["config"])
     config |= {name: value for name, value in (("device", device), ("backend", backend)) if value is not None}
     check_device(config)
-    predictor = Predictor(config)
-    header = load_weights(found.checkpoint(checkpoint), predictor.model)
+    if relaxed is None:
+        relaxed = config["relaxed"] and config["mode"] == "resilient"
+    path = found.checkpoint(checkpoint)
+    recalibrated = checkpoint == "best" and not relaxed and found.strict_path.exists()
+    predictor = task.Predictor(config, about["facts"], build(task, config, about["facts"]))
+    header = load_weights(found.strict_path if recalibrated else path, predictor.model)
     predictor.epoch = header.get("epoch")
-    predictor.set_relaxed(config["relaxed"] and config["mode"] == "resilient" if relaxed is None else relaxed)
+    predictor.set_relaxed(relaxed)
+    predictor.recalibrated = recalibrated
     return predictor

@@ -1,0 +1,38 @@
+"""The tasks that can be trained, one module each. The loop, run folders, reports and the command line are shared.
+
+A task module defines
+
+    TITLE, HELP, DESCRIPTION, DATA_HELP   texts of the report and of the command line
+    OPTIONS, PRESETS, PRESET_HELP         its settings; check(config) where they must fit together
+    BEST                                  min or max: which value of its measure on validation data is the best
+    CURVES                                whether a finished run's best checkpoint is measured once more, with curves
+    EQUIVARIANCE                          what the equivariance error is, as the label of its axis
+    for_data(given)                       settings for `ace-fast data`
+    load(config, split, quiet)            the data of "train", "valid" or "test"
+    facts(data)                           what model and predictions need to know of the training data, as JSON
+    build_model(config, facts)            with get_gammas(), set_equivariance(flag), relaxed and probe()
+    Training(config, facts, data)         .batches (an iterable with len, state_dict and load_state_dict) and
+                                          .loss(model, batch); .inputs() where the config says `recalibrate`
+    Evaluation(config, facts, valid, test)
+                                          .fixed, .measure(model) with the keys "valid", "test" and "equivariance",
+                                          .probe(model); .curves(model) where CURVES
+    Predictor(config, facts, model)       predict(...) and answer(file)
+    summary(latest, facts), plots(rows, result)
+"""
+
+from types import ModuleType
+
+from . import modelnet, nbody
+
+TASKS: dict[str, ModuleType] = {"nbody": nbody, "modelnet": modelnet}
+
+
+def find(name: str) -> ModuleType:
+    """The module of a task.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name not in TASKS:
+        raise ValueError(f"train: task must be one of {', '.join(TASKS)}, got {name!r}")
+    return TASKS[name]
