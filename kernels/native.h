@@ -275,8 +275,8 @@ struct From {
   int64_t stride;
 };
 
-// C[m, n] (+)= A B with B in panels. Without `add`, start(i, rows, j, scratch) says what that tile of C starts from, with
-// scratch for it. Only n columns of C are touched; the order of the sums depends on k alone.
+// C[m, n] (+)= A B with B in panels. Without `add`, start(i, rows, j, scratch) says what a tile of C starts from, and
+// may write it to scratch. Only n columns of C are touched, and the order of the sums depends on k alone.
 template <class T, class Start>
 void multiply(int64_t m, int64_t n, int64_t k, Left<T> a, const T* b, T* c, int64_t ldc, bool add, Start&& start) {
   constexpr int64_t W = kPanel<T>, L = lanes<T>, most = 160;  // a block of rows of A stays in L2
