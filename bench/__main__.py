@@ -13,10 +13,17 @@ from . import machine, operators, roofline, tables, workloads
 DESCRIPTION = """\
 Times ace_fast against the eager reference, and says how sure it is.
 
-Workloads (one optimiser step: forward, loss, backward, Adam, dual step):
-  nbody_segnn   ACE-SEGNN on charged N-body systems, hidden 32x0e+32x1o, 4 layers, relaxed; cases batch100 and
-                batch1000 (any batchN); columns: e3nn's modules in the original's structure (eager), the same under
-                torch.compile (compiled), ace_fast (fast), and the peak memory of a step beyond what was there before
+Workloads; columns: the original's structure in PyTorch (eager), the same under torch.compile (compiled), ace_fast
+(fast), and the peak memory of a step beyond what was there before.
+One optimiser step (forward, loss, backward, optimiser, dual step):
+  nbody_segnn        ACE-SEGNN on charged N-body systems, hidden 32x0e+32x1o, 4 layers, relaxed; cases batch100 and
+                     batch1000 (any batchN)
+  modelnet_vndgcnn   ACE-VN-DGCNN on generated clouds, 20 neighbours, 40 classes, relaxed, without dropout; cases
+                     clouds8x300 and clouds4x1024, on a GPU clouds32x300 and clouds32x1024 too (any cloudsBxN)
+One layer (forward where the case ends in _forward, otherwise forward and backward):
+  vn_edge_conv       VN-DGCNN's edge convolutions, neighbours given; cases IN_OUT_BxN[_kK], IN channels at the nodes
+  vn_linear          its layers at the nodes; cases IN_OUT_BxN, 682 for [x ; mean x] of 341 channels
+  knn                k nearest neighbours; cases BxN_F[_kK], F features
 
 Operators (--operators): every room's large cases on every backend present, forward and forward + backward, against
 plain PyTorch: median, GFLOP/s, GB/s, and the share of what this machine's measured copy and matrix rates allow.
@@ -87,7 +94,9 @@ class Rows(list):
     def add(self, row: dict) -> dict:
         self.append(row)
         if self._file:
-            self._file.write_text(json.dumps(self, indent=1))
+            part = self._file.with_name(self._file.name + ".part")
+            part.write_text(json.dumps(self, indent=1))
+            part.replace(self._file)
         return row
 
 
@@ -99,7 +108,7 @@ def _run(a: argparse.Namespace, device: str, rows: Rows) -> None:
         names = workloads.WORKLOADS if both or a.workload == "all" else [a.workload]
         found = []
         for name in names:
-            cases = workloads.find(name).CASES
+            cases = workloads.cases(workloads.find(name), device)
             for case in [a.case] if a.case else cases[:1] if a.quick else cases:
                 with tables.waiting(f"{name} {case} on {device}"):
                     row = workloads.run(name, case, device, dtype, repeats, not a.no_compile)

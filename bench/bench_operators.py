@@ -26,7 +26,10 @@ def about() -> dict[str, object]:
     return machine.describe(DEVICE)
 
 
-@pytest.mark.parametrize("job", list(operators.jobs(DEVICE, DTYPE)), ids=repr)
+JOBS = [job for job in operators.jobs(DEVICE, DTYPE) if not operators.too_large(job)]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=repr)
 def test_operator(benchmark, job, roof, about):
     ready = operators.prepare(job)
     if ready.error:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ace_fast.kernels.tensor_product.table import unpack
 
+from . import vn_counts
+
 SILU = 5  # negation, exponential, sum, quotient, product
 SIGMOID = 4
 GELU = 5  # scaling, error function, sum, two products
@@ -124,6 +126,15 @@ FLOPS = {
         segment_sum, segment_sum_bwd, tensor_product, tensor_product_bwd, gated_tensor_product,
         gated_tensor_product_bwd, relaxed_linear, relaxed_linear_bwd, dual_update,
     )
+} | vn_counts.FLOPS
+
+_PRODUCT = ("x1", "x2", "weight", "bias")
+_VECTORS = ("p", "d", "mean", "var", "weight", "bias")
+# what the `needs` of an operator's _bwd stand for
+NEEDS = {
+    "tensor_product": _PRODUCT, "gated_tensor_product": _PRODUCT, "relaxed_linear": ("x", "weight", "bias", "gamma"),
+    "vn_linear": ("x", "weight", "dense", "bias", "gamma"), "vn_norm_stats": (), "vn_edge_stats": (),
+    "vn_leaky_relu": _VECTORS, "vn_edge_conv": _VECTORS,
 }
 
 
@@ -139,7 +150,7 @@ def backward(op: str, inputs: dict[str, Any], outputs) -> Count | None:
 
     Reads the inputs and the outputs' gradients, writes the gradients.
     """
-    if op not in FLOPS or op == "dual_update" or (op.endswith("_bwd") and op != "segment_sum_bwd"):
+    if op not in NEEDS and op not in ("segment_sum", "segment_sum_bwd"):
         return None
     wanted = [x for x in tensors(inputs.values()) if x.requires_grad]
     bytes_ = nbytes([*inputs.values(), *tensors(outputs)]) + nbytes(wanted)
@@ -147,8 +158,7 @@ def backward(op: str, inputs: dict[str, Any], outputs) -> Count | None:
         return Count(0, bytes_ - nbytes(wanted))  # x itself is not needed again
     if op == "segment_sum_bwd":
         return Count(tensors(outputs)[0].numel(), bytes_ - nbytes(wanted))
-    names = ("x", "weight", "bias", "gamma") if op == "relaxed_linear" else ("x1", "x2", "weight", "bias")
-    needs = [isinstance(inputs.get(n), Tensor) and inputs[n].requires_grad for n in names]
+    needs = [isinstance(inputs.get(n), Tensor) and inputs[n].requires_grad for n in NEEDS[op]]
     return Count(int(FLOPS[f"{op}_bwd"](inputs | {"needs": needs})), bytes_)
 
 

@@ -1,7 +1,8 @@
 """One call on a machine with a GPU: build, all tests on the device, all workloads and operators, one folder of results.
 
-The parts run one after the other, each in a process with a time limit, and each leaves its file even if another
-fails: its log (build.txt, tests.txt and so on), workloads.json, operators.json, compiled.json and summary.json.
+The parts run one after the other, the most valuable first, each in a process with a time limit, and each leaves its
+files even if another fails: its log (build.txt, tests.txt and so on) and its rows. results.json has everything in one
+file, written anew after each part: the machine, what became of the parts, all rows, and the end of each log.
 """
 
 import json
@@ -18,6 +19,7 @@ from . import machine
 REQUIRED = "reference,cpu,triton"
 BUDGET_S = 570
 WORKERS = "8"  # test processes that share the GPU
+LOG_LINES = 60
 
 
 def main(folder: Path) -> int:
@@ -33,21 +35,36 @@ def main(folder: Path) -> int:
     # TRITON_INTERPRET is set, so that the tests' own default (interpreted) does not come in
     environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_REQUIRE": REQUIRED, "OMP_NUM_THREADS": "2"}
     bench = [python, "-m", __package__, "--device", "cuda"]
+    tests = [python, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark"]
     parts = [
-        ("build", [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(root)], 120),
-        ("tests", [python, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark", "tests"], 240),
-        ("tests-aot", [python, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark", "tests/aot"], 60),
-        ("workloads", [*bench, "--workload", "all", "--no-compile", "--json", str(folder / "workloads.json")], 100),
-        ("operators", [*bench, "--operators", "--json", str(folder / "operators.json")], 120),
-        # last, because compiling takes minutes: it gets what is left
-        ("compiled", [*bench, "--workload", "all", "--json", str(folder / "compiled.json")], BUDGET_S),
+        ("build", [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(root)], 100),
+        ("tests", [*tests, "tests"], 150),
+        ("workloads", [*bench, "--workload", "all", "--no-compile", "--json", str(folder / "workloads.json")], 150),
+        ("operators", [*bench, "--operators", "--json", str(folder / "operators.json")], 100),
+        ("tests-aot", [*tests, "tests/aot"], 100),
+        # last and the first cases only, because compiling takes minutes: it gets what is left
+        ("compiled", [*bench, "--workload", "all", "--quick", "--repeats", "15", "--json",
+                      str(folder / "compiled.json")], BUDGET_S),
     ]
+    about = machine.describe("cuda")
     for name, command, limit in parts:
         left = BUDGET_S - (time.monotonic() - started)
         found[name] = run(command, folder / f"{name}.txt", min(limit, left), root, environment)
         print(f"{name}: {found[name]}", flush=True)
-        (folder / "summary.json").write_text(json.dumps(machine.describe("cuda") | {"parts": found}, indent=1))
+        (folder / "results.json").write_text(json.dumps(about | collect(folder, found), indent=1))
     return int(any(part["status"] for part in found.values()))
+
+
+def collect(folder: Path, parts: dict[str, dict[str, object]]) -> dict[str, object]:
+    """What the parts left behind: {"parts": ..., "rows": {part: rows}, "logs": {part: the end of its log}}."""
+    rows, logs = {}, {}
+    for name in parts:
+        file, log = folder / f"{name}.json", folder / f"{name}.txt"
+        if log.exists():
+            logs[name] = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        if file.exists():
+            rows[name] = json.loads(file.read_text())
+    return {"parts": parts, "rows": rows, "logs": logs}
 
 
 def _refuse(why: str) -> int:

@@ -1,20 +1,24 @@
 """Every room's large cases on every backend that is present, forward and forward + backward, each behind the gate."""
 
+import functools
 import importlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ace_fast import backend as backends_of
 from ace_fast.kernels import ROOMS
 from ace_fast.kernels.cases import Case, cast, generator
 
-from . import counts, gate, machine, memory, timing
+from . import counts, gate, machine, memory, timing, vn_counts
 from .roofline import Roofline
 
 BUDGET_S = 3.0  # of timing for one job: the reference takes seconds on the largest
+CPU_LIMIT = 4 * 2**30  # bytes that the plain reference may need where memory is not the accelerator's
 DIRECTIONS = ("forward", "forward+backward")
 
 
@@ -58,15 +62,33 @@ def backends(room: str, device: str) -> list[str]:
 
 def jobs(device: str, dtype: torch.dtype, case: str | None = None, op: str | None = None,
          backend: str | None = None, size: str = "LARGE") -> Iterator[Job]:
-    """All jobs, narrowed by the name of a case, an operator (or room) and a backend."""
+    """All jobs, narrowed by the name of a case, an operator (or room) and a backend.
+
+    The first case of every operator comes first, then every second one: a run that is stopped has seen all operators.
+    """
+    found, seen = [], Counter()
     for room in ROOMS:
         for c in getattr(importlib.import_module(f"ace_fast.kernels.{room}.cases"), size):
+            seen[c.op] += 1
             for b in backends(room, device):
                 for direction in DIRECTIONS:
                     job = Job(room, c, b, direction, device, dtype)
                     named = case in (None, c.name) and op in (None, room, job.op) and backend in (None, b)
                     if named and (direction == "forward" or hasattr(torch.ops.ace_fast, f"{job.op}_bwd")):
-                        yield job
+                        found.append((seen[c.op], job))
+    yield from (job for _, job in sorted(found, key=lambda pair: pair[0]))
+
+
+def too_large(job: Job) -> str:
+    """Why the case is not run on the CPU, or "": its edge tensors in plain PyTorch would not fit beside other work."""
+    if job.device != "cpu" or job.op not in vn_counts.ON_EDGES:
+        return ""
+    with FakeTensorMode():  # shapes alone: making the case forms edge tensors too
+        needed = vn_counts.plain_bytes(job.case.inputs(generator()))
+    if needed <= CPU_LIMIT:
+        return ""
+    return (f"not run on the CPU: the plain reference needs about {needed / 2**30:.0f} GiB for its edge tensors, "
+            f"more than {CPU_LIMIT / 2**30:.0f}")
 
 
 def _call(function: Callable, inputs: dict[str, Any], names: tuple[str, ...], direction: str) -> Callable[[], object]:
@@ -91,10 +113,16 @@ def _call(function: Callable, inputs: dict[str, Any], names: tuple[str, ...], di
     return run
 
 
+@functools.lru_cache(maxsize=1)
+def _raw(case: Case) -> dict[str, Any]:
+    """The case's inputs, made once for both directions; nobody writes to them."""
+    return case.inputs(generator())
+
+
 def prepare(job: Job) -> Ready:
     """Builds the tensors, checks the backend on them, and counts."""
     case = job.case
-    raw = case.inputs(generator())
+    raw = _raw(case)
     inputs = cast(raw, case, job.dtype, job.device)
     mine = lambda **a: case.op(*a.values(), job.backend)  # noqa: E731
     plain = _call(case.reference, inputs, case.differentiable, job.direction)
@@ -149,11 +177,16 @@ def rates(ready: Ready, ms: float, roofline: Roofline) -> dict[str, float | None
 
 
 def measure(job: Job, roofline: Roofline, repeats: int = 15) -> dict[str, Any]:
-    """One row: the backend and the plain reference, interleaved; a wrong backend gives a row with `error`, no time."""
+    """One row: the backend and the plain reference, interleaved; a wrong backend gives a row with `error`, no time, one
+    that is too large for this device a row with `skipped`."""
+    untimed = {"op": job.op, "case": job.case.name, "backend": job.backend, "direction": job.direction,
+               "device": job.device, "dtype": str(job.dtype).removeprefix("torch."), "ms": None}
+    reason = too_large(job)
+    if reason:
+        return untimed | {"skipped": reason}
     ready = prepare(job)
     if ready.error:
-        return {"op": job.op, "case": job.case.name, "backend": job.backend, "direction": job.direction,
-                "device": job.device, "dtype": str(job.dtype).removeprefix("torch."), "ms": None, "error": ready.error}
+        return untimed | {"error": ready.error}
     variants = {"mine": ready.run, "reference": ready.plain, "again": ready.run}
     times = timing.interleaved(variants, job.device, repeats, wall=False, budget_s=BUDGET_S)
     ms = times["mine"].median

@@ -34,7 +34,7 @@ def number(x: float | None, digits: int = 3) -> str:
 
 def workloads(rows: list[dict[str, Any]]) -> None:
     """One line per case; reasons and errors below."""
-    table = Table(title="One training step", box=box.SIMPLE_HEAD)
+    table = Table(title="Workloads", box=box.SIMPLE_HEAD)
     columns = ("case", "eager ms", "compiled ms", "fast ms", "20 to 80 %", "speedup", "noise", "eager MB", "fast MB")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=not i)
@@ -66,9 +66,9 @@ def operators(rows: list[dict[str, Any]], roof: Roofline) -> None:
     for row in rows:
         both = row["direction"] != "forward"
         name = f"{row['op']} {row['case']} {row['backend']}{' +backward' if both else ''}"
-        if row.get("error"):
-            table.add_row(name, *["-"] * (len(columns) - 1), style="red")
-            notes.append(f"{name}: {row['error']}")
+        if row["ms"] is None:
+            table.add_row(name, *["-"] * (len(columns) - 1), style="red" if "error" in row else "yellow")
+            notes.append(f"{name}: {row.get('error') or row['skipped']}")
             continue
         percent = row["roofline_percent"]
         table.add_row(
@@ -83,4 +83,5 @@ def _show(table: Table, notes: list[str]) -> None:
     if table.row_count:
         _console.print(table)
     for note in notes:
-        _console.print(note, style="red" if "no compiled time" not in note else "yellow", highlight=False, markup=False)
+        harmless = "no compiled time" in note or "not run on" in note
+        _console.print(note, style="yellow" if harmless else "red", highlight=False, markup=False)

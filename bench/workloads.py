@@ -1,8 +1,9 @@
 """Runs a workload: gate, interleaved timing, memory in child processes, one row per case and device.
 
-A workload is a module with CASES, EXTRAS (more variants, timed beside the three), `load(case, device, dtype) -> data`,
-`variant("eager" | "compiled" | "fast" | extra, data)` with a `step` and a `check`, and `gold(data, eager's numbers)`;
-`nbody_segnn` is the model.
+A workload is a module with CASES, GPU_CASES (run on a GPU besides), EXTRAS (more versions, timed beside the three),
+TIMING (options of timing.interleaved), `load(case, device, dtype) -> data` with `sizes` and `prepare_ms`,
+`variant("eager" | "compiled" | "fast" | extra, data)` with a `step` and a `check`, and `judge(data, eager's numbers)`,
+the gate; `nbody_segnn` is the model.
 """
 
 import argparse
@@ -13,16 +14,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import gate, machine, memory, timing
 
-WORKLOADS = ("nbody_segnn",)
-BURST = 4  # calls of one variant in a row, the first uncounted
+WORKLOADS = ("modelnet_vndgcnn", "nbody_segnn", "knn", "vn_edge_conv", "vn_linear")
 KEYS = ("workload", "case", "device", "eager_ms", "compiled_ms", "fast_ms", "speedup", "eager_mb", "fast_mb")
 
 
@@ -31,6 +33,11 @@ def find(name: str) -> ModuleType:
     if name not in WORKLOADS:
         raise ValueError(f"bench: workload must be one of {', '.join(WORKLOADS)}, got {name!r}")
     return importlib.import_module(f".{name}", __package__)
+
+
+def cases(module: ModuleType, device: str) -> tuple[str, ...]:
+    """The cases that run on `device` unless one is asked for."""
+    return module.CASES + (module.GPU_CASES if device == "cuda" else ())
 
 
 def run(workload: str, case: str, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 15,
@@ -42,8 +49,9 @@ def run(workload: str, case: str, device: str = "cpu", dtype: torch.dtype = torc
         module = find(workload)
         data = module.load(case, device, dtype)
         row |= data.sizes | {"prepare_ms": data.prepare_ms}
-        variants, first = _checked(module, data, dtype, compiled, row)
-        _time(variants, first, device, repeats, row)
+        variants, first = _checked(module, data, compiled, row)
+        row |= {f"{name}_calls": calls(variants[name].step) for name in ("fast", *module.EXTRAS)}
+        _time(variants, first, device, repeats, module.TIMING, row)
         _memory(workload, case, device, dtype, variants, row)
     except WrongError as error:
         return row | {"error": str(error)} | machine.describe(device)
@@ -57,20 +65,36 @@ class WrongError(Exception):
     """A version that does not compute what the reference computes."""
 
 
-def _checked(module: ModuleType, data, dtype: torch.dtype, compiled: bool, row: dict) -> tuple[dict, dict]:
+class _Counter(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def calls(step: Callable[[], object]) -> int:
+    """Operator calls of one step, views included."""
+    with _Counter() as counter:
+        step()
+    return counter.count
+
+
+def _checked(module: ModuleType, data, compiled: bool, row: dict) -> tuple[dict, dict]:
     """The variants that passed, and the milliseconds of their first call."""
     eager, numbers, first_ms = _made(module, "eager", data)
-    gold, single, sizes = module.gold(data, numbers)
-    limit = gate.limits(gold, single, dtype, sizes)
+    judge = module.judge(data, numbers)
     variants, first = {"eager": eager}, {"eager": first_ms}
-    _, row["eager_max_relative_error"] = gate.verdict(numbers, gold, dict.fromkeys(limit, float("inf")))
+    _, row["eager_max_relative_error"] = judge("eager", numbers)
     for name in ("fast", *module.EXTRAS, "compiled"):
         if name == "compiled" and not compiled:
             row["compiled_reason"] = "not asked for (--no-compile)"
             continue
         try:
             variants[name], numbers, first[name] = _made(module, name, data)
-            error, row[f"{name}_max_relative_error"] = gate.verdict(numbers, gold, limit)
+            error, row[f"{name}_max_relative_error"] = judge(name, numbers)
             if error:
                 raise WrongError(f"{name} differs from the reference: {error}")
         except Exception as e:
@@ -89,10 +113,10 @@ def _made(module: ModuleType, name: str, data) -> tuple[Any, gate.Numbers, float
     return made, numbers, 1e3 * (time.perf_counter() - start)
 
 
-def _time(variants: dict, first: dict, device: str, repeats: int, row: dict) -> None:
+def _time(variants: dict, first: dict, device: str, repeats: int, options: dict, row: dict) -> None:
     steps = {name: variant.step for name, variant in variants.items()}
     steps["again"] = variants["fast"].step
-    times = timing.interleaved(steps, device, repeats, burst=BURST)
+    times = timing.interleaved(steps, device, repeats, **options)
     for name, t in times.items():
         if name != "again":
             row |= {f"{name}_ms": t.median, f"{name}_q20_ms": t.q20, f"{name}_q80_ms": t.q80}
@@ -100,7 +124,7 @@ def _time(variants: dict, first: dict, device: str, repeats: int, row: dict) -> 
     row["speedup"] = row["eager_ms"] / row["fast_ms"]
     if row["compiled_ms"] is not None:
         row["speedup_over_compiled"] = row["compiled_ms"] / row["fast_ms"]
-    row |= {"noise": timing.noise(times["fast"], times["again"]), "rounds": repeats}
+    row |= {"noise": timing.noise(times["fast"], times["again"]), "rounds": times["fast"].rounds}
 
 
 def _memory(workload: str, case: str, device: str, dtype: torch.dtype, variants: dict, row: dict) -> None:

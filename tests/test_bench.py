@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import counts, gate, gpu_day, machine, memory, operators, roofline, timing, workloads
+from ace_fast.kernels.vn_edge_conv import cases as vn_edge_conv_cases
+from bench import gate, gpu_day, machine, memory, operators, roofline, tables, timing, workloads
 from bench.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,7 @@ def test_help_explains_the_workload(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("nbody_segnn", "batch100", "--json", "--operators", "--gpu-day", "noise"))
+    assert all(name in text for name in workloads.WORKLOADS)
 
 
 @pytest.mark.parametrize(("argv", "message"), [
@@ -82,79 +84,7 @@ def test_memory_without_the_mark_says_so():
     assert mb == pytest.approx(256, abs=16)
 
 
-# counts
-
-
-def tensors(**shapes):
-    return {name: torch.zeros(shape, requires_grad=True) for name, shape in shapes.items()}
-
-
-def product(in1: str, in2: str, out: str, rows: int) -> dict:
-    table = importlib.import_module("ace_fast.kernels.tensor_product.cases").table(in1, in2, out)
-    cg_index, cg_value = table.on(torch.device("cpu"))
-    sizes = {"x1": (rows, table.dims[0]), "x2": (rows, table.dims[1]), "weight": (table.weight_numel,)}
-    bias = {"bias": torch.zeros(table.bias_numel, requires_grad=True)}
-    static = {"cg_index": cg_index, "cg_value": cg_value, "dims": table.dims, "paths": table.paths}
-    return tensors(**sizes) | bias | static | {"bias_slots": table.bias_slots}
-
-
-def test_counts_of_segment_sum():
-    index = {k: torch.zeros(n, dtype=torch.int64) for k, n in (("index", 7), ("order", 7), ("ptr", 5))}
-    inputs = tensors(x=(7, 3)) | index
-    out = torch.zeros(4, 3)
-    # 21 additions; 21 + 12 floats of 4 bytes, 19 integers of 8
-    assert counts.forward("segment_sum", inputs, out) == (21, 132 + 152)
-    # the gather adds nothing: it reads 12 floats and writes 21
-    assert counts.backward("segment_sum", inputs, out) == (0, 132 + 152)
-
-
-def test_counts_of_a_product_path():
-    inputs = product("32x0e", "1x1o", "16x1o", 10)
-    # 0 x 1 -> 1: three coefficients, three (i, k). T: 2*3. Weights first: 2*32*16*1 + 2*16*3 = 1120; contraction first:
-    # 2*32*3 + 2*32*16*3 = 3264. No scalar in the output, so no bias.
-    assert counts.product_row(inputs) == 6 + 1120
-    out = torch.zeros(10, 48)
-    bytes_ = 4 * (320 + 30 + 512 + 480) + 3 * 24 + 3 * 8
-    assert counts.forward("tensor_product", inputs, out) == (11260, bytes_)
-    gradients = counts.backward("tensor_product", inputs, out)
-    assert gradients.flops == 3 * 11260
-    assert gradients.bytes == bytes_ + 4 * (320 + 30 + 512)
-
-
-def test_counts_of_a_product_to_scalars_and_its_gate():
-    inputs = product("4x1o", "1x1o", "3x0e", 5)
-    # 1 x 1 -> 0: three coefficients, three (i, k) = (i, 0). T: 6. Weights first: 2*4*3*3 + 2*3*3 = 90; contraction
-    # first: 2*4*3 + 2*4*3*1 = 48. Three biases.
-    assert counts.forward("tensor_product", inputs, torch.zeros(5, 3)).flops == 5 * (6 + 48 + 3)
-    gated = inputs | {"layout": (1, 2, 2, 3)}
-    # one scalar: SiLU and gain 6; two gates: sigmoid and gain 5 each; 2 x 3 gated components
-    assert counts.gate_row(gated) == 6 + 10 + 6
-    assert counts.gated_tensor_product(gated) == 5 * (57 + 22)
-
-
-def test_counts_of_a_segnn_message():
-    """The second message of SEGNN N-body: each path takes the cheaper order."""
-    inputs = product("32x0e+32x1o", "1x0e+1x1o", "64x0e+32x1o", 1)
-    scalars = 2 + min(4096 + 128, 64 + 4096)  # 0 x 0 -> 0, 64 channels
-    lifted = 6 + min(2048 + 192, 192 + 6144)  # 0 x 1 -> 1: the matrix product on the scalar side
-    vectors = 6 + min(6144 + 192, 192 + 6144)  # 1 x 0 -> 1
-    dots = 6 + min(12288 + 384, 192 + 4096)  # 1 x 1 -> 0: the dot product first
-    assert counts.product_row(inputs) == scalars + lifted + vectors + dots == 17044
-
-
-def test_counts_of_relaxed_linear():
-    inputs = tensors(x=(10, 4), weight=(3, 4), bias=(3,), gamma=(), base=(10, 3))
-    inputs |= {"residual": None, "activation": "gelu"}
-    out = torch.zeros(10, 3)
-    # product 240, bias + gamma + base 90, GELU of 40 numbers 200; 40 + 12 + 3 + 1 + 30 + 30 floats
-    assert counts.forward("relaxed_linear", inputs, out) == (530, 4 * 116)
-    # x and weight 480, bias 30, gamma 2*12 + 2*3 and its scaling 12, the activation's derivative 360
-    assert counts.backward("relaxed_linear", inputs, out) == (912, 4 * (116 + 86))
-
-
-def test_every_large_case_is_counted():
-    for job in operators.jobs("cpu", torch.float32):
-        assert job.op in counts.FLOPS, job
+# roofline
 
 
 def test_roofline_percent():
@@ -264,8 +194,9 @@ def toy(factor: float = 1.0, compiled: str = "") -> SimpleNamespace:
         return SimpleNamespace(step=lambda: x * scale, check=lambda: {"output": x * scale})
 
     data = SimpleNamespace(sizes={"rows": 8}, prepare_ms=0.0)
-    gold = lambda data, eager: ({"output": x.double()}, eager, {})  # noqa: E731
-    return SimpleNamespace(CASES=("one", "two"), EXTRAS=(), load=lambda *a: data, variant=variant, gold=gold)
+    judge = lambda data, eager: gate.judge({"output": x.double()}, eager, torch.float32)  # noqa: E731
+    return SimpleNamespace(CASES=("one", "two"), GPU_CASES=("three",), EXTRAS=(), TIMING={}, load=lambda *a: data,
+                           variant=variant, judge=judge)
 
 
 @pytest.fixture
@@ -313,12 +244,31 @@ def test_cases_come_in_order_and_errors_set_the_status(use, tmp_path):
 
 
 def test_unknown_workload_and_case():
-    with pytest.raises(ValueError, match="workload must be one of nbody_segnn, got 'qm9'"):
+    with pytest.raises(ValueError, match="workload must be one of modelnet_vndgcnn, nbody_segnn, .*, got 'qm9'"):
         workloads.find("qm9")
-    module = workloads.find("nbody_segnn")
-    assert module.CASES[:2] == ("batch100", "batch1000")
-    with pytest.raises(ValueError, match="the case must be batchN with N graphs, as in batch100.*got 'batchX'"):
-        module.load("batchX", "cpu", torch.float32)
+    assert workloads.find("nbody_segnn").CASES[:2] == ("batch100", "batch1000")
+
+
+@pytest.mark.parametrize(("workload", "case", "message"), [
+    ("nbody_segnn", "batchX", "the case must be batchN with N graphs, as in batch100.*got 'batchX'"),
+    ("modelnet_vndgcnn", "clouds1x300", "must be cloudsBxN with B >= 2 .*N >= 20 points.*got 'clouds1x300'"),
+    ("modelnet_vndgcnn", "8x300", "must be cloudsBxN.*as in clouds8x300.*got '8x300'"),
+    ("vn_edge_conv", "42_85_8x300_k301", "IN_OUT_BxN.*with K <= N, as in 42_85_8x300_forward, got '42_85_8x300_k301'"),
+    ("vn_linear", "42_8x300", "IN_OUT_BxN.*got '42_8x300'"),
+    ("knn", "8x10_3", "must be BxN_F.*with K <= N, as in 8x1024_63, got '8x10_3'"),
+])
+def test_unknown_cases_say_what_a_case_is(workload, case, message):
+    with pytest.raises(ValueError, match=message):
+        workloads.find(workload).load(case, "cpu", torch.float32)
+
+
+def test_a_gpu_runs_more_cases():
+    assert workloads.cases(toy(), "cpu") == ("one", "two")
+    assert workloads.cases(toy(), "cuda") == ("one", "two", "three")
+    assert workloads.find("modelnet_vndgcnn").CASES[0] == "clouds8x300"
+    for name in workloads.WORKLOADS:
+        found = workloads.cases(workloads.find(name), "cuda")
+        assert len(set(found)) == len(found)
 
 
 @pytest.fixture
@@ -356,6 +306,25 @@ def test_operators_are_written(tmp_path, monkeypatch):
     assert all(row["case"] == "nbody_100" and row["ms"] > 0 for row in rows)
 
 
+def test_operators_take_turns():
+    """What is stopped early has seen the first case of every operator."""
+    found = [(job.op, job.case.name) for job in operators.jobs("cpu", torch.float32, backend="reference")]
+    cases = list(dict.fromkeys(found))
+    ops = {op for op, _ in cases}
+    assert {op for op, _ in cases[:len(ops)]} == ops
+
+
+def test_what_does_not_fit_is_a_row_that_says_so(monkeypatch, tmp_path):
+    case = next(c for c in vn_edge_conv_cases.SMALL if c.name == "odd" and "bwd" not in repr(c))
+    job = operators.Job("vn_edge_conv", case, "reference", "forward", "cpu", torch.float32)
+    assert operators.too_large(job) == "" and operators.too_large(job._replace(device="cuda")) == ""
+    monkeypatch.setattr(operators, "CPU_LIMIT", 2**10)
+    row = operators.measure(job, ROOF, 1)
+    assert row["ms"] is None and "error" not in row
+    assert "the plain reference needs about" in row["skipped"]
+    tables.operators([row], ROOF)
+
+
 def test_pytest_benchmark_suite_runs(tmp_path):
     file = tmp_path / "suite.json"
     command = [sys.executable, "-m", "pytest", "-q", "bench/bench_operators.py", "-p", "no:cacheprovider"]
@@ -380,6 +349,15 @@ def test_a_part_of_the_gpu_day_has_a_limit(tmp_path):
     assert gpu_day.run([sys.executable, "-c", "exit(3)"], log, 30, tmp_path, {})["status"] == 3
     assert "could not start" in gpu_day.run(["/nowhere/at/all"], log, 30, tmp_path, {})["status"]
     assert "not run" in gpu_day.run(command, log, 0, tmp_path, {})["status"]
+
+
+def test_all_results_of_the_gpu_day_are_in_one_file(tmp_path):
+    (tmp_path / "tests.txt").write_text("\n".join(str(i) for i in range(100)))
+    (tmp_path / "workloads.json").write_text('[{"case": "one"}]')
+    parts = {"tests": {"status": 0}, "workloads": {"status": 1}, "operators": {"status": "not run"}}
+    found = gpu_day.collect(tmp_path, parts)
+    assert found["parts"] == parts and found["rows"] == {"workloads": [{"case": "one"}]}
+    assert found["logs"] == {"tests": [str(i) for i in range(40, 100)]}
 
 
 def test_description_of_the_machine():

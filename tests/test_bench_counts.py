@@ -1,0 +1,161 @@
+"""Operations and bytes of the operators, against counts by hand."""
+
+import importlib
+
+import torch
+
+from bench import counts, operators, vn_counts
+
+
+def tensors(**shapes):
+    return {name: torch.zeros(shape, requires_grad=True) for name, shape in shapes.items()}
+
+
+def product(in1: str, in2: str, out: str, rows: int) -> dict:
+    table = importlib.import_module("ace_fast.kernels.tensor_product.cases").table(in1, in2, out)
+    cg_index, cg_value = table.on(torch.device("cpu"))
+    sizes = {"x1": (rows, table.dims[0]), "x2": (rows, table.dims[1]), "weight": (table.weight_numel,)}
+    bias = {"bias": torch.zeros(table.bias_numel, requires_grad=True)}
+    static = {"cg_index": cg_index, "cg_value": cg_value, "dims": table.dims, "paths": table.paths}
+    return tensors(**sizes) | bias | static | {"bias_slots": table.bias_slots}
+
+
+def test_counts_of_segment_sum():
+    index = {k: torch.zeros(n, dtype=torch.int64) for k, n in (("index", 7), ("order", 7), ("ptr", 5))}
+    inputs = tensors(x=(7, 3)) | index
+    out = torch.zeros(4, 3)
+    # 21 additions; 21 + 12 floats of 4 bytes, 19 integers of 8
+    assert counts.forward("segment_sum", inputs, out) == (21, 132 + 152)
+    # the gather adds nothing: it reads 12 floats and writes 21
+    assert counts.backward("segment_sum", inputs, out) == (0, 132 + 152)
+
+
+def test_counts_of_a_product_path():
+    inputs = product("32x0e", "1x1o", "16x1o", 10)
+    # 0 x 1 -> 1: three coefficients, three (i, k). T: 2*3. Weights first: 2*32*16*1 + 2*16*3 = 1120; contraction first:
+    # 2*32*3 + 2*32*16*3 = 3264. No scalar in the output, so no bias.
+    assert counts.product_row(inputs) == 6 + 1120
+    out = torch.zeros(10, 48)
+    bytes_ = 4 * (320 + 30 + 512 + 480) + 3 * 24 + 3 * 8
+    assert counts.forward("tensor_product", inputs, out) == (11260, bytes_)
+    gradients = counts.backward("tensor_product", inputs, out)
+    assert gradients.flops == 3 * 11260
+    assert gradients.bytes == bytes_ + 4 * (320 + 30 + 512)
+
+
+def test_counts_of_a_product_to_scalars_and_its_gate():
+    inputs = product("4x1o", "1x1o", "3x0e", 5)
+    # 1 x 1 -> 0: three coefficients, three (i, k) = (i, 0). T: 6. Weights first: 2*4*3*3 + 2*3*3 = 90; contraction
+    # first: 2*4*3 + 2*4*3*1 = 48. Three biases.
+    assert counts.forward("tensor_product", inputs, torch.zeros(5, 3)).flops == 5 * (6 + 48 + 3)
+    gated = inputs | {"layout": (1, 2, 2, 3)}
+    # one scalar: SiLU and gain 6; two gates: sigmoid and gain 5 each; 2 x 3 gated components
+    assert counts.gate_row(gated) == 6 + 10 + 6
+    assert counts.gated_tensor_product(gated) == 5 * (57 + 22)
+
+
+def test_counts_of_a_segnn_message():
+    """The second message of SEGNN N-body: each path takes the cheaper order."""
+    inputs = product("32x0e+32x1o", "1x0e+1x1o", "64x0e+32x1o", 1)
+    scalars = 2 + min(4096 + 128, 64 + 4096)  # 0 x 0 -> 0, 64 channels
+    lifted = 6 + min(2048 + 192, 192 + 6144)  # 0 x 1 -> 1: the matrix product on the scalar side
+    vectors = 6 + min(6144 + 192, 192 + 6144)  # 1 x 0 -> 1
+    dots = 6 + min(12288 + 384, 192 + 4096)  # 1 x 1 -> 0: the dot product first
+    assert counts.product_row(inputs) == scalars + lifted + vectors + dots == 17044
+
+
+def test_counts_of_relaxed_linear():
+    inputs = tensors(x=(10, 4), weight=(3, 4), bias=(3,), gamma=(), base=(10, 3))
+    inputs |= {"residual": None, "activation": "gelu"}
+    out = torch.zeros(10, 3)
+    # product 240, bias + gamma + base 90, GELU of 40 numbers 200; 40 + 12 + 3 + 1 + 30 + 30 floats
+    assert counts.forward("relaxed_linear", inputs, out) == (530, 4 * 116)
+    # x and weight 480, bias 30, gamma 2*12 + 2*3 and its scaling 12, the activation's derivative 360
+    assert counts.backward("relaxed_linear", inputs, out) == (912, 4 * (116 + 86))
+
+
+def test_every_large_case_is_counted():
+    for job in operators.jobs("cpu", torch.float32):
+        assert job.op in counts.FLOPS, job
+
+
+# vector neurons
+
+
+def test_counts_of_vn_linear():
+    inputs = tensors(x=(10, 3, 4), weight=(5, 4)) | {"dense": None, "bias": None, "gamma": None, "offset": None}
+    out = torch.zeros(10, 3, 5)
+    # three products of 4 -> 5 a row; 120 + 20 + 150 floats
+    assert counts.forward("vn_linear", inputs | {"edge": False}, out) == (1200, 4 * 290)
+    # one for x, one for the weight
+    assert counts.backward("vn_linear", inputs | {"edge": False}, out) == (2400, 4 * (290 + 140))
+
+
+def test_counts_of_a_relaxed_vn_linear():
+    inputs = tensors(x=(10, 3, 4), weight=(5, 4), dense=(15, 12), bias=(15,), gamma=(), offset=(2, 3, 5))
+    inputs |= {"edge": False}
+    # one product of 12 -> 15 a row, 3600; bias and offset 150 each; gamma D 180, W on its diagonals 60
+    assert counts.forward("vn_linear", inputs, torch.zeros(10, 3, 5)).flops == 3600 + 300 + 240
+    # x and dM 7200; traces 60, gamma dM 180, <dM, D> 360, column sums 150
+    assert counts.backward("vn_linear", inputs, torch.zeros(10, 3, 5)).flops == 7200 + 60 + 180 + 360 + 150
+    only_x = {"needs": [True, False, False, False, False]}
+    assert counts.FLOPS["vn_linear_bwd"](inputs | only_x) == 3600
+
+
+def test_counts_of_an_edge_map():
+    inputs = tensors(x=(10, 3, 2), weight=(5, 4), dense=(15, 12), bias=(15,)) | {"gamma": None, "offset": None}
+    # neighbour and centre part, 6 -> 30, 3600; the bias with the centre 150; W 60, centre minus difference 90
+    assert counts.forward("vn_linear", inputs | {"edge": True}, torch.zeros(10, 3, 10)).flops == 3600 + 150 + 60 + 90
+
+
+def test_counts_of_norms_and_activations():
+    p = tensors(p=(10, 3, 4))
+    # norm 7, mean and variance 4, of 40 vectors; backward norm 7, its gradient 4, along the vector 3
+    assert counts.forward("vn_norm_stats", p, (torch.zeros(4), torch.zeros(4))) == (40 * 11, 4 * 128)
+    assert counts.backward("vn_norm_stats", p, (torch.zeros(4), torch.zeros(4))) == (40 * 14, 4 * (128 + 120))
+    plain = p | tensors(d=(10, 3, 4)) | dict.fromkeys(("mean", "var", "weight", "bias"))
+    # dot product 5, |d|^2 + eps 6, what is taken off 8
+    assert counts.forward("vn_leaky_relu", plain, torch.zeros(10, 3, 4)).flops == 40 * 19
+    shared = plain | tensors(d=(10, 3, 1), mean=(4,), var=(4,), weight=(4,), bias=(4,))
+    # norm 7, scaling 5, one |d|^2 a row
+    assert counts.forward("vn_leaky_relu", shared, torch.zeros(10, 3, 4)).flops == 40 * 25 + 10 * 6
+    # again 17; along d 32; of the batch norm 20
+    assert counts.backward("vn_leaky_relu", shared, torch.zeros(10, 3, 4)).flops == 40 * (17 + 32 + 20) + 10 * 6
+
+
+def edge_inputs(**changed):
+    inputs = tensors(p=(2, 5, 3, 8), d=(2, 5, 3, 8), mean=(4,), var=(4,), weight=(4,), bias=(4,))
+    return inputs | {"neighbours": torch.zeros(2, 5, 3, dtype=torch.int64), "selected": None} | changed
+
+
+def test_counts_of_edges():
+    """2 x 5 x 3 edges of 4 channels; nothing of their size is read or written."""
+    out, edges = torch.zeros(2, 5, 3, 4), 30 * 4
+    nodes = 2 * 240 + 16
+    # two sums of vectors, batch norm and projection 31 (|d|^2 included), the sum over neighbours
+    assert counts.forward("vn_edge_conv", edge_inputs(), out) == (edges * (6 + 31 + 3), 4 * (nodes + 120) + 8 * 30)
+    back = counts.backward("vn_edge_conv", edge_inputs(), out)
+    assert back == (edges * (18 + 17 + 6 + 32 + 20), 4 * (2 * nodes + 120) + 8 * 30)
+    stats = (torch.zeros(4), torch.zeros(4))
+    points = {k: v for k, v in edge_inputs().items() if k in ("p", "neighbours")}
+    assert counts.forward("vn_edge_stats", points, stats) == (edges * 14, 4 * 248 + 8 * 30)
+    assert counts.backward("vn_edge_stats", points, stats).flops == edges * 23
+    # one edge a channel of each node, no sum
+    chosen = edge_inputs(selected=torch.zeros(2, 5, 4, dtype=torch.int64))
+    assert counts.FLOPS["vn_edge_conv"](chosen) == 40 * (6 + 31)
+    # <o, U o>: 24 for U o, 5 and a comparison
+    assert counts.FLOPS["vn_edge_select"](edge_inputs()) == edges * (6 + 31 + 24 + 6)
+    # a shared direction is formed and squared once an edge
+    shared = edge_inputs(**tensors(d=(2, 5, 3, 2)))
+    assert counts.FLOPS["vn_edge_conv"](shared) == edges * (3 + 25 + 3) + 30 * 9
+
+
+def test_edge_tensors_of_the_plain_reference():
+    assert vn_counts.plain_bytes(edge_inputs()) == 12 * 30 * 3 * 4 * 8
+
+
+def test_counts_of_knn():
+    inputs = {"x": torch.zeros(7, 5), "ptr": torch.tensor([0, 3, 7]), "longest": 4, "k": 2, "include_self": True}
+    # 9 + 16 pairs: a scalar product of 5, two squares, a comparison; 35 floats, 3 + 14 integers
+    assert counts.forward("knn", inputs, torch.zeros(7, 2, dtype=torch.int64)) == (25 * 13, 4 * 35 + 8 * 17)
+    assert counts.backward("knn", inputs, torch.zeros(7, 2, dtype=torch.int64)) is None
