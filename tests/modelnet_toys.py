@@ -56,9 +56,9 @@ def resampled(root, count=40):
     return root
 
 
-def hdf5(root, **changed):
+def hdf5(root, names=NAMES, **changed):
     root.mkdir(parents=True, exist_ok=True)
-    write(root / "shape_names.txt", "\n".join(NAMES) + "\n")
+    write(root / "shape_names.txt", "\n".join(names) + "\n")
     for split, shapes in SHAPES.items():
         for number, part in enumerate((shapes[:1], shapes[1:])):
             data = np.stack([resampled_points(shape)[:, :3] for shape in part]).astype(np.float32)

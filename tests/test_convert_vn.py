@@ -11,6 +11,7 @@ from torch import nn
 from ace_fast import convert, native, restore
 from ace_fast import nn as fast
 from ace_fast.bench import eager_vn as vnn
+from ace_fast.relaxation import ACE, branch_weights
 
 BACKENDS = ["reference", *([] if native.load() else ["cpu"])]
 ARGS = SimpleNamespace(disable_equivariance=1, full_nonequi=1)
@@ -142,6 +143,29 @@ def test_ours_as_a_drop_in_for_a_whole_model():
         assert p.grad is None or (p.grad - q.grad).abs().max() <= 1e-9 * (q.grad.abs().max() + 1e-2 * scale)
     model.eval(), twin.eval()
     assert (twin(x) - model(x)).abs().max() <= 1e-10 * model(x).abs().max()
+
+
+def test_ace_owns_and_bounds_the_branches_of_a_converted_model(net):
+    """Gammas and matrices are found by name before and after, whoever's layers they are, and projected."""
+    own = [name for name, _ in net.named_parameters() if "nonequiv.weight" in name]
+    assert len(own) == 7  # two layers and a frame with two, one of them without that of the directions
+    for change in (lambda model: None, convert, restore):
+        change(net)
+        named = dict(net.named_parameters())
+        assert [id(w) for w in branch_weights(net)] == [id(named[name]) for name in own]
+        with torch.no_grad():
+            for p in named.values():
+                p.mul_(100)
+        before = {name: p.clone() for name, p in named.items()}
+        ace = ACE(net, bound="spectral", bound_limit=2.0)
+        assert len(ace.names) == 8
+        ace.bound.project()
+        ace.release()
+        for name, p in named.items():
+            if name in own:
+                assert 1.9 < torch.linalg.matrix_norm(p.detach(), 2) < 2.1, name
+            else:
+                assert torch.equal(p, before[name]), name
 
 
 def test_mended_order_is_kept():

@@ -22,7 +22,8 @@ def test_meshes_of_princeton(tmp_path, place):
     princeton(tmp_path / "data" / place)
     data = load(tmp_path / "data")
     assert_in_unit_sphere(data, 3)
-    assert data.labels.tolist() == [0, 0, 1] and data.source == "ModelNet2, sampled from its meshes"
+    assert data.labels.tolist() == [0, 0, 1]
+    assert data.source == f"{'data' if place == '.' else place} (2 classes of a folder, not ModelNet)"
     # Points of the boxes: extents as their proportions, z as it was.
     extent = data.points.amax(1) - data.points.amin(1)
     for number, row in enumerate(extent):
@@ -52,7 +53,7 @@ def test_resampled_points(tmp_path, layout, inside):
         data = load(root, split)
         assert_in_unit_sphere(data, len(shapes))
         assert data.labels.tolist() == [NAMES.index(kind(shape)) for shape in shapes]
-        assert data.source == f"ModelNet2, {names[layout]}"
+        assert data.source == f"{names[layout] if inside else 'data'} (2 classes of a folder, not ModelNet)"
         x, y, z = torch.from_numpy(np.stack([resampled_points(shape)[:32, :3] for shape in shapes])).unbind(-1)
         torch.testing.assert_close(data.points, normalise(torch.stack([x, -z, y], -1)).float(), atol=1e-6, rtol=1e-5)
 
@@ -79,20 +80,22 @@ def test_wrong_arguments(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must hold class folders .* got no such folder; pass root= .*down"):
+    with pytest.raises(FileNotFoundError, match=r"must hold class .* no such folder; name .* \(root=, --data\)"):
         load(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=r"must hold class folders .* got a file; name"):
+        load(write(tmp_path / "file", ""))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"must hold class folders .* got an empty folder; pass root="):
+    with pytest.raises(FileNotFoundError, match=r"must hold class folders .* got an empty folder; name"):
         load(tmp_path / "empty")
     for name in "abcdef":
         write(tmp_path / "other" / name, "")
-    with pytest.raises(FileNotFoundError, match=r"got a, b, c, d and 2 more; pass root="):
+    with pytest.raises(FileNotFoundError, match=r"got a, b, c, d and 2 more; name"):
         load(tmp_path / "other")
 
 
 def test_incomplete_layouts(tmp_path):
     root = princeton(tmp_path / "meshes")
-    with pytest.raises(ValueError, match=r"must have 40 classes, got 2 \(cup, night_stand, \.\.\.\); pass classes=2"):
+    with pytest.raises(ValueError, match=r"must have 40 classes, got 2 \(cup, night_stand, .*; pass classes=2 \(--c"):
         load(root, classes=40)
     (root / "night_stand" / "test" / "night_stand_0002.off").unlink()
     with pytest.raises(ValueError, match=r"night_stand/test must hold \.off files, got none; get the data anew"):
@@ -173,15 +176,18 @@ def test_missing_packages(tmp_path, monkeypatch):
     assert_in_unit_sphere(load(princeton(tmp_path / "meshes"), download=True), 3)  # nothing to download
 
 
+MODELNET10 = "bathtub bed chair desk dresser monitor night_stand sofa table toilet".split()
+
+
 def test_download(tmp_path, monkeypatch):
     """torch-geometric's data set as far as it is used: it fetches into root/raw, processes and loads."""
 
     class ModelNet:
         def __init__(self, root, name):
             assert name == "10"
-            for number in range(10):
+            for number, name in enumerate(MODELNET10):
                 for split in ("train", "test"):
-                    write(tmp_path / "new" / "raw" / f"kind{number}" / split / f"kind{number}_1.off", mesh_text(number))
+                    write(tmp_path / "new" / "raw" / name / split / f"{name}_1.off", mesh_text(number))
             assert root == str(tmp_path / "new")
             self.process()
             self.load("processed/training.pt")
@@ -197,3 +203,17 @@ def test_download(tmp_path, monkeypatch):
         load(tmp_path / "new", download=True)
     data = load(tmp_path / "new", classes=10, download=True)
     assert data.labels.tolist() == list(range(10)) and data.source == "ModelNet10, sampled from its meshes"
+
+
+def test_other_classes_never_pass_for_modelnets(tmp_path):
+    for name in ("cup", *MODELNET10[1:]):
+        for split in ("train", "test"):
+            write(tmp_path / "ModelNet10" / name / split / f"{name}_1.off", mesh_text(1))
+    assert load(tmp_path / "ModelNet10", classes=10).source == "ModelNet10 (10 classes of a folder, not ModelNet)"
+    names = (
+        "airplane bathtub bed bench bookshelf bottle bowl car chair cone cup curtain desk door dresser flower_pot "
+        "glass_box guitar keyboard lamp laptop mantel monitor night_stand person piano plant radio range_hood sink "
+        "sofa stairs stool table tent toilet tv_stand vase wardrobe xbox"
+    )
+    hdf5(tmp_path / "h5", names=names.split())
+    assert load(tmp_path / "h5", classes=40).source == "ModelNet40, modelnet40_ply_hdf5_2048"

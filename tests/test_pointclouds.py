@@ -98,6 +98,8 @@ def test_holdout_takes_a_share_of_each_class():
     assert torch.equal(data.holdout(0.2, seed=3)[1].points, held.points)
     assert not torch.equal(data.holdout(0.2, seed=4)[1].points, held.points)
     assert [len(part) for part in data.holdout(1.0)] == [0, 31]
+    # A class of one shape is not taken away from training.
+    assert data.holdout(0.5)[1].labels.bincount(minlength=3).tolist() == [10, 5, 0]
     with pytest.raises(ValueError, match=r"fraction must be in 0 \.\. 1, got 1.5"):
         data.holdout(1.5)
 
@@ -196,6 +198,12 @@ def test_normalise_identical_points(value):
 @pytest.mark.parametrize("scale", [1e-35, 1.0, 1e38])
 def test_normalise_any_scale(scale):
     x = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(normalise(scale * x), x)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1.7e308])
+def test_normalise_any_scale_in_float64(scale):
+    x = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(normalise(scale * x), x)
 
 

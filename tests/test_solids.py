@@ -185,6 +185,10 @@ def test_own_file(tmp_path):
     assert [len(part) for part in parts] == [6, 1, 3]
     assert torch.equal(torch.cat([part.points for part in parts]), shape_file(path, "all").points)
     assert parts[0].source == "mine (shape file, not ModelNet)" and parts[0].classes == ("cup", "bowl")
+    # Units do not matter, neither those beyond float32.
+    points = np.load(path)["points"].astype(np.float64)
+    large = shape_file(save(tmp_path / "large.npz", points=points * 1e200, split=split))
+    torch.testing.assert_close(large.points, parts[0].points)
     path = save(tmp_path / "unsplit.npz")
     train, test = shape_file(path), shape_file(path, "test")
     assert train.labels.bincount().tolist() == [4, 4] and test.labels.bincount().tolist() == [1, 1]
@@ -241,8 +245,10 @@ def test_wrong_shape_file_arguments(tmp_path):
         shape_file(path, points=0)
     with pytest.raises(ValueError, match="up must be y or z, got 'x'"):
         shape_file(path, up="x")
-    with pytest.raises(FileNotFoundError):
-        shape_file(tmp_path / "absent.npz")
+    for error, name in ((FileNotFoundError, "absent"), (IsADirectoryError, "folder")):
+        (tmp_path / "folder.npz").mkdir(exist_ok=True)
+        with pytest.raises(error, match=rf"{name}.npz must be an .npz file that can be read, got none \(.*; name the"):
+            shape_file(tmp_path / f"{name}.npz")
     np.save(tmp_path / "b.npy", np.zeros(3))
     with pytest.raises(ValueError, match="b.npy is no .npz file or"):
         shape_file(tmp_path / "b.npy")

@@ -255,6 +255,10 @@ def test_a_file_of_shapes_is_named_and_gets_a_validation_split(small, tmp_path, 
     assert cli.main(argv) == 0
     assert "shapes40 (not ModelNet40), research use only" in capsys.readouterr().out
     assert "shapes40 (not ModelNet40), research use only" in (tmp_path / "run" / "report.html").read_text()
+    other = shutil.copy(file, tmp_path / "other.npz")
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--data", str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "other (shape file, not ModelNet)" in out and "trained on" in out
     config = Run(tmp_path / "run").about()["config"]
     sizes = [len(modelnet.load(config, split)) for split in ("train", "valid", "test")]
     assert sizes == [9, 3, 6]
@@ -283,12 +287,6 @@ def test_a_folder_of_meshes_is_read(tmp_path, monkeypatch):
     config = options.make_config(modelnet, "demo", given)
     parts = [modelnet.load(config, split) for split in ("train", "valid", "test")]
     assert [len(part) for part in parts] == [6, 2, 2] and parts[0].classes == ("bowl", "cup")
-
-
-@pytest.mark.parametrize("source", ["zeros", "ModelNet40, sampled from its meshes"])
-def test_other_data_never_pass_for_modelnet40(source):
-    ((what, text), *_) = modelnet.summary({}, {"source": source})
-    assert what == "data" and text == (source if "ModelNet" in source else "zeros (not ModelNet40)")
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -325,6 +323,8 @@ def test_data_of_other_classes_are_refused(finished, small, tmp_path, no_plots):
     copied = shutil.copytree(finished.folder, tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         train(copied, resume=True, data=str(file))
+    with pytest.raises(ValueError, match="the data must have two classes or more, got 1; pass other --data"):
+        modelnet.facts(make(classes=1))
 
 
 def test_damaged_files_of_a_run_are_named(finished, small, tmp_path):

@@ -343,6 +343,8 @@ def test_empty_batch(backend):
     out.sum().backward()
     assert out.shape == (0, 5) and all(p.grad is None or not p.grad.any() for p in model.parameters())
     assert all(torch.equal(dict(model.named_buffers())[name], b) for name, b in before.items())
+    assert model_of(VNDGCNNPartSeg, backend).eval()(torch.zeros(0, 3, 12), torch.zeros(0, 16)).shape == (0, 5, 12)
+    assert model_of(VNPointNet, backend).eval()(torch.zeros(0, 3, 12)).shape == (0, 5)
 
 
 def test_float32_is_within_rounding_of_float64():

@@ -67,3 +67,28 @@ def test_a_layer_without_branches():
     with pytest.raises(ValueError, match="VNLinearLeakyReLU: relaxed must be False for a layer without branches, got "
                                          "True; build it with relaxed=True"):
         layer(X)
+
+
+def test_a_map_without_a_branch_ignores_the_flag():
+    """ACE's models hand the flag to every layer, and its VNLinear has no branch."""
+    layer = fast.VNLinear(5, 7)
+    assert torch.equal(layer(X, True), layer(X)) and torch.equal(layer(X, disable_equivariance=False), layer(X))
+    layer.relaxed = True
+    with pytest.raises(ValueError, match="VNLinear: relaxed must be False for a layer without branches, got True"):
+        layer(X)
+
+
+def test_neighbours_outside_where_nobody_reads_them():
+    """Where indices are not checked (compiled, on a GPU) one outside adds nothing and is no other cloud's point."""
+    neighbours = torch.tensor([[0, 1], [1, 2], [2, 0]]).repeat(2, 1, 1)
+    neighbours[0, 1, 1], neighbours[1, 2, 0] = 3, -1  # of all points: the next cloud's first, the last cloud's last
+    single, mean = fast.VNEdgeConv(5, 7, pooling=None).eval(), fast.VNEdgeConv(5, 7).eval()
+    mean.load_state_dict(single.state_dict())
+    x = torch.randn(2, 5, 3, 3, requires_grad=True)
+    single, mean = (torch.compile(layer, fullgraph=True, backend="aot_eager")(x, neighbours)
+                    for layer in (single, mean))
+    assert not single[0, :, :, 1, 1].any() and not single[1, :, :, 2, 0].any() and single[0, :, :, 1, 0].any()
+    torch.testing.assert_close(single.mean(-1), mean)
+    for y in (single, mean):
+        (grad,) = torch.autograd.grad(y[0].square().sum(), x)
+        assert grad[0].any() and not grad[1].any()

@@ -21,6 +21,11 @@ from .pointclouds import PointClouds, from_y_up, normalise
 
 _SPLITS = ("train", "test")
 _RESAMPLED = ("modelnet40_normal_resampled", "modelnet40_ply_hdf5_2048")
+_TEN = frozenset("bathtub bed chair desk dresser monitor night_stand sofa table toilet".split())
+_FORTY = _TEN | set(
+    "airplane bench bookshelf bottle bowl car cone cup curtain door flower_pot glass_box guitar keyboard lamp laptop "
+    "mantel person piano plant radio range_hood sink stairs stool tent tv_stand vase wardrobe xbox".split()
+)
 
 
 def modelnet(
@@ -110,9 +115,8 @@ def _layout(root: Path, split: str, classes: int, download: bool) -> _Layout:
     if layout is None:
         raise FileNotFoundError(
             f"modelnet: {root} must hold class folders with train and test .off files, modelnet{classes}_train.txt "
-            f"with text files, or ply_data_train*.h5, got {_content(root)}; pass root= the folder of "
-            f"ModelNet{classes}, get it from modelnet.cs.princeton.edu, pass download=True, or train on "
-            "generated_shapes()"
+            f"with text files, or ply_data_train*.h5, got {_content(root)}; name the folder of ModelNet{classes} "
+            "(root=, --data), get it from modelnet.cs.princeton.edu (download=True does), or train on generated solids"
         )
     return layout
 
@@ -127,7 +131,7 @@ def _find(root: Path, split: str, classes: int) -> _Layout | None:
 
 def _content(root: Path) -> str:
     if not root.is_dir():
-        return "no such folder"
+        return "a file" if root.exists() else "no such folder"
     names = sorted(path.name for path in root.iterdir())
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "an empty folder"
 
@@ -146,7 +150,7 @@ def _find_meshes(folder: Path, split: str, classes: int) -> _Layout | None:
         if not files_of:
             raise ValueError(f"modelnet: {kind / split} must hold .off files, got none; get the data anew")
         files += files_of
-    return _Layout(folder, f"ModelNet{classes}, sampled from its meshes", names, files, _read_mesh)
+    return _Layout(folder, _source(folder, names, "sampled from its meshes"), names, files, _read_mesh)
 
 
 def _find_texts(folder: Path, split: str, classes: int) -> _Layout | None:
@@ -162,7 +166,7 @@ def _find_texts(folder: Path, split: str, classes: int) -> _Layout | None:
             f"modelnet: modelnet{classes}_{split}.txt must list files of {folder}, got {len(files)} of which "
             f"{len(missing)} are missing{f', first {missing[0]}' if missing else ''}; get the data anew"
         )
-    return _Layout(folder, f"ModelNet{classes}, modelnet40_normal_resampled", names, files, _read_text)
+    return _Layout(folder, _source(folder, names, "modelnet40_normal_resampled"), names, files, _read_text)
 
 
 def _find_hdf5(folder: Path, split: str, classes: int) -> _Layout | None:
@@ -173,7 +177,15 @@ def _find_hdf5(folder: Path, split: str, classes: int) -> _Layout | None:
     if not files:
         raise ValueError(f"modelnet: {folder} must hold ply_data_{split}*.h5, got none; get the data anew")
     _import("h5py", "HDF5 files need h5py")
-    return _Layout(folder, f"ModelNet{classes}, modelnet40_ply_hdf5_2048", names, files, _read_hdf5)
+    return _Layout(folder, _source(folder, names, "modelnet40_ply_hdf5_2048"), names, files, _read_hdf5)
+
+
+def _source(folder: Path, classes: tuple[str, ...], made: str) -> str:
+    """What the data are; other classes never pass for ModelNet's."""
+    for known in (_TEN, _FORTY):
+        if set(classes) == known:
+            return f"ModelNet{len(known)}, {made}"
+    return f"{folder.resolve().name} ({len(classes)} classes of a folder, not ModelNet)"
 
 
 def _class_of(shape: str) -> str:
@@ -191,7 +203,7 @@ def _checked_classes(folder: Path, names: list[str], classes: int) -> tuple[str,
     if len(names) != classes:
         raise ValueError(
             f"modelnet: {folder} must have {classes} classes, got {len(names)} ({', '.join(names[:3])}, ...); pass "
-            f"classes={len(names)}, or complete the folder"
+            f"classes={len(names)} (--classes {len(names)}), or complete the folder"
         )
     return tuple(names)
 

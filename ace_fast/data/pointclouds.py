@@ -111,7 +111,8 @@ class PointClouds:
         counts = np.bincount(labels, minlength=len(self.classes))
         rank = np.empty(len(self), dtype=np.int64)  # within its class
         rank[by_class] = np.arange(len(self)) - np.repeat(np.cumsum(counts) - counts, counts)
-        held = rank < np.floor(fraction * counts + 0.5)[labels]
+        # Of a class that is split, one at least stays: nothing could be learned of it otherwise.
+        held = rank < np.minimum(np.floor(fraction * counts + 0.5), counts - (fraction < 1))[labels]
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def batches(
@@ -219,7 +220,8 @@ def normalise(points: Tensor) -> Tensor:
         points: [..., P, 3]; identical points become zeros.
 
     Returns:
-        [..., P, 3] in the dtype given; computed in float64, so large coordinates neither overflow nor lose digits.
+        [..., P, 3] in the dtype given; computed in float64 at a size of about 1, so that no finite coordinates overflow
+        or vanish.
 
     Raises:
         ValueError: not floating-point [..., P, 3].
@@ -231,10 +233,11 @@ def normalise(points: Tensor) -> Tensor:
     _check_points("normalise", points, 2)
     x = points.to(torch.float64)
     size = x.abs().amax((-2, -1), keepdim=True)
+    x = x / torch.where(size > 0, size, 1.0)
     x = x - x.mean(-2, keepdim=True)
     radius = x.norm(dim=-1, keepdim=True).amax(-2, keepdim=True)
     # Rounding of the mean leaves a little where all points are one; it is no shape.
-    same = radius <= 8 * torch.finfo(torch.float64).eps * size
+    same = radius <= 8 * torch.finfo(torch.float64).eps
     return torch.where(same, 0.0, x / torch.where(same, 1.0, radius)).to(points.dtype)
 
 

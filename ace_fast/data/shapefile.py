@@ -68,10 +68,15 @@ def shape_file(
     labels, classes = _labels(path, arrays, len(clouds))
     source = _SOURCES.get(path.stem, f"{path.stem} (shape file, not ModelNet)")
     try:
-        whole = PointClouds(normalise(clouds), labels, classes, source)
+        whole = PointClouds(normalise(clouds).to(torch.float32), labels, classes, source)
     except ValueError as error:
         raise ValueError(f"shape_file: {path} cannot be used: {error}") from error
     return _part(path, whole, arrays.get("split"), split, seed)
+
+
+def has_validation(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of shapes marks some of them for validation."""
+    return bool((_read(Path(path)).get("split", np.empty(0)) == _CODES["valid"]).any())
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -80,8 +85,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             found = sorted(archive.files)
             arrays = {name: archive[name] for name in wanted if name in archive.files}
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise OSError(
+            error.errno, f"shape_file: {path} must be an .npz file that can be read, got none ({error.strerror}); name "
+            "the file of shapes"
+        ) from error
     except (*cache.DAMAGE, TypeError) as error:  # TypeError: an .npy is no archive
         raise ValueError(f"shape_file: {path} is no .npz file or {cache.reason(error)}; get it anew") from error
     shapes = "points" in arrays or "voxels" in arrays
@@ -102,7 +110,8 @@ def _first_points(path: Path, array: np.ndarray, points: int | None) -> torch.Te
     n = P if points is None else as_integer("shape_file", "points", points, 1)
     if n > P:
         raise ValueError(f"shape_file: points must be at most the {P} of {path}, got {n}")
-    return torch.from_numpy(array[:, :n].astype(np.float32))
+    # In float64, as a file in large units leaves the range of float32 before it is normalised.
+    return torch.from_numpy(array[:, :n].astype(np.float64))
 
 
 def _from_voxels(path: Path, packed: np.ndarray, points: int, seed: int) -> torch.Tensor:

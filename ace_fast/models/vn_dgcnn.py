@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn import VNEdgeConv, VNLinearLeakyReLU, VNMaxPool, VNStdFeature
-from ..nn.vn_maps import from_rows, turn
+from ..nn.vn_maps import from_rows, point_mean, turn
 from . import branches
 
 _THIRD = 1024 // 3  # the original's widths are those of DGCNN, divided by the three components of a vector
@@ -31,14 +31,15 @@ def pooling_of(name: str, pooling: str) -> bool:
     return pooling == "max"
 
 
-def standard_parts(x: Tensor, std_feature: VNStdFeature) -> tuple[list[Tensor], Tensor]:
-    """The invariant features of x [B, C, 3, N] and of its mean, [B, N, 3, C] each, and the frame [B, N, 3, 3].
+def standard_parts(x: Tensor, std_feature: VNStdFeature) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The invariant features of x [B, C, 3, N] and of its mean, [B, N, 3, C] each, the frame [B, N, 3, 3], the mean.
 
-    What vnn computes from cat(x, mean x), without the concatenation.
+    What vnn computes from cat(x, mean x), without the concatenation; the mean is [B, 3, C].
     """
-    mean = x.mean(-1)  # [B, C, 3]
-    frame = std_feature.frame(x, mean=mean)
-    return [turn(to_feature_rows(x), frame), turn(mean.transpose(1, 2), frame)], frame
+    rows = to_feature_rows(x)
+    mean = point_mean(rows)
+    frame = std_feature.frame(x, mean=mean.transpose(1, 2))
+    return [turn(rows, frame), turn(mean, frame)], frame, mean
 
 
 def flat(parts: list[Tensor]) -> Tensor:
@@ -144,8 +145,10 @@ class VNDGCNN(nn.Module):
             x = conv(x, pool=pool)
             found.append(to_feature_rows(x))
         x = self.conv5(from_rows(torch.cat(found, -1)))  # [B, 341, 3, N]
-        parts, _ = standard_parts(x, self.std_feature)
-        pooled = [flat([part.max(1)[0] for part in parts]), flat([part.mean(1) for part in parts])]
+        parts, frame, mean = standard_parts(x, self.std_feature)
+        # the mean over points of what all points share needs the frames' mean only
+        means = [point_mean(parts[0]), turn(mean, point_mean(frame))]
+        pooled = [flat([part.max(1)[0] for part in parts]), flat(means)]
         x = F.leaky_relu(self.bn1(self.linear1(torch.cat(pooled, 1))), 0.2)
         x = F.leaky_relu(self.bn2(self.linear2(self.dp1(x))), 0.2)
         return self.linear3(self.dp2(x))
@@ -238,12 +241,12 @@ class VNDGCNNPartSeg(nn.Module):
             found.append(to_feature_rows(x))
         found.append(to_feature_rows(self.conv5(x, pool=self.pool3)))
         points = torch.cat(found, -1)  # [B, N, 3, 63]
-        parts, frame = standard_parts(self.conv6(from_rows(points)), self.std_feature)
+        parts, frame, _ = standard_parts(self.conv6(from_rows(points)), self.std_feature)
         own = turn(points, frame).permute(0, 3, 2, 1).flatten(1, 2)  # [B, 189, N], channels then components
         shared = torch.cat([flat([part.max(1)[0] for part in parts])[..., None],
-                            self.conv7(one_hot.reshape(len(x), -1, 1).to(x.dtype))], 1)  # [B, 2110, 1]
+                            self.conv7(one_hot.reshape(len(x), self.num_category, 1).to(x.dtype))], 1)  # [B, 2110, 1]
         # what all points share is multiplied once a cloud, not repeated
-        weight = self.conv8[0].weight
-        x = F.conv1d(own, weight[:, shared.shape[1]:]) + F.conv1d(shared, weight[:, :shared.shape[1]])
+        of_shared, of_own = self.conv8[0].weight.split([shared.shape[1], own.shape[1]], 1)
+        x = F.conv1d(own, of_own) + F.conv1d(shared, of_shared)
         x = self.conv9(self.dp1(self.conv8[2](self.conv8[1](x))))
         return self.conv11(self.conv10(self.dp2(x)))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from .. import functional
 from ..nn import VNBatchNorm, VNLinear, VNLinearLeakyReLU, VNMaxPool, VNStdFeature
-from ..nn.vn_maps import from_rows
+from ..nn.vn_maps import at_neighbours, from_rows
 from . import branches
 from .vn_dgcnn import check_points, flat, pooling_of, standard_parts
 
@@ -14,9 +14,7 @@ from .vn_dgcnn import check_points, flat, pooling_of, standard_parts
 def cross_edges(points: Tensor, k: int, backend: str) -> Tensor:
     """vnn's get_graph_feature_cross: x_j - x_i, x_i and their cross product for the k nearest, [B, 3, 3, N, K]."""
     x = points.transpose(1, 2).contiguous()  # [B, N, 3]
-    neighbours = functional.knn(x, k, backend=backend)
-    cloud = torch.arange(x.shape[0], device=x.device)[:, None, None] * x.shape[1]
-    other = x.flatten(0, 1).index_select(0, (neighbours + cloud).flatten()).reshape(*neighbours.shape, 3)
+    other = at_neighbours(x, functional.knn(x, k, backend=backend))  # [B, N, K, 3]
     centre = x.unsqueeze(2).expand_as(other)
     return from_rows(torch.stack([other - centre, centre, torch.linalg.cross(other, centre)], -1))
 
@@ -61,7 +59,7 @@ class _Encoder(nn.Module):
         x = self.conv_pos(cross_edges(points, self.n_knn, self.backend))  # [B, 21, 3, N, K]
         x = self.conv1(x.mean(-1) if self.pool is None else self.pool(x))
         x = self.conv2(x, mean=None if self.fstn is None else self.fstn(x))
-        parts, _ = standard_parts(self.bn3(self.conv3(x)), self.std_feature)
+        parts, _, _ = standard_parts(self.bn3(self.conv3(x)), self.std_feature)
         return flat([part.max(1)[0] for part in parts])
 
 

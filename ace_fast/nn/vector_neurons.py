@@ -1,7 +1,5 @@
 """Vector-neuron layers with vnn's signatures, on the fused operators; features are [B, C, 3, ...], in memory rows."""
 
-from math import prod
-
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +11,7 @@ from .vn_maps import (
     branches_on,
     dims_like,
     from_rows,
+    legacy_order,
     norm_vectors,
     to_rows,
     turn,
@@ -60,9 +59,13 @@ class VNLinear(nn.Module):
         return list(self.gammas)
 
     def forward(self, x: Tensor, disable_equivariance: bool | None = None) -> Tensor:
-        """x [B, C, 3, ...] -> [B, O, 3, ...]; `disable_equivariance`: the branch on or off in this call."""
+        """x [B, C, 3, ...] -> [B, O, 3, ...].
+
+        `disable_equivariance`: the branch on or off in this call; a layer without one ignores it, as ACE's does.
+        """
         rows = to_rows("VNLinear", x, self.in_channels)
-        return from_rows(apply_map(self, "feat", rows, branches_on(self, disable_equivariance)))
+        on = branches_on(self, disable_equivariance if self.gammas else None)
+        return from_rows(apply_map(self, "feat", rows.flatten(0, -3), on, legacy=legacy_order(self, rows)), rows)
 
 
 class VNLeakyReLU(nn.Module):
@@ -103,8 +106,9 @@ class VNLeakyReLU(nn.Module):
     def forward(self, x: Tensor, disable_equivariance: bool | None = None) -> Tensor:
         """x [B, C, 3, ...] -> the same shape."""
         rows = to_rows("VNLeakyReLU", x, self.in_channels)
-        d = apply_map(self, "dir", rows, branches_on(self, disable_equivariance))
-        return from_rows(functional.vn_leaky_relu(rows, d, slope=self.negative_slope, backend=self.backend))
+        flat = rows.flatten(0, -3)  # [R, 3, C]
+        d = apply_map(self, "dir", flat, branches_on(self, disable_equivariance), legacy=legacy_order(self, rows))
+        return from_rows(functional.vn_leaky_relu(flat, d, slope=self.negative_slope, backend=self.backend), rows)
 
 
 class VNBatchNorm(nn.Module):
@@ -143,13 +147,13 @@ class VNBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, 3, ...] -> the same shape."""
         rows = to_rows("VNBatchNorm", x, self.bn.num_features, dims_like(self.dim))
-        return from_rows(functional.vn_leaky_relu(rows, None, *self.vectors(rows), eps=self.bn.eps,
-                                                  backend=self.backend))
+        flat = rows.flatten(0, -3)  # [R, 3, C]
+        y = functional.vn_leaky_relu(flat, None, *self.vectors(flat), eps=self.bn.eps, backend=self.backend)
+        return from_rows(y, rows)
 
-    def vectors(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Mean, variance, weight and bias [C] for the norms of rows [..., 3, C]."""
-        return norm_vectors(self.bn, rows, prod(rows.shape[:-2]),
-                            lambda: functional.vn_norm_stats(rows, backend=self.backend))
+    def vectors(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Mean, variance, weight and bias [C] for the norms of rows [R, 3, C]."""
+        return norm_vectors(self.bn, flat, flat.shape[0], lambda: functional.vn_norm_stats(flat, backend=self.backend))
 
 
 class VNLinearLeakyReLU(nn.Module):
@@ -206,10 +210,11 @@ class VNLinearLeakyReLU(nn.Module):
             channels = x.shape[1] if isinstance(x, Tensor) and x.dim() > 1 else channels
             mean = to_rows("VNLinearLeakyReLU", mean, self.in_channels - channels, (3,), "mean")
         rows = to_rows("VNLinearLeakyReLU", x, channels, dims)
-        p, d = (apply_map(self, part, rows, on, mean) for part in ("feat", "dir"))
-        vectors = self.batchnorm.vectors(p)
-        return from_rows(functional.vn_leaky_relu(p, d, *vectors, eps=self.batchnorm.bn.eps, slope=self.negative_slope,
-                                                  backend=self.backend))
+        flat, legacy = rows.flatten(0, -3), legacy_order(self, rows)  # [R, 3, C]
+        p, d = (apply_map(self, part, flat, on, mean=mean, legacy=legacy) for part in ("feat", "dir"))
+        y = functional.vn_leaky_relu(p, d, *self.batchnorm.vectors(p), eps=self.batchnorm.bn.eps,
+                                     slope=self.negative_slope, backend=self.backend)
+        return from_rows(y, rows)
 
 
 def add_maps(layer, in_channels, out_channels, dim, share_nonlinearity, relaxed) -> None:

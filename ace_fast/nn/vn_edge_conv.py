@@ -10,6 +10,7 @@ from .vector_neurons import VNMaxPool, add_maps
 from .vn_maps import (
     add_gammas,
     apply_map,
+    at_neighbours,
     branches_on,
     from_rows,
     norm_vectors,
@@ -51,8 +52,6 @@ class VNEdgeConv(nn.Module):
         torch.Size([8, 42, 3, 300])
     """
 
-    legacy_view = False  # the ACE code's edge features are read in the right order
-
     def __init__(self, in_channels, out_channels, k=20, *, pooling="mean", share_nonlinearity=False,
                  negative_slope=0.2, relaxed=False, relaxation_init=1.0, backend="auto"):
         super().__init__()
@@ -80,17 +79,22 @@ class VNEdgeConv(nn.Module):
             pool: a VNMaxPool that pools in place of the layer's own.
         """
         rows = to_rows("VNEdgeConv", x, self.in_channels, (4,))  # [B, N, 3, C]
-        neighbours = self._neighbours(rows, neighbours)
+        given, neighbours = neighbours is not None, self._neighbours(rows, neighbours)
         on = branches_on(self, disable_equivariance)
-        p, d = (apply_map(self, part, rows, on, neighbours=neighbours) for part in ("feat", "dir"))
+        flat = rows.flatten(0, 1)
+        p, d = (apply_map(self, part, flat, on, neighbours=neighbours).unflatten(0, rows.shape[:2])
+                for part in ("feat", "dir"))  # [B, N, 3, 2O], the directions' O may be 1
         bn = self.batchnorm.bn
         vectors = norm_vectors(bn, p, prod(neighbours.shape),
                                lambda: functional.vn_edge_stats(p, neighbours, backend=self.backend))
         options = {"eps": bn.eps, "slope": self.negative_slope, "backend": self.backend}
         pool = self.pool if pool is None else pool
         if pool is None and self.pooling is None:
-            p, d = _edges(p, neighbours), _edges(d, neighbours)
-            return from_rows(functional.vn_leaky_relu(p, d, *vectors, **options))
+            # a neighbour outside the cloud gives zero, as where edges are pooled
+            outside = (neighbours < 0) | (neighbours >= rows.shape[1]) if given else None
+            inside = neighbours.masked_fill(outside, 0) if given else neighbours
+            y = functional.vn_leaky_relu(_edges(p, inside), _edges(d, inside), *vectors, **options)
+            return from_rows(y.masked_fill(outside[..., None, None], 0) if given else y)
         selected = None
         if pool is not None:
             weight = pool.map_to_dir.weight.to(vectors[0].dtype)
@@ -123,6 +127,4 @@ class VNEdgeConv(nn.Module):
 def _edges(p: Tensor, neighbours: Tensor) -> Tensor:
     """Node products [B, N, 3, 2C] (as neighbour | as centre) -> p_j + q_i [B, N, K, 3, C]."""
     first, centre = p.chunk(2, -1)
-    cloud = torch.arange(p.shape[0], device=p.device)[:, None, None] * p.shape[1]
-    gathered = first.flatten(0, 1).index_select(0, (neighbours + cloud).flatten())
-    return gathered.reshape(*neighbours.shape, *first.shape[2:]) + centre.unsqueeze(2)
+    return at_neighbours(first, neighbours) + centre.unsqueeze(2)

@@ -19,8 +19,9 @@ def to_rows(name: str, x: Tensor, channels: int, dims: tuple[int, ...] = (3, 4, 
     return x.permute(0, *range(3, x.dim()), 2, 1)
 
 
-def from_rows(y: Tensor) -> Tensor:
-    """Rows [B, ..., 3, C] as vnn's [B, C, 3, ...], a view."""
+def from_rows(y: Tensor, like: Tensor | None = None) -> Tensor:
+    """Rows [B, ..., 3, C] as vnn's [B, C, 3, ...], a view; `like`: the rows before they were flattened to [R, 3, C]."""
+    y = y if like is None else y.reshape(*like.shape[:-1], y.shape[-1])
     n = y.dim()
     return y.permute(0, n - 1, n - 2, *range(1, n - 2))
 
@@ -52,12 +53,22 @@ def branches_on(layer: nn.Module, disable_equivariance: bool | None) -> bool:
     return on
 
 
-def apply_map(layer: nn.Module, part: str, x: Tensor, on: bool, mean: Tensor | None = None,
-              neighbours: Tensor | None = None) -> Tensor:
-    """`map_to_<part>` with its branch: x [B, ..., 3, C] -> [B, ..., 3, O]; [B, N, 3, 2O] where there are neighbours.
+def legacy_order(layer: nn.Module, rows: Tensor) -> torch.Size | None:
+    """B and N where the branches of these rows [B, N, 3, C] are read in the ACE code's order."""
+    return rows.shape[:2] if layer.legacy_view and rows.dim() == 4 else None
 
-    `mean` [B, 3, C'] stands for C' more channels that are the same at all points of a cloud: their part of the map,
-    with the bias, is taken once a cloud.
+
+def apply_map(layer: nn.Module, part: str, x: Tensor, on: bool, *, mean: Tensor | None = None,
+              legacy: torch.Size | None = None, neighbours: Tensor | None = None) -> Tensor:
+    """`map_to_<part>` with its branch: x [R, 3, C] -> [R, 3, O]; [R, 3, 2O] where there are neighbours.
+
+    All maps of one layer take the same flat rows: their gradients then meet at this tensor and add up in place, which
+    autograd does not do where each comes through a view of its own.
+
+    Args:
+        mean: [B, 3, C'], for C' more channels that are the same at all points of a cloud: their part of the map, with
+            the bias, is taken once a cloud.
+        legacy: see `legacy_order`.
     """
     weight, edge = getattr(layer, f"map_to_{part}").weight, neighbours is not None
     branch = getattr(layer, f"map_to_{part}_nonequiv", None) if on else None
@@ -65,9 +76,10 @@ def apply_map(layer: nn.Module, part: str, x: Tensor, on: bool, mean: Tensor | N
     if branch is not None:
         dense, bias, gamma = branch.weight, branch.bias, layer.gammas[-1 if part == "dir" else 0]
         if layer._ratios is not None:
-            _record(layer, weight, dense, bias, gamma, x, mean, neighbours)
-        if layer.legacy_view and x.dim() == 4 and not edge:
-            return _split_map(x, weight, mean, layer.backend) + gamma * _legacy(x, dense, bias, mean)
+            _record(layer, weight, dense, bias, gamma, x, mean, legacy, neighbours)
+        if legacy is not None:
+            y = _split_map(x, weight, mean, layer.backend).unflatten(0, legacy)
+            return (y + gamma * _legacy(x, dense, bias, mean, legacy)).flatten(0, 1)
     if edge:
         return functional.vn_linear(x, weight, dense, bias, gamma, edge=True, backend=layer.backend)
     return _split_map(x, weight, mean, layer.backend, dense, bias, gamma)
@@ -78,31 +90,32 @@ def _split_map(x, weight, mean, backend, dense=None, bias=None, gamma=None) -> T
     if mean is None:
         return functional.vn_linear(x, weight, dense, bias, gamma, backend=backend)
     c = x.shape[-1]
-    first, second = (None, None) if dense is None else (dense[:, :3 * c], dense[:, 3 * c:])
-    offset = functional.vn_linear(mean, weight[:, c:], second, bias, gamma, backend=backend)  # [B, 3, O]
-    return functional.vn_linear(x, weight[:, :c], first, None, gamma, offset, backend=backend)
+    # split, not two slices: its gradient is one concatenation, not a sum of two padded copies
+    own, shared = weight.split([c, mean.shape[-1]], 1)
+    own_dense, shared_dense = (None, None) if dense is None else dense.split([3 * c, 3 * mean.shape[-1]], 1)
+    offset = functional.vn_linear(mean, shared, shared_dense, bias, gamma, backend=backend)  # [B, 3, O]
+    return functional.vn_linear(x, own, own_dense, None, gamma, offset, backend=backend)
 
 
-def _legacy(x: Tensor, dense: Tensor, bias: Tensor, mean: Tensor | None) -> Tensor:
-    """The original's unconstrained map of 4-d features, [B, N, 3 O] read as if it were [B, O, 3, N]."""
-    vec = x.transpose(2, 3).flatten(2)  # [B, N, 3 C], xyz of a channel side by side
+def _legacy(x: Tensor, dense: Tensor, bias: Tensor, mean: Tensor | None, shape: torch.Size) -> Tensor:
+    """The original's unconstrained map in 4-d: [B, N, 3 O] read as if it were [B, O, 3, N], -> [B, N, 3, O]."""
+    vec = x.transpose(1, 2).flatten(1).unflatten(0, shape)  # [B, N, 3 C], xyz of a channel side by side
     if mean is None:
         y = nn.functional.linear(vec, dense, bias)
     else:
         shared = nn.functional.linear(mean.transpose(1, 2).flatten(1), dense[:, vec.shape[2]:], bias)  # [B, 3 O]
         y = nn.functional.linear(vec, dense[:, :vec.shape[2]]) + shared[:, None]
-    return y.reshape(x.shape[0], dense.shape[0] // 3, 3, x.shape[1]).permute(0, 3, 2, 1)
+    return y.reshape(shape[0], dense.shape[0] // 3, 3, shape[1]).permute(0, 3, 2, 1)
 
 
 @torch.no_grad()
-def _record(layer, weight, dense, bias, gamma, x, mean, neighbours) -> None:
+def _record(layer, weight, dense, bias, gamma, x, mean, legacy, neighbours) -> None:
     """Adds |gamma| |f_neq(x)| / |f_eq(x)| to what `probe` collects."""
     if mean is not None:
-        mean = mean[(slice(None), *[None] * (x.dim() - 3))]  # [B, 1, ..., 3, C']
-        x = torch.cat([x, mean.expand(*x.shape[:-1], -1)], -1)
+        x = torch.cat([x, mean.repeat_interleave(x.shape[0] // max(mean.shape[0], 1), 0)], -1)
     options = {"edge": neighbours is not None, "backend": layer.backend}
-    if layer.legacy_view and x.dim() == 4 and neighbours is None:
-        free = _legacy(x, dense, bias, None)
+    if legacy is not None:
+        free = _legacy(x, dense, bias, None, legacy)
     else:
         free = functional.vn_linear(x, torch.zeros_like(weight), dense, bias, **options)
     base = functional.vn_linear(x, weight, **options)
@@ -114,7 +127,7 @@ def _size(y: Tensor, neighbours: Tensor | None, backend: str) -> Tensor:
     """Euclidean norm of y, or of the edge features that it stands for: from the mean and variance of their norms."""
     if neighbours is None:
         return y.norm()
-    mean, var = functional.vn_edge_stats(y, neighbours, backend=backend)
+    mean, var = functional.vn_edge_stats(y.unflatten(0, neighbours.shape[:2]), neighbours, backend=backend)
     return (neighbours.numel() * (var + (mean - 1e-6).square()).sum()).sqrt()
 
 
@@ -163,6 +176,18 @@ def unconstrained_maps(layer: nn.Module) -> list[nn.Linear]:
     """The layer's dense branches, features before directions."""
     names = ("map_to_feat_nonequiv", "map_to_dir_nonequiv")
     return [getattr(layer, name) for name in names if hasattr(layer, name)]
+
+
+def point_mean(rows: Tensor) -> Tensor:
+    """[B, N, ...] -> [B, ...]: a scaled sum, whose gradient is a view; that of a mean is written out at every point."""
+    return rows.sum(1) / rows.shape[1]
+
+
+def at_neighbours(rows: Tensor, neighbours: Tensor) -> Tensor:
+    """What lies at the neighbours, rows [B, N, ...] and neighbours [B, N, K] -> [B, N, K, ...]."""
+    cloud = torch.arange(rows.shape[0], device=rows.device)[:, None, None] * rows.shape[1]
+    found = rows.flatten(0, 1).index_select(0, (neighbours + cloud).flatten())
+    return found.reshape(*neighbours.shape, *rows.shape[2:])
 
 
 def turn(rows: Tensor, frame: Tensor) -> Tensor:

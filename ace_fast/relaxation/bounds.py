@@ -12,14 +12,15 @@ TINY = 1e-12  # keeps the vector of a zero matrix, and a zero norm from dividing
 
 def branch_weights(model: nn.Module) -> list[nn.Parameter]:
     """The weight matrices of `model`'s branches: those among `model.branch_parameters()` where it has that method,
-    otherwise the `weight`s below submodules named `lin_noneq*` and those of `RelaxedLinear` layers."""
+    otherwise the `weight`s below submodules named `lin_noneq*` (SEGNN's) or `*_nonequiv` (the vector neurons') and
+    those of `RelaxedLinear` layers."""
     if hasattr(model, "branch_parameters"):
         return [w for w in model.branch_parameters() if w.dim() == 2]
     found = []
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
         # by name, because ace_fast.nn imports the layers of every model
-        inside = any(part.startswith("lin_noneq") for part in name.split("."))
+        inside = any(part.startswith("lin_noneq") or part.endswith("_nonequiv") for part in name.split("."))
         if weight is not None and weight.dim() == 2 and (inside or type(module).__name__ == "RelaxedLinear"):
             found.append(weight)
     return list({id(w): w for w in found}.values())

@@ -290,10 +290,10 @@ vn_leaky_relu_bwd = define(
 
 
 def rows_of(op: str, name: str, x: Tensor) -> Tensor:
-    """[..., 3, C] -> [R, 3, C]."""
+    """[..., 3, C] -> [R, 3, C]; the tensor itself where it is that, since gradients through views add out of place."""
     if not isinstance(x, Tensor) or x.dim() < 2:
         fail(op, name, "a tensor [..., 3, C]", list(x.shape) if isinstance(x, Tensor) else repr(x))
-    return x.reshape(-1, *x.shape[-2:])
+    return x if x.dim() == 3 else x.reshape(-1, *x.shape[-2:])
 
 
 def vn_linear(x: Tensor, weight: Tensor, dense: Tensor | None = None, bias: Tensor | None = None,
@@ -329,7 +329,7 @@ def vn_linear(x: Tensor, weight: Tensor, dense: Tensor | None = None, bias: Tens
     """
     no_forward_mode("vn_linear", x, weight, dense, bias, gamma, offset)
     y = vn_linear_op(rows_of("vn_linear", "x", x), weight, dense, bias, gamma, offset, edge, backend)
-    return y.reshape(*x.shape[:-2], 3, y.shape[2])
+    return y if x.dim() == 3 else y.reshape(*x.shape[:-2], 3, y.shape[2])
 
 
 def vn_norm_stats(p: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -389,4 +389,4 @@ def vn_leaky_relu(p: Tensor, d: Tensor | None, mean: Tensor | None = None, var: 
     no_forward_mode(op, p, d, mean, var, weight, bias)
     flat_d = None if d is None else rows_of(op, "d", d)
     y = vn_leaky_relu_op(rows_of(op, "p", p), flat_d, mean, var, weight, bias, eps, slope, backend)
-    return y.reshape(p.shape)
+    return y if p.dim() == 3 else y.reshape(p.shape)

@@ -14,8 +14,8 @@ A task module defines
     Training(config, facts, data)         .batches (an iterable with len, state_dict and load_state_dict) and
                                           .loss(model, batch); .inputs() where the config says `recalibrate`
     Evaluation(config, facts, valid, test)
-                                          .fixed, .measure(model) with the keys "valid", "test" and "equivariance",
-                                          .probe(model); .curves(model) where CURVES
+                                          .fixed (what every measurement repeats), .probe(model), .measure(model)
+                                          with the keys "valid", "test" and "equivariance"; .curves(model) where CURVES
     Predictor(config, facts, model)       predict(...) and answer(file)
     summary(latest, facts), plots(rows, result)
 """

@@ -14,6 +14,7 @@ from ... import models
 from ...data import PointClouds, drop_points, generated_shapes, meshes, normalise, shape_file
 from ...data import modelnet as read_modelnet
 from ...data.pointclouds import ROTATIONS
+from ...data.shapefile import has_validation
 from .. import plots as draw
 from ..measure import SEED, random_o3
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
@@ -34,14 +35,15 @@ CURVES = True
 EQUIVARIANCE = "||f(gx) - f(x)|| / ||f(x)||"
 DROPPED = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85)  # shares of points that the accuracy is measured at
 _CHUNK = 32  # clouds per forward
-_LARGEST = 1e150  # coordinate of a cloud to be predicted: its square is still a number
 _SHOWN = 10  # clouds whose classes a prediction prints
 
 # The defaults are the preset "demo"; the other presets change them.
 OPTIONS: Options = {
-    "data": Option("data", "", "folder of ModelNet (meshes, resampled text files or HDF5) or .npz file of shapes; "
+    "data": Option("data", "", "folder of ModelNet (meshes, resampled text files or HDF5; what is prepared of them is "
+                               "kept in $ACE_FAST_DATA or else ~/.cache/ace_fast) or .npz file of shapes; "
                                "empty: solids that the package generates itself, not ModelNet"),
-    "classes": Option("data", 40, "classes of that folder: 10 or 40 for ModelNet itself", least=2),
+    "classes": Option("data", 40, "classes of that folder, 10 or 40 for ModelNet itself; a file of shapes and the "
+                                  "generated solids have their own", least=2),
     "valid_fraction": Option("data", 0.1, "share of the training data kept for validation, where the data have no "
                                           "validation split of their own", above=0, most=0.5),
     "data_seed": Option("data", 0, "seed of that share, of points drawn from meshes and of the solids", least=0,
@@ -51,7 +53,8 @@ OPTIONS: Options = {
     "num_points": Option("data", 128, "points per cloud", least=1),
     "train_rotation": Option("data", "so3", "rotation of each training cloud: none, about z, any", ROTATIONS),
     "test_rotation": Option("data", "so3", "rotation of each validation and test cloud", ROTATIONS),
-    "drop": Option("data", 0.0, "largest share of points dropped, drawn for each cloud; 0: none", least=0, most=1),
+    "drop": Option("data", 0.0, "largest share of points dropped (replaced by the cloud's first one), drawn for each "
+                                "training, validation and test cloud; 0: none, 0.875: as the authors", least=0, most=1),
     "n_knn": Option("model", 20, "nearest neighbours of each point, itself included", least=1, most=64),
     "pooling": Option("model", "mean", "how neighbours are pooled", ("mean", "max")),
     "dropout": Option("model", 0.5, "dropout in the classifier", least=0, most=0.99),
@@ -119,19 +122,15 @@ def load(config: Config, split: str, quiet: bool = True) -> PointClouds:
     if split == "test":
         return read("test")
     train = read("train")
-    if path.suffix.lower() == ".npz" and _has_validation(path):
+    if path.suffix.lower() == ".npz" and has_validation(path):
         return train if split == "train" else read("valid")
     return train.holdout(config["valid_fraction"], seed=seed)[split == "valid"]
 
 
-def _has_validation(path: Path) -> bool:
-    """Whether a file of shapes marks some of them for validation."""
-    with np.load(path, allow_pickle=False) as archive:
-        return "split" in archive.files and bool((archive["split"] == 1).any())
-
-
 def facts(data: PointClouds) -> dict[str, Any]:
     """The classes, and what the data are."""
+    if len(data.classes) < 2:
+        raise ValueError(f"train: the data must have two classes or more, got {len(data.classes)}; pass other --data")
     return {"classes": list(data.classes), "source": data.source}
 
 
@@ -185,7 +184,7 @@ class Evaluation:
     """Validation and test clouds, rotated and thinned once, and a probe with its rotated copies."""
 
     def __init__(self, config: Config, facts: Mapping[str, Any], valid: PointClouds, test: PointClouds) -> None:
-        self.fixed: dict[str, float] = {}
+        self.fixed = {"data": test.source}
         self._config, self._classes = config, len(facts["classes"])
         for name, data in (("validation", valid), ("test", test)):
             _check_classes(name, data, facts)
@@ -253,7 +252,9 @@ def _check_classes(name: str, data: PointClouds, facts: Mapping[str, Any]) -> No
 
 def summary(latest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the data are, and the accuracies, as (what, value)."""
-    lines = [("data", _named(facts["source"]))]
+    lines = [("data", _named(latest.get("data", facts["source"])))]
+    if latest.get("data", facts["source"]) != facts["source"]:
+        lines.append(("trained on", _named(facts["source"])))
     modes = [mode for mode in ("strict", "relaxed") if f"test_{mode}" in latest]
     for split, name in (("test", "test"), ("valid", "validation")):
         for mode in modes:
@@ -291,13 +292,15 @@ def _loss(figure: Figure, rows: draw.Rows) -> None:
 def _curves(figure: Figure, result: Mapping[str, Any]) -> None:
     dropped = draw.axes(figure, 121, "test accuracy", False, "share of points dropped")
     rotated = draw.axes(figure, 122, "test accuracy, all points", False, "rotation of the test clouds")
-    for shift, (mode, colour) in enumerate(draw.MODES):
-        if found := result.get(f"dropped_{mode}"):
-            dropped.plot([float(share) for share in found], list(found.values()), "o-", color=colour, label=mode)
-        if found := result.get(f"rotated_{mode}"):
-            places = [place + 0.4 * shift for place in range(len(found))]
-            rotated.bar(places, list(found.values()), 0.4, color=colour, label=mode)
-            rotated.set_xticks([place + 0.2 for place in range(len(found))], list(found))
+    shown = [(mode, colour) for mode, colour in draw.MODES if f"rotated_{mode}" in result]
+    width = 0.8 / len(shown)
+    for number, (mode, colour) in enumerate(shown):
+        shares, turned = result[f"dropped_{mode}"], result[f"rotated_{mode}"]
+        dropped.plot([float(share) for share in shares], list(shares.values()), "o-", color=colour, label=mode)
+        middle = width * (number - (len(shown) - 1) / 2)
+        rotated.bar([place + middle for place in range(len(turned))], list(turned.values()), width, color=colour,
+                    label=mode)
+        rotated.set_xticks(range(len(turned)), list(turned))
     for axes in (dropped, rotated):
         axes.set_ylim(0.0, 1.0)
         axes.legend()
@@ -361,8 +364,6 @@ class Predictor(PredictorBase):
                 f"predict: a cloud must have at least {self.config['n_knn']} points, as many as a neighbourhood "
                 f"(n_knn), got {len(cloud)} in cloud {number}"
             )
-        if float(cloud.abs().max()) > _LARGEST:
-            raise ValueError(f"predict: points must be at most {_LARGEST:g} in size, got more in cloud {number}")
         cloud = normalise(cloud)
         if len(cloud) > self.config["num_points"]:
             chosen = np.random.default_rng(SEED).permutation(len(cloud))[: self.config["num_points"]]
