@@ -35,3 +35,34 @@ def golden():
             return {key: archive[key] for key in archive.files}
 
     return load
+
+
+@pytest.fixture
+def same_threads():
+    """What a run sets with --threads is set back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_classifier(monkeypatch):
+    """The modelnet task trains cloud_toys.Small in place of VN-DGCNN."""
+    from cloud_toys import Small
+
+    from ace_fast import models
+
+    monkeypatch.setattr(models, "VNDGCNN", Small)
+
+
+@pytest.fixture(scope="module")
+def modelnet_run(tmp_path_factory):
+    """A finished run of the modelnet task with cloud_toys.Small."""
+    from cloud_toys import TINY, Small
+
+    from ace_fast import models
+    from ace_fast.train import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "VNDGCNN", Small)
+        return train(tmp_path_factory.mktemp("runs") / "finished", task="modelnet", quiet=True, **TINY)

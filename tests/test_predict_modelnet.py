@@ -3,35 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from cloud_toys import TINY, Small
 
-from ace_fast import models
 from ace_fast.data import generated_shapes
-from ace_fast.train import cli, load, predict, train
+from ace_fast.train import cli, load, predict
 from ace_fast.train.tasks import modelnet
 
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(models, "VNDGCNN", Small)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "VNDGCNN", Small)
-        return train(tmp_path_factory.mktemp("runs") / "finished", task="modelnet", quiet=True, **TINY)
-
-
-def test_predictions_do_not_depend_on_size_place_and_pose(finished, small):
-    predictor = load(finished.folder)
+def test_predictions_do_not_depend_on_size_place_and_pose(modelnet_run, small_classifier):
+    predictor = load(modelnet_run.folder)
     points = modelnet.load(predictor.config, "test").points.double()
     found = predictor.predict(points)
     assert found.shape == (20, 10) and torch.allclose(found.sum(1), torch.ones(20))
@@ -43,8 +24,8 @@ def test_predictions_do_not_depend_on_size_place_and_pose(finished, small):
     assert predictor.predict(points[:0]).shape == (0, 10)
 
 
-def test_clouds_of_any_sizes_are_predicted(finished, small):
-    predictor = load(finished.folder)
+def test_clouds_of_any_sizes_are_predicted(modelnet_run, small_classifier):
+    predictor = load(modelnet_run.folder)
     drawn = torch.randn(70, 3, generator=torch.Generator().manual_seed(0))
     ragged = predictor.predict(drawn, offsets=[0, 20, 30, 70])
     single = torch.stack([predictor.predict(drawn[a:b]) for a, b in ((0, 20), (20, 30), (30, 70))])
@@ -59,20 +40,20 @@ def test_clouds_of_any_sizes_are_predicted(finished, small):
     (torch.full((9, 3), float("nan")), None, "points must be finite, got NaN or infinity first in cloud 0"),
     (torch.zeros(20, 3), [0, 19], "offsets must rise from 0 to the 20 points, got .0, 19."),
 ])
-def test_wrong_clouds_are_named(points, offsets, message, finished, small):
+def test_wrong_clouds_are_named(points, offsets, message, modelnet_run, small_classifier):
     with pytest.raises(ValueError, match=message):
-        load(finished.folder).predict(points, offsets)
+        load(modelnet_run.folder).predict(points, offsets)
 
 
-def test_prediction_from_files(finished, small, tmp_path, capsys):
+def test_prediction_from_files(modelnet_run, small_classifier, tmp_path, capsys):
     cloud = generated_shapes("test", per_class=1, points=40).points.numpy()
     np.save(tmp_path / "one.npy", cloud[0])
     np.savez(tmp_path / "all.npz", points=cloud)
     mesh = "OFF\n4 4 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n3 0 1 3\n3 0 2 3\n3 1 2 3\n"
     (tmp_path / "tetra.off").write_text(mesh)
-    probabilities = load(finished.folder).predict(cloud)
+    probabilities = load(modelnet_run.folder).predict(cloud)
     for name, count in (("one.npy", 1), ("all.npz", 10), ("tetra.off", 1)):
-        assert cli.main(["predict", str(finished.folder), str(tmp_path / name)]) == 0
+        assert cli.main(["predict", str(modelnet_run.folder), str(tmp_path / name)]) == 0
         shown = capsys.readouterr().out.splitlines()
         assert len(shown) == count + 1 and shown[0].startswith("cloud 0: ")
         assert f"{count} clouds predicted" in shown[-1]
@@ -81,7 +62,7 @@ def test_prediction_from_files(finished, small, tmp_path, capsys):
             assert list(found["class"]) == [found["classes"][k] for k in found["label"]]
             if name != "tetra.off":
                 np.testing.assert_allclose(found["probabilities"], probabilities[:count], rtol=1e-5)
-    predictor = load(finished.folder)
+    predictor = load(modelnet_run.folder)
     for name, text, message in (("bad.off", "OFF\n1 1", "bad.off"), ("bad.npy", "points", "an .npy, .npz or .off"),
                                 ("flat.off", "OFF\n1 1 0\n0 0 0\n3 0 0 0\n", "flat.off cannot be used .*area")):
         (tmp_path / name).write_text(text)

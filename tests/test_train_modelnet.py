@@ -11,9 +11,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from cloud_toys import TINY, Small, make, write_shapes
+from cloud_toys import TINY, make, write_shapes
 
-from ace_fast import models
 from ace_fast.train import checkpoint, cli, load, options, report, train
 from ace_fast.train import run as run_module
 from ace_fast.train.evaluate import evaluate_run
@@ -23,24 +22,7 @@ from ace_fast.train.run import Run
 from ace_fast.train.tasks import modelnet
 from ace_fast.train.tasks.clouds import Clouds, accuracies
 
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(models, "VNDGCNN", Small)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "VNDGCNN", Small)
-        return train(tmp_path_factory.mktemp("runs") / "finished", task="modelnet", quiet=True, **TINY)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 @pytest.fixture
@@ -52,36 +34,36 @@ def numbers(run):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
 
 
-def test_a_run_folder_holds_accuracies_curves_and_what_the_data_are(finished):
-    assert {path.name for path in finished.folder.iterdir()} == {
+def test_a_run_folder_holds_accuracies_curves_and_what_the_data_are(modelnet_run):
+    assert {path.name for path in modelnet_run.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "weights.safetensors", "best.safetensors", "state.safetensors",
         "evaluation.json", "loss.png", "dropped.png", "gammas.png", "multipliers.png", "equivariance.png",
         "report.html",
     }
-    about = finished.about()
+    about = modelnet_run.about()
     assert about["task"] == "modelnet" and set(about["config"]) == set(modelnet.OPTIONS)
     assert len(about["facts"]["classes"]) == 10 and about["facts"]["source"] == "generated solids (not ModelNet)"
-    row = finished.metrics()[-1]
+    row = modelnet_run.metrics()[-1]
     whats = ("valid", "valid_class", "test", "test_class", "equivariance")
     assert {f"{what}_{mode}" for what in whats for mode in ("strict", "relaxed")} <= set(row)
     assert row["step"] == 6 and len(row["branch_ratios"]) == 1
     assert row["equivariance_strict"] < 1e-5 < 1e-3 < row["equivariance_relaxed"]
-    page = (finished.folder / "report.html").read_text()
+    page = (modelnet_run.folder / "report.html").read_text()
     assert page.count("data:image/png") == 5 and "generated solids (not ModelNet)" in page
     assert "test accuracy, by share of points dropped, strict model" in page
 
 
-def test_the_curves_are_those_of_the_best_checkpoint(finished, small):
-    found = finished.evaluation()
+def test_the_curves_are_those_of_the_best_checkpoint(modelnet_run, small_classifier):
+    found = modelnet_run.evaluation()
     assert list(found["dropped_strict"]) == ["0.00", "0.15", "0.30", "0.45", "0.60", "0.75", "0.85"]
     assert list(found["rotated_relaxed"]) == ["aligned", "z", "so3"]
     # No points are dropped and so3 is the run's own rotation: the same clouds three times.
     assert found["dropped_strict"]["0.00"] == found["rotated_strict"]["so3"] == found["test_strict"]
     assert found["rotated_strict"]["aligned"] == found["rotated_strict"]["so3"]
-    rows = finished.metrics()
+    rows = modelnet_run.metrics()
     best = max(rows, key=lambda row: row["valid_strict"])
     assert found["epoch"] == best["epoch"] and found["valid_strict"] == best["valid_strict"]
-    again = evaluate_run(finished.folder)
+    again = evaluate_run(modelnet_run.folder)
     assert again == found
 
 
@@ -92,10 +74,10 @@ def test_accuracies_by_hand():
     assert accuracies(torch.tensor([1, 1, 1, 0]), torch.tensor([1, 1, 1, 2]), 3) == pytest.approx((0.75, 0.5))
 
 
-def test_measured_accuracies_are_those_of_the_model(finished, small):
-    config, facts = finished.about()["config"] | {"test_rotation": "aligned"}, finished.about()["facts"]
+def test_measured_accuracies_are_those_of_the_model(modelnet_run, small_classifier):
+    config, facts = modelnet_run.about()["config"] | {"test_rotation": "aligned"}, modelnet_run.about()["facts"]
     test = modelnet.load(config, "test")
-    predictor = load(finished.folder)
+    predictor = load(modelnet_run.folder)
     found = predictor.predict(test.points).argmax(1)
     evaluation = modelnet.Evaluation(config, facts, modelnet.load(config, "valid"), test)
     with evaluating(predictor.model, False):
@@ -119,7 +101,7 @@ def test_the_loss_spreads_the_smoothing_over_the_other_classes():
 
 
 @pytest.mark.parametrize("step", [2, 3], ids=["within_an_epoch", "at_its_end"])
-def test_ctrl_c_and_resuming_give_the_same_numbers(step, small, tmp_path, monkeypatch, no_plots):
+def test_ctrl_c_and_resuming_give_the_same_numbers(step, small_classifier, tmp_path, monkeypatch, no_plots):
     """Order, rotations, dropped points and dropout go on where they were."""
     given = TINY | {"drop": 0.5, "dropout": 0.5, "task": "modelnet", "quiet": True}
     whole = train(tmp_path / "whole", **given)
@@ -149,7 +131,7 @@ class Killed(BaseException):
 
 # config, facts; state, last; best, state, last; then strict and evaluation of the best checkpoint.
 @pytest.mark.parametrize("writes", range(1, 9))
-def test_a_kill_at_any_point_changes_nothing(writes, small, tmp_path, monkeypatch, no_plots):
+def test_a_kill_at_any_point_changes_nothing(writes, small_classifier, tmp_path, monkeypatch, no_plots):
     given = TINY | {"epochs": 1, "recalibrate": True, "quiet": True}
     whole, done, plain = train(tmp_path / "whole", task="modelnet", **given), [], checkpoint.write_atomic
 
@@ -200,14 +182,14 @@ def test_a_last_batch_of_one_cloud_is_left_out():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_weights_are_stepped_by_the_optimizer_asked_for(optimizer, small, tmp_path, no_plots):
+def test_the_weights_are_stepped_by_the_optimizer_asked_for(optimizer, small_classifier, tmp_path, no_plots):
     run = train(tmp_path / "run", task="modelnet", quiet=True, **TINY | {"optimizer": optimizer, "momentum": 0.9})
     (first, *_), state = run.load_state()["optimizer"]["param_groups"], run.load_state()["optimizer"]["state"]
     assert ("momentum" in first) == (optimizer == "sgd")
     assert set(state[0]) == ({"momentum_buffer"} if optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"})
 
 
-def test_a_strict_run_has_no_gammas(small, tmp_path):
+def test_a_strict_run_has_no_gammas(small_classifier, tmp_path):
     run = train(tmp_path / "run", task="modelnet", quiet=True, **TINY | {"relaxed": False, "recalibrate": True})
     row = run.metrics()[-1]
     assert "gammas" not in row and "test_relaxed" not in row and row["equivariance_strict"] < 1e-5
@@ -215,7 +197,7 @@ def test_a_strict_run_has_no_gammas(small, tmp_path):
     assert not (run.folder / "strict.safetensors").exists() and (run.folder / "dropped.png").exists()
 
 
-def test_recalibration_changes_running_statistics_alone(small, tmp_path, no_plots):
+def test_recalibration_changes_running_statistics_alone(small_classifier, tmp_path, no_plots):
     plain = train(tmp_path / "plain", task="modelnet", quiet=True, **TINY)
     run = train(tmp_path / "run", task="modelnet", quiet=True, **TINY | {"recalibrate": True})
     # Training and the relaxed model do not notice.
@@ -248,7 +230,7 @@ def test_vn_dgcnn_itself_trains(tmp_path, no_plots):
     assert strict.classes[:2] == ("box", "bracket")
 
 
-def test_a_file_of_shapes_is_named_and_gets_a_validation_split(small, tmp_path, capsys):
+def test_a_file_of_shapes_is_named_and_gets_a_validation_split(small_classifier, tmp_path, capsys):
     file = write_shapes(tmp_path / "shapes40.npz")
     argv = ["train", "modelnet", "--quiet", "--out", str(tmp_path / "run"), "--data", str(file), "--num-points", "24",
             "--n-knn", "4", "--batch-size", "4", "--epochs", "1", "--valid-fraction", "0.25", "--threads", "1"]
@@ -302,12 +284,12 @@ def test_a_folder_of_meshes_is_read(tmp_path, monkeypatch):
     ({"preset": "paper_damped"}, "preset must be one of demo, paper, original_code, got 'paper_damped'"),
     ({"task": "molecules"}, "task must be one of nbody, modelnet, got 'molecules'"),
 ])
-def test_wrong_settings_are_named(given, message, small, tmp_path):
+def test_wrong_settings_are_named(given, message, small_classifier, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(tmp_path / "run", **{"task": "modelnet"} | TINY | given)
 
 
-def test_missing_data_are_named(small, tmp_path):
+def test_missing_data_are_named(small_classifier, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere must hold class folders .* no such folder"):
         train(tmp_path / "run", task="modelnet", **TINY | {"data": str(tmp_path / "nowhere")})
     file = write_shapes(tmp_path / "few.npz")
@@ -315,20 +297,20 @@ def test_missing_data_are_named(small, tmp_path):
         train(tmp_path / "other", task="modelnet", **TINY | {"data": str(file), "valid_fraction": 0.01})
 
 
-def test_data_of_other_classes_are_refused(finished, small, tmp_path, no_plots):
+def test_data_of_other_classes_are_refused(modelnet_run, small_classifier, tmp_path, no_plots):
     file = write_shapes(tmp_path / "own.npz")
     message = r"data must have the 10 classes of the run \(box, .*got 3 \(a, b, c, ...\); pass the --data that"
     with pytest.raises(ValueError, match=message):
-        evaluate_run(finished.folder, data=str(file))
-    copied = shutil.copytree(finished.folder, tmp_path / "run")
+        evaluate_run(modelnet_run.folder, data=str(file))
+    copied = shutil.copytree(modelnet_run.folder, tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         train(copied, resume=True, data=str(file))
     with pytest.raises(ValueError, match="the data must have two classes or more, got 1; pass other --data"):
         modelnet.facts(make(classes=1))
 
 
-def test_damaged_files_of_a_run_are_named(finished, small, tmp_path):
-    copied = shutil.copytree(finished.folder, tmp_path / "run")
+def test_damaged_files_of_a_run_are_named(modelnet_run, small_classifier, tmp_path):
+    copied = shutil.copytree(modelnet_run.folder, tmp_path / "run")
     about = json.loads((copied / "config.json").read_text())
     for change, message in (({"task": "molecules"}, "must name a task of this version .*got 'molecules'"),
                             ({"facts": {}}, "must hold the classes of the data, two or more, got None; train the run"),
@@ -341,7 +323,7 @@ def test_damaged_files_of_a_run_are_named(finished, small, tmp_path):
         Run(copied).evaluation()
 
 
-def test_a_longer_run_measures_its_new_best(small, tmp_path, no_plots):
+def test_a_longer_run_measures_its_new_best(small_classifier, tmp_path, no_plots):
     given = TINY | {"lr_schedule": "constant", "recalibrate": True}
     run = train(tmp_path / "run", task="modelnet", quiet=True, **given | {"epochs": 1})
     assert run.evaluation()["epoch"] == 1 and run.strict_path.exists()
@@ -382,6 +364,6 @@ def test_a_folder_without_a_task_is_one_of_nbody(tmp_path):
     assert run.about()["task"] == "nbody" and load(run.folder).predict(*(torch.zeros(1, 2, n) for n in (3, 3, 1))).shape
 
 
-def test_the_demo_refuses_a_folder_of_another_task(finished, capsys):
-    assert cli.main(["demo", "--out", str(finished.folder)]) == 2
+def test_the_demo_refuses_a_folder_of_another_task(modelnet_run, capsys):
+    assert cli.main(["demo", "--out", str(modelnet_run.folder)]) == 2
     assert "must hold a run of the task nbody, got one of modelnet; pass another --out" in capsys.readouterr().err
