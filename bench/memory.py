@@ -4,8 +4,8 @@ On a GPU the numbers are those of torch's caching allocator, on the device the c
 kernel's own high-water mark of the resident set (VmHWM), which needs no sampling: free heap pages are handed back
 (malloc_trim), the mark is reset to the present (5 written to /proc/self/clear_refs), the call runs, and the resident
 set before (VmRSS) is taken off. A reused heap page would be counted as nothing, hence the trim. Where the mark cannot
-be reset, the lifetime maximum of the process (ru_maxrss) stands in: right only in a fresh process whose earlier peak
-was lower, so every number comes with the name of its method.
+be reset it is the maximum of the process's life: right only in a fresh process whose earlier peak was lower, so every
+number comes with the name of its method. Without /proc it is ru_maxrss, which starts at what the parent had resident.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import torch
 
 MIB = 2**20
 RESET = "VmHWM after resetting it through /proc/self/clear_refs, minus VmRSS before"
-LIFETIME = "ru_maxrss of a fresh process (the high-water mark could not be reset), minus the resident set before"
+LIFETIME = "maximum of a fresh process (the high-water mark could not be reset), minus the resident set before"
 ALLOCATOR = "torch.cuda allocator: maximum allocated minus allocated before"
 
 
@@ -46,6 +46,8 @@ def _reset_mark() -> bool:
 
 
 def _lifetime_peak() -> int:
+    if Path("/proc/self/status").exists():
+        return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
