@@ -1,12 +1,11 @@
 """vn_edge_conv and its companions: errors, symmetries, choice of neighbours, threads, memory."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.autograd import forward_ad
 
 from ace_fast import native
+from ace_fast.bench.memory import MIB, peak_mb
 from ace_fast.kernels.vn_edge_conv import vn_edge_conv, vn_edge_select, vn_edge_stats
 from ace_fast.kernels.vn_edge_conv.op import vn_edge_conv_bwd, vn_edge_stats_bwd
 
@@ -306,15 +305,6 @@ def test_threads_do_not_change_a_bit():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def peak_growth(function) -> int:
-    """Bytes by which the process's largest resident size exceeds what was resident before the call."""
-    status = lambda key: int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0]) * 1024  # noqa: E731
-    Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
-    before = status("VmRSS")
-    function()
-    return status("VmHWM") - before
-
-
 def test_no_edge_tensor_is_stored():
     """Forward, backward, statistics and choice stay below one tensor [N, K, C]; such a tensor would be seen."""
     N, K, C = 1024, 512, 64
@@ -328,10 +318,10 @@ def test_no_edge_tensor_is_stored():
         gradients(x), gradients(x, selected)
         vn_edge_stats_bwd(mean, var, x["p"], x["neighbours"], mean, "cpu")
 
-    edge_tensor, threads = N * K * C * 4, torch.get_num_threads()
+    edge_tensor, threads = N * K * C * 4 / MIB, torch.get_num_threads()
     torch.set_num_threads(2)  # each has its own scratch
     try:
-        assert peak_growth(lambda: torch.ones(N, K, C)) > 0.9 * edge_tensor
-        assert peak_growth(step) < 0.3 * edge_tensor
+        assert peak_mb(lambda: torch.ones(N, K, C))[0] > 0.9 * edge_tensor
+        assert peak_mb(step)[0] < 0.3 * edge_tensor
     finally:
         torch.set_num_threads(threads)
