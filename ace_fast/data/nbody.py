@@ -330,7 +330,7 @@ def _load_or_build(
     try:
         return cache.read(path, meta, (settings.count(split), settings.frames, settings.bodies))
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        pass  # not simulated yet: that follows
     except PermissionError as error:
         raise cache.no_access(error, "read", path) from error
     except cache.DAMAGE as error:
