@@ -241,7 +241,7 @@ def test_strict_step_makes_the_strict_models_calls(name):
 
 def test_gammas():
     strict, relaxed = model_of(), model_of(relaxed=True, relaxation_init=0.25)
-    assert strict.get_gammas() == [] and not strict.relaxed and strict.branch_parameters() == []
+    assert strict.get_gammas() == [] and not strict.relaxed and branch_weights(strict) == []
     assert not any("nonequiv" in name for name, _ in strict.named_parameters())
     places = [f"conv{i}" for i in range(1, 6)] + ["std_feature.vn1", "std_feature.vn2"]
     named = dict(relaxed.named_parameters())

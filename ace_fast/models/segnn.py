@@ -1,6 +1,5 @@
 """SEGNN with the unconstrained branches of ACE: steerable messages on a graph, strict or relaxed."""
 
-import contextlib
 from types import SimpleNamespace
 
 import torch
@@ -11,6 +10,7 @@ from .. import functional
 from ..graph import Graph, Segments
 from ..nn import BatchNorm, InstanceNorm, O3TensorProduct, O3TensorProductSwishGate
 from ..nn.norm import graph_segments
+from .branches import Branched
 
 
 def _width(name: str, value: Tensor, rows: int, width: int) -> None:
@@ -122,7 +122,7 @@ def _branch_of(width: int, d: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 2 * d), nn.GELU(), nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, d))
 
 
-class SEGNN(nn.Module):
+class SEGNN(Branched):
     """Steerable E(3) equivariant message passing network, with ACE's unconstrained branches where `relaxed`.
 
     Names, order and initial values of the parameters are those of the original code (SEGNN and ACE): its checkpoints
@@ -184,45 +184,10 @@ class SEGNN(nn.Module):
             self.post_pool1 = O3TensorProductSwishGate(pooled, pooled, **options)
             self.post_pool2 = O3TensorProduct(pooled, output, **options)
 
-    def get_gammas(self) -> list[nn.Parameter]:
-        """The gates, two a layer in order; empty for a strict model."""
-        return [gamma for layer in self.layers for gamma in layer.get_gammas()]
+    _flag = "disable_equivariance"
 
-    def set_equivariance(self, disable_equivariance: bool) -> None:
-        """True switches the branches on, False off: then a forward pass makes the calls of the strict model.
-
-        Raises:
-            ValueError: True for a model without branches.
-        """
-        if disable_equivariance and not self.relaxed:
-            raise ValueError("SEGNN: set_equivariance must be False for a strict model, got True; build it with "
-                             "relaxed=True")
-        for layer in self.layers:
-            layer.disable_equivariance = bool(disable_equivariance)
-
-    @contextlib.contextmanager
-    def probe(self):
-        r"""Records :math:`|\gamma|\,\|f_{neq}(x)\| / \|f_{eq}(x)\|` of every branch while the context is open.
-
-        Yields:
-            A list that each forward pass extends by one 0-dim tensor a gamma, in the order of `get_gammas()`; nothing
-            is read on the host. A pass with the branches off adds nothing.
-
-        Raises:
-            ValueError: the model has no branches.
-        """
-        if not self.relaxed:
-            raise ValueError("SEGNN: probe must be used on a relaxed model, got a strict one; build it with "
-                             "relaxed=True")
-        ratios: list[Tensor] = []
-        before = [layer._ratios for layer in self.layers]
-        for layer in self.layers:
-            layer._ratios = ratios
-        try:
-            yield ratios
-        finally:
-            for layer, old in zip(self.layers, before, strict=True):
-                layer._ratios = old
+    def _layers(self) -> list[nn.Module]:
+        return list(self.layers)
 
     def forward(self, graph) -> Tensor:
         """[N, output] (node task) or [G, output] (graph task).

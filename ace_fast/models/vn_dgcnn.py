@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..nn import VNEdgeConv, VNLinearLeakyReLU, VNMaxPool, VNStdFeature
 from ..nn.vn_maps import from_rows, point_mean, turn
-from . import branches
+from .branches import Branched
 
 _THIRD = 1024 // 3  # the original's widths are those of DGCNN, divided by the three components of a vector
 
@@ -47,7 +47,7 @@ def flat(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.transpose(1, 2).flatten(1) for part in parts], 1)
 
 
-class VNDGCNN(nn.Module):
+class VNDGCNN(Branched):
     """VN-DGCNN for classification: rotation-invariant logits, with ACE's unconstrained branches where `relaxed`.
 
     Four edge convolutions on graphs of nearest features, a map of their results, features in a rotating frame, max and
@@ -108,34 +108,6 @@ class VNDGCNN(nn.Module):
         std = self.std_feature
         return [self.conv1, self.conv2, self.conv3, self.conv4, self.conv5, std.vn1, std.vn2]
 
-    def get_gammas(self) -> list[nn.Parameter]:
-        """The gates, two a layer (features, directions): conv1 to conv5, std_feature; empty for a strict model."""
-        return [gamma for layer in self._layers() for gamma in layer.gammas]
-
-    def branch_parameters(self) -> list[nn.Parameter]:
-        """Weights and biases of the unconstrained maps, without the gammas."""
-        return branches.parameters(self._layers())
-
-    def set_equivariance(self, disable_equivariance: bool) -> None:
-        """True switches the branches on, False off: then a forward pass makes the calls of the strict model.
-
-        Raises:
-            ValueError: True for a model without branches.
-        """
-        branches.switch("VNDGCNN", self._layers(), self.relaxed, disable_equivariance)
-
-    def probe(self):
-        r"""Records :math:`|\gamma|\,\|f_{neq}(x)\| / \|f_{eq}(x)\|` of every branch while the context is open.
-
-        Yields:
-            A list that each forward pass extends by one 0-dim tensor a gamma, in the order of `get_gammas()`; nothing
-            is read on the host. A pass with the branches off adds nothing.
-
-        Raises:
-            ValueError: the model has no branches.
-        """
-        return branches.probe("VNDGCNN", self._layers(), self.relaxed)
-
     def forward(self, x: Tensor) -> Tensor:
         """Points [B, 3, N] -> logits [B, num_class]."""
         check_points("VNDGCNN", x)
@@ -158,7 +130,7 @@ def _conv_norm(channels: int, bn: nn.BatchNorm1d) -> nn.Sequential:
     return nn.Sequential(nn.Conv1d(channels, bn.num_features, 1, bias=False), bn, nn.LeakyReLU(0.2))
 
 
-class VNDGCNNPartSeg(nn.Module):
+class VNDGCNNPartSeg(Branched):
     """VN-DGCNN for part segmentation: logits of every point, with ACE's branches where `relaxed`.
 
     The network of the vnn repository, parameter names and initial values included. Its first two stages stack two maps
@@ -211,22 +183,6 @@ class VNDGCNNPartSeg(nn.Module):
     def _layers(self) -> list[nn.Module]:
         std = self.std_feature
         return [self.conv1, self.conv2, self.conv3, self.conv4, self.conv5, self.conv6, std.vn1, std.vn2]
-
-    def get_gammas(self) -> list[nn.Parameter]:
-        """The gates, two a layer: conv1 to conv6, std_feature; empty for a strict model."""
-        return [gamma for layer in self._layers() for gamma in layer.gammas]
-
-    def branch_parameters(self) -> list[nn.Parameter]:
-        """Weights and biases of the unconstrained maps, without the gammas."""
-        return branches.parameters(self._layers())
-
-    def set_equivariance(self, disable_equivariance: bool) -> None:
-        """True switches the branches on, False off; see `VNDGCNN.set_equivariance`."""
-        branches.switch("VNDGCNNPartSeg", self._layers(), self.relaxed, disable_equivariance)
-
-    def probe(self):
-        """Records the relative size of every branch while the context is open; see `VNDGCNN.probe`."""
-        return branches.probe("VNDGCNNPartSeg", self._layers(), self.relaxed)
 
     def forward(self, x: Tensor, one_hot: Tensor) -> Tensor:
         """Points [B, 3, N] and categories [B, num_category] (or [B, 1, num_category]) -> logits [B, num_part, N]."""

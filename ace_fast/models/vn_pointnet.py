@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from .. import functional
 from ..nn import VNBatchNorm, VNLinear, VNLinearLeakyReLU, VNMaxPool, VNStdFeature
 from ..nn.vn_maps import at_neighbours, from_rows
-from . import branches
+from .branches import Branched
 from .vn_dgcnn import check_points, flat, pooling_of, standard_parts
 
 
@@ -63,7 +63,7 @@ class _Encoder(nn.Module):
         return flat([part.max(1)[0] for part in parts])
 
 
-class VNPointNet(nn.Module):
+class VNPointNet(Branched):
     """VN-PointNet for classification: rotation-invariant logits, with ACE's unconstrained branches where `relaxed`.
 
     The network of the vnn repository with its feature transform (`feat.fstn`), parameter names and initial values
@@ -108,22 +108,6 @@ class VNPointNet(nn.Module):
         feat = self.feat
         stn = [] if feat.fstn is None else [getattr(feat.fstn, n) for n in ("conv1", "conv2", "conv3", "fc1", "fc2")]
         return [feat.conv_pos, feat.conv1, *stn, feat.conv2, feat.std_feature.vn1, feat.std_feature.vn2]
-
-    def get_gammas(self) -> list[nn.Parameter]:
-        """The gates, two a layer in the order of the forward pass; empty for a strict model."""
-        return [gamma for layer in self._layers() for gamma in layer.gammas]
-
-    def branch_parameters(self) -> list[nn.Parameter]:
-        """Weights and biases of the unconstrained maps, without the gammas."""
-        return branches.parameters(self._layers())
-
-    def set_equivariance(self, disable_equivariance: bool) -> None:
-        """True switches the branches on, False off; see `VNDGCNN.set_equivariance`."""
-        branches.switch("VNPointNet", self._layers(), self.relaxed, disable_equivariance)
-
-    def probe(self):
-        """Records the relative size of every branch while the context is open; see `VNDGCNN.probe`."""
-        return branches.probe("VNPointNet", self._layers(), self.relaxed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Points [B, 3, N] -> logits [B, num_class]."""
