@@ -29,8 +29,16 @@ def _warn_reference(op: str, device: str, reason: str) -> None:
     warnings.warn(f"{op}: only the reference backend is left on {device}: {reason}", stacklevel=4)
 
 
-def pick(op: str, backends: dict, backend: str, x: Tensor):
+def _refusal(implementation, arguments: tuple) -> str:
+    """Why the implementation does not take these arguments; empty when it does."""
+    refuses = getattr(implementation, "refuses", None)
+    return refuses(*arguments) if refuses else ""
+
+
+def pick(op: str, backends: dict, backend: str, x: Tensor, arguments: tuple = ()):
     """The implementation of `op` for tensor `x`: `backends[backend]`, or the best present for "auto".
+
+    An implementation that does not take everything has `refuses(*arguments) -> reason`, empty where it does.
 
     Raises:
         ValueError: the backend is unknown or cannot run here; the message says why.
@@ -41,12 +49,15 @@ def pick(op: str, backends: dict, backend: str, x: Tensor):
         reason = _why_not(backend, x.device)
         if reason:
             raise ValueError(f"{op}: backend {backend!r} is not available: {reason}")
+        reason = _refusal(backends[backend], arguments)
+        if reason:
+            raise ValueError(f"{op}: backend {backend!r} does not take this: {reason}; use backend='auto'")
         return backends[backend]
     reasons = []
     for name in ORDER.get(x.device.type, ("reference",)):
         if name not in backends:
             continue
-        reason = _why_not(name, x.device)
+        reason = _why_not(name, x.device) or _refusal(backends[name], arguments)
         if not reason:
             if name == "reference" and reasons:
                 _warn_reference(op, x.device.type, "; ".join(reasons))

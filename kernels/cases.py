@@ -22,6 +22,7 @@ class Case(NamedTuple):
     note: str  # what this case exercises
     # argument -> scale of its gradient where max|gradient| says too little (scalars: sum of |terms|)
     scale: Callable[[dict[str, Tensor], list[Tensor]], dict[str, float]] | None = None
+    refused_by: tuple[str, ...] = ()  # backends that do not take this case
 
     def __repr__(self) -> str:
         return f"{self.op._schema.name.split('::')[1]}-{self.name}"

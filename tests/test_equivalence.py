@@ -21,6 +21,16 @@ RUNS = [
     for backend, reason in available(device)[room].items()
     if not reason
     for case in importlib.import_module(f"ace_fast.kernels.{room}.cases").SMALL
+    if backend not in case.refused_by
+]
+REFUSED = [
+    (device, backend, case)
+    for device in DEVICES
+    for room in ROOMS
+    for backend, reason in available(device)[room].items()
+    if not reason
+    for case in importlib.import_module(f"ace_fast.kernels.{room}.cases").SMALL
+    if backend in case.refused_by
 ]
 
 
@@ -73,6 +83,13 @@ def test_matches_reference(device, backend, case, dtype):
         assert mine[name].shape == x.shape, name
         error = (mine[name] - x).abs().max().item() if x.numel() else 0.0
         assert error <= limit[name], f"{name}: error {error:.3g} > {limit[name]:.3g}"
+
+
+@pytest.mark.parametrize(("device", "backend", "case"), REFUSED, ids=lambda v: repr(v) if hasattr(v, "op") else v)
+def test_refuses(device, backend, case):
+    inputs = cast(case.inputs(generator()), case, torch.float32, device)
+    with pytest.raises(ValueError, match=f"backend '{backend}' does not take this: .*; use backend='auto'"):
+        case.op(*inputs.values(), backend)
 
 
 @pytest.mark.parametrize(("device", "backend", "case"), RUNS, ids=lambda v: repr(v) if hasattr(v, "op") else v)

@@ -9,13 +9,14 @@ from e3nn import nn, o3
 
 from ace_fast.backend import available
 from ace_fast.kernels.tensor_product import GateTable, ProductTable, tensor_product
-from ace_fast.kernels.tensor_product.cases import gate_input, gate_table, table
+from ace_fast.kernels.tensor_product.cases import MODE_IRREPS, gate_input, gate_table, mode_table, table
 from ace_fast.kernels.tensor_product.op import (
     gated_tensor_product_bwd,
     gated_tensor_product_op,
     tensor_product_bwd,
     tensor_product_op,
 )
+from ace_fast.kernels.tensor_product.table import LAYOUTS, MODES, unpack
 
 NBODY = ("32x0e+32x1o+32x0e+32x1o+2x0e", "1x0e+1x1o", "64x0e+32x1o")
 QM9 = ("18x0e+18x1o+18x2e+18x0e+18x1o+18x2e+1x0e", "1x0e+1x1o+1x2e+1x3o", "54x0e+18x1o+18x2e")
@@ -23,11 +24,49 @@ MIXED = ("3x1e+2x0o+2x2o", "1x0e+1x1o+2x2e+1x0o", "2x0e+1x0o+2x1o+1x2e+1x3o")
 HIGH = ("2x6e+1x5o+1x4e", "1x6e+1x3o", "2x0e+1x6e+1x4o+1x3e")
 BACKENDS = [name for name, reason in available("cpu").get("tensor_product", {"reference": ""}).items() if not reason]
 FAST = [name for name in BACKENDS if name != "triton"]  # interpreted, wide irreps take minutes
+ANY_MODE = ["reference"]
 
 
 def from_e3nn(product) -> ProductTable:
     irreps = product.irreps_in1, product.irreps_in2, product.irreps_out
-    return ProductTable(*irreps, [(i.i_in1, i.i_in2, i.i_out, i.path_weight) for i in product.instructions])
+    return ProductTable(*irreps, [(*i[:5], i.path_weight) for i in product.instructions])
+
+
+MODE_CASES = [(mode, shared, layout) for mode in MODES for shared in (True, False) for layout in LAYOUTS]
+
+
+def transposed(x: torch.Tensor, irreps: o3.Irreps, inverse: bool = False) -> torch.Tensor:
+    """Columns from mul_ir to ir_mul, or back."""
+    parts = []
+    for s, (mul, ir) in zip(irreps.slices(), irreps, strict=True):
+        shape = (ir.dim, mul) if inverse else (mul, ir.dim)
+        parts.append(x[:, s].reshape(-1, *shape).mT.flatten(1))
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("backend", ANY_MODE)
+@pytest.mark.parametrize(("mode", "shared", "layout"), MODE_CASES)
+def test_modes_equal_e3nn(mode, shared, layout, backend, double):
+    t = mode_table((mode,), layout=layout)
+    in1, in2, out = (o3.Irreps(i) for i in MODE_IRREPS[mode])
+    instructions = [(p.o1, p.o2, p.o3) for p in unpack(t.paths)]
+    starts = [[s.start for s in i.slices()] for i in (in1, in2, out)]
+    indices = [tuple(s.index(o) for s, o in zip(starts, offsets, strict=True)) for offsets in instructions]
+    theirs = o3.TensorProduct(in1, in2, out, [(*i, mode, True, out[i[2]].ir.dim) for i in indices],
+                              irrep_normalization="none", path_normalization="none", shared_weights=shared,
+                              internal_weights=False)
+    assert t.weight_numel == theirs.weight_numel
+    x1, x2 = normal(5, in1.dim), normal(5, in2.dim)
+    weight = normal(t.weight_numel) if shared else normal(5, t.weight_numel)
+    expected = theirs(x1, x2, weight)
+    if layout == "ir_mul":
+        mine = tensor_product(transposed(x1, in1), transposed(x2, in2), weight, t, backend=backend)
+        mine = transposed(mine, out, inverse=True)
+    else:
+        mine = tensor_product(x1, x2, weight, t, backend=backend)
+    close([mine], [expected])
+    g = torch.randn_like(expected)
+    close(torch.autograd.grad(mine, (x1, x2, weight), g), torch.autograd.grad(expected, (x1, x2, weight), g))
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -125,11 +164,13 @@ WRONG = [
     ("x2", torch.zeros(2, 4), r"x2 must be \[3, 4\], got \[2, 4\]"),
     ("x2", torch.zeros(3, 4, dtype=torch.float64), "x2 must be torch.float32 on cpu, got torch.float64 on cpu"),
     ("x2", torch.zeros(3, 4, device="meta"), "x2 must be torch.float32 on cpu, got torch.float32 on meta"),
-    ("weight", torch.zeros(7), r"weight must be \[\d+\], got \[7\]"),
+    ("weight", torch.zeros(7), r"weight must be \[\d+\] or \[3, \d+\], got \[7\]"),
     ("bias", torch.zeros(7), r"bias must be \[3\], one per even scalar, got \[7\]"),
     ("cg_value", torch.zeros(2, dtype=torch.float64), r"cg_value must be float64 \[nnz\] beside int64 cg_index"),
     ("cg_value", torch.zeros(10), "cg_value must be float64"),
-    ("paths", [1, 2, 3], "paths must be 12 integers a path, got 3"),
+    ("weight", torch.zeros(2, 12), r"weight must be \[\d+\] or \[3, \d+\], got \[2, 12\]"),
+    ("dims", [5, 4, 6], "dims must be dim1, dim2, dim_out and the layout, got"),
+    ("paths", [1, 2, 3], "paths must be 13 integers a path, got 3"),
 ]
 
 

@@ -52,7 +52,7 @@ class O3TensorProduct(nn.Module):
         fan_in = self._fan_in()
         # the rescaling is part of the coefficients, not a pass over the output
         paths = [
-            (*ins[:3], ins.path_weight * (sqrt(fan_in[ins.i_out]) if tp_rescale else 1.0))
+            (*ins[:5], ins.path_weight * (sqrt(fan_in[ins.i_out]) if tp_rescale else 1.0))
             for ins in self.tp.instructions if 0 not in ins.path_shape
         ]
         self.table = ProductTable(self.irreps_in1, self.irreps_in2, self.irreps_out, paths, bias=True)

@@ -128,7 +128,7 @@ class TensorProduct(nn.Module):
         else:
             self.register_buffer("weight", like.weight)
         self.register_buffer("output_mask", like.output_mask)
-        paths = [(*ins[:3], ins.path_weight) for ins in self.instructions if 0 not in ins.path_shape]
+        paths = [(*ins[:5], ins.path_weight) for ins in self.instructions if 0 not in ins.path_shape]
         self.table = ProductTable(self.irreps_in1, self.irreps_in2, self.irreps_out, paths)
 
     @classmethod

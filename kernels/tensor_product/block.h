@@ -27,7 +27,7 @@ std::vector<Path> read_paths(const std::vector<int64_t>& flat, const Tensor& ind
   const double* c = in<double>(coefficients);
   std::vector<Path> paths;
   int64_t padded = 0;
-  for (size_t p = 0; p < flat.size(); p += 12) {
+  for (size_t p = 0; p < flat.size(); p += 13) {
     const int64_t* f = flat.data() + p;
     Path path{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], padded, f[2] < f[8], {}, {}, {}};
     path.of_k.resize(path.d3);

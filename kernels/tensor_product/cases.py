@@ -12,19 +12,49 @@ from .op import gated_tensor_product_bwd, gated_tensor_product_op, tensor_produc
 from .table import GateTable, Path, ProductTable, unpack
 
 ALL = (True, True, True, True)
+# backends that take shared "uvw" weights in mul_ir only
+GENERAL = ("cpu", "triton")
 
 
 def table(in1: str, in2: str, out: str, bias: bool = True) -> ProductTable:
     """All allowed paths, scaled as the SEGNN code scales them."""
     a, b, c = o3.Irreps(in1), o3.Irreps(in2), o3.Irreps(out)
     instructions = [
-        (i, j, k, ir_out.dim**0.5)
+        (i, j, k, "uvw", True, ir_out.dim**0.5)
         for i, (_, ir_1) in enumerate(a)
         for j, (_, ir_2) in enumerate(b)
         for k, (_, ir_out) in enumerate(c)
         if ir_out in ir_1 * ir_2
     ]
     return ProductTable(a, b, c, instructions, bias)
+
+
+# what each mode can connect: equal multiplicities where it asks for them, the output multiplicity it makes
+MODE_IRREPS = {
+    "uvw": ("5x0e+3x1o", "2x0e+1x1o", "4x0e+3x1o+2x1e"), "uvu": ("5x0e+3x1o", "2x0e+3x1o", "5x0e+3x1o+5x1o+3x1e"),
+    "uvv": ("2x0e+3x1o", "5x0e+3x1o", "5x0e+3x1o+5x1o+3x1e"), "uuw": ("4x0e+3x1o", "4x0e+3x1o", "5x0e+2x1e"),
+    "uuu": ("4x0e+3x1o", "4x0e+3x1o", "4x0e+3x1e+3x2e"), "uvuv": ("3x0e+2x1o", "2x0e+4x1o", "6x0e+12x1o+8x1e"),
+    "uvu<v": ("4x0e+5x1o", "4x0e+5x1o", "6x0e+10x1e"), "u<vw": ("4x0e+5x1o", "4x0e+5x1o", "3x0e+2x1e"),
+}
+
+
+def mode_table(modes: tuple[str, ...], weights: str = "all", layout: str = "mul_ir") -> ProductTable:
+    """Every allowed path of `modes` between their irreps; weights: "all", "none" (where the mode allows) or "some"."""
+    in1, in2, out, instructions = o3.Irreps(""), o3.Irreps(""), o3.Irreps(""), []
+    for mode in modes:
+        a, b, c = (o3.Irreps(i) for i in MODE_IRREPS[mode])
+        n1, n2, n3 = len(in1), len(in2), len(out)
+        in1, in2, out = in1 + a, in2 + b, out + c
+        for i, (u, ir_1) in enumerate(a):
+            for j, (v, ir_2) in enumerate(b):
+                for k, (w, ir_out) in enumerate(c):
+                    made = {"uvu": u, "uvv": v, "uuu": u, "uvuv": u * v, "uvu<v": u * (u - 1) // 2}.get(mode, w)
+                    if ir_out not in ir_1 * ir_2 or w != made or mode[1] != "v" and u != v or "<" in mode and u != v:
+                        continue
+                    needed = mode in ("uvw", "u<vw", "uuw")
+                    weighted = needed or weights == "all" or weights == "some" and len(instructions) % 2 == 0
+                    instructions.append((n1 + i, n2 + j, n3 + k, mode, weighted, ir_out.dim**0.5))
+    return ProductTable(in1, in2, out, instructions, layout=layout)
 
 
 def gate_table(irreps: str) -> GateTable:
@@ -65,6 +95,28 @@ def _arguments(z: int, t: ProductTable, gate: GateTable | None, bias: bool, need
     if gate:
         found |= {"layout": list(gate.layout), "scalar_gain": gate.scalar_gain, "gate_gain": gate.gate_gain}
     return found | {"needs": list(needs)}
+
+
+def _mode_cases(name: str, note: str, z: int, t: ProductTable, per_sample: bool = False,
+                needs: tuple[bool, ...] = ALL, refused_by: tuple[str, ...] = GENERAL) -> list[Case]:
+    """The bare product of any table and its gradient, with shared weights or one row of them per sample."""
+
+    def inputs(without: tuple[str, ...]) -> Callable[[torch.Generator], dict]:
+        def make(g: torch.Generator) -> dict:
+            found = _arguments(z, t, None, False, needs, g)
+            if per_sample:
+                found["weight"] = torch.randn(z, t.weight_numel, generator=g, dtype=torch.float64)
+            return {k: v for k, v in found.items() if k not in without}
+
+        return make
+
+    names = ("x1", "x2", "weight")
+    return [
+        Case(name, tensor_product_op, reference.forward, inputs(("g", "pre", "needs")), (*names, "bias"), note,
+             refused_by=refused_by),
+        Case(name, tensor_product_bwd, reference.backward, inputs(("bias", "pre")), ("g", *names), note,
+             refused_by=refused_by),
+    ]
 
 
 def _cases(name: str, note: str, z: int, in1: str, in2: str, out: str, *, gated: bool = False, slots: bool = True,
@@ -120,6 +172,21 @@ SMALL = [
     *_cases("scalars_only", "a gate without gated part: plain SiLU; weight and bias ask", 7, _VECTORS, _VECTORS, "6x0e",
             gated=True, needs=(False, False, True, True)),
     *_cases("no_scalars", "every scalar is a gate", 5, _VECTORS, _VECTORS, "0x0e+2x1o+1x0o", gated=True),
+    *(case for mode in MODE_IRREPS for case in _mode_cases(
+        f"mode_{mode}", f"all paths {mode}", 19, mode_table((mode,)), refused_by=() if mode == "uvw" else GENERAL)),
+    *(case for mode in MODE_IRREPS for case in _mode_cases(
+        f"mode_{mode}_per_sample", f"{mode}, weights of every row", 7, mode_table((mode,)), True)),
+    *_mode_cases("mixed_modes", "all modes in one product, some paths without weights", 11,
+                 mode_table(tuple(MODE_IRREPS), "some")),
+    *_mode_cases("mixed_modes_per_sample", "the same with weights of every row, in ir_mul", 50,
+                 mode_table(tuple(MODE_IRREPS), "some", "ir_mul"), True),
+    *_mode_cases("no_weights", "no path has weights", 5, mode_table(("uvu", "uvv", "uuu", "uvuv", "uvu<v"), "none")),
+    *_mode_cases("ir_mul", "channels of a component together; V > 1", 7, mode_table(("uvw", "uvu"), "all", "ir_mul")),
+    *_mode_cases("uvu_empty", "no rows, weights of every row", 0, mode_table(("uvu",)), True),
+    *_mode_cases("uvu_long_sum", "gradients of shared weights over 1100 rows", 1100, mode_table(("uvu",))),
+    *_mode_cases("uvu_high_degree", "l = 6, 5 and 8: beyond the unrolled degrees", 3, ProductTable(
+        "2x6e+3x5o", "1x3o", "2x5o+3x8e+2x8o", [(0, 0, 0, "uvu", True, 1.0), (1, 0, 1, "uvu", True, 2.0),
+                                                 (0, 0, 2, "uvu", True, 0.5)]), True),
 ]
 
 

@@ -8,13 +8,23 @@ from torch import Tensor
 from ...backend import pick
 from ..define import check_constant, check_tensors, define, fail, no_forward_mode, vjp
 from . import reference, triton_kernels
-from .table import GateTable, Path, ProductTable
+from .table import MODES, GateTable, Path, ProductTable, weight_numel, with_weight
 
 _native = torch.ops.ace_fast_native
 
 
 def _mask(needs: list[bool]) -> int:
     return sum(need << i for i, need in enumerate(needs))
+
+
+def _fully_connected_only(weight: Tensor, dims: list[int], paths: list[int]) -> str:
+    """Why a backend for products with shared "uvw" weights in mul_ir does not take these tables."""
+    if weight.dim() != 1:
+        return "weights of every row"
+    if dims[3]:
+        return "layout ir_mul"
+    modes = {MODES[mode] for mode in paths[12::len(Path._fields)]} - {"uvw"}
+    return f"mode {modes.pop()}" if modes else ""
 
 
 BACKENDS = {
@@ -24,24 +34,33 @@ BACKENDS = {
         backward=lambda *a: _native.tensor_product_bwd(*a[:-1], _mask(a[-1])),
         gated_forward=lambda *a: _native.gated_tensor_product(*a),
         gated_backward=lambda *a: _native.gated_tensor_product_bwd(*a[:-1], _mask(a[-1])),
+        refuses=_fully_connected_only,
     ),
-    "triton": triton_kernels,
+    "triton": SimpleNamespace(
+        forward=triton_kernels.forward, backward=triton_kernels.backward, gated_forward=triton_kernels.gated_forward,
+        gated_backward=triton_kernels.gated_backward, refuses=_fully_connected_only,
+    ),
 }
+
+
+def _pick(op, backend, x1, weight, dims, paths):
+    return pick(op, BACKENDS, backend, x1, (weight, dims, paths))
 
 
 def _check(op, x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots) -> None:
     check_tensors(op, x1, x2=x2, weight=weight, bias=bias)
     z = x1.shape[0] if x1.dim() else None
+    if len(dims) != 4:
+        fail(op, "dims", "dim1, dim2, dim_out and the layout", list(dims))
     if x1.dim() != 2 or x1.shape[1] != dims[0]:
         fail(op, "x1", f"[Z, {dims[0]}]", list(x1.shape))
     if x2.dim() != 2 or x2.shape[1] != dims[1] or x2.shape[0] != z:
         fail(op, "x2", f"[{z}, {dims[1]}]", list(x2.shape))
     if len(paths) % len(Path._fields):
         fail(op, "paths", f"{len(Path._fields)} integers a path", len(paths))
-    last = paths[-len(Path._fields):]
-    numel = last[9] + last[1] * last[4] * last[7] if paths else 0
-    if weight.dim() != 1 or weight.shape[0] != numel:
-        fail(op, "weight", f"[{numel}]", list(weight.shape))
+    numel = weight_numel(paths)
+    if weight.dim() not in (1, 2) or weight.shape[-1] != numel or weight.dim() == 2 and weight.shape[0] != z:
+        fail(op, "weight", f"[{numel}] or [{z}, {numel}]", list(weight.shape))
     if bias is not None and list(bias.shape) != [sum(bias_slots[1::2])]:
         fail(op, "bias", f"[{sum(bias_slots[1::2])}], one per even scalar", list(bias.shape))
     if cg_value.dtype != torch.float64 or cg_index.dtype != torch.int64 or cg_index.shape != (cg_value.shape[0], 3):
@@ -57,7 +76,7 @@ def _check_g(op, name, g, z, dim) -> None:
 def _forward(*args):
     *inputs, backend = args
     _check("tensor_product", *inputs)
-    return pick("tensor_product", BACKENDS, backend, args[0]).forward(*inputs)
+    return _pick("tensor_product", backend, args[0], args[2], args[6], args[7]).forward(*inputs)
 
 
 def _forward_fake(*args):
@@ -73,7 +92,7 @@ def _check_bwd(op, g, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slot
 def _backward(*args):
     *inputs, backend = args
     _check_bwd("tensor_product_bwd", *inputs[:-1])
-    return pick("tensor_product", BACKENDS, backend, args[0]).backward(*inputs)
+    return _pick("tensor_product_bwd", backend, args[0], args[3], args[6], args[7]).backward(*inputs)
 
 
 def _gradients_fake(x1, x2, weight, bias_slots, needs):
@@ -123,11 +142,13 @@ def _backward_rule(ctx, gg_x1, gg_x2, gg_weight, gg_bias):
         if gg is None or not ctx.given[slot]:
             continue
         operands = [gg if i == slot else x for i, x in enumerate((x1, x2, weight))]
+        dims, paths, slots = ctx.static
+        static = (dims, with_weight(paths) if slot == 2 else paths, slots)  # what has no weight is constant in it
         if need_g:
-            add(0, tensor_product_op(*operands, None, *cg, *ctx.static, ctx.backend))
+            add(0, tensor_product_op(*operands, None, *cg, *static, ctx.backend))
         wanted = [need and i != slot for i, need in enumerate(needs)]
         if any(wanted):
-            grads = tensor_product_bwd(g, *operands, *cg, *ctx.static, [*wanted, False], ctx.backend)
+            grads = tensor_product_bwd(g, *operands, *cg, *static, [*wanted, False], ctx.backend)
             for i, want in enumerate(wanted):
                 if want:
                     add(i + 1, grads[i])
@@ -155,7 +176,7 @@ def _gated(*args):
     *inputs, backend = args
     _check("gated_tensor_product", *inputs[:9])
     _check_gate("gated_tensor_product", inputs[9], inputs[6][2])
-    return pick("tensor_product", BACKENDS, backend, args[0]).gated_forward(*inputs)
+    return _pick("gated_tensor_product", backend, args[0], args[2], args[6], args[7]).gated_forward(*inputs)
 
 
 def _check_gate(op, layout, dim):
@@ -181,7 +202,7 @@ def _check_gated_bwd(g, pre, x1, x2, weight, cg_index, cg_value, dims, paths, bi
 def _gated_backward(*args):
     *inputs, backend = args
     _check_gated_bwd(*inputs[:11])
-    return pick("tensor_product", BACKENDS, backend, args[0]).gated_backward(*inputs)
+    return _pick("gated_tensor_product_bwd", backend, args[0], args[4], args[7], args[8]).gated_backward(*inputs)
 
 
 def _gated_backward_fake(*args):
@@ -205,7 +226,7 @@ def _gated_rule(ctx, g_out, g_pre):
         grads = gated_tensor_product_bwd(g_out, pre, *rest, *ctx.static, *ctx.gate, needs, ctx.backend)
     else:
         if g_out is not None:
-            g_pre = g_pre + reference.gate_backward(g_out, pre, *ctx.gate)
+            g_pre = g_pre + reference.gate_backward(g_out, pre, *ctx.gate, ctx.static[0][3])
         grads = tensor_product_bwd(g_pre, *rest, *ctx.static, needs, ctx.backend)
     return *_needed(needs, grads), *(None,) * 9
 
@@ -220,7 +241,7 @@ def _gated_backward_rule(ctx, *cotangents):
     *inputs, cg_index, cg_value = ctx.saved_tensors
 
     def gradients(g, pre, x1, x2, weight):
-        g_pre = reference.gate_backward(g, pre, *ctx.gate)
+        g_pre = reference.gate_backward(g, pre, *ctx.gate, ctx.static[0][3])
         return tensor_product_bwd(g_pre, x1, x2, weight, cg_index, cg_value, *ctx.static, ctx.needs, ctx.backend)
 
     return *vjp(gradients, inputs, list(cotangents)), *(None,) * 10

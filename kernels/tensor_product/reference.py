@@ -1,9 +1,11 @@
 """The tensor product, its gate and their derivatives in plain PyTorch, close to the formula."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from .table import Path, unpack
+from .table import MODES, Path, unpack, weight_shape
 
 
 def _dense(path: Path, cg_index: Tensor, cg_value: Tensor, like: Tensor) -> Tensor:
@@ -13,25 +15,67 @@ def _dense(path: Path, cg_index: Tensor, cg_value: Tensor, like: Tensor) -> Tens
     return c.index_put((i, j, k), cg_value[path.start:path.stop]).to(like.dtype)
 
 
-def _views(path: Path, x1: Tensor, x2: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    z = x1.shape[0]
-    u, v, w = path.U, path.V, path.W
-    return (
-        x1[:, path.o1:path.o1 + u * path.d1].reshape(z, u, path.d1),  # [Z, U, i]
-        x2[:, path.o2:path.o2 + v * path.d2].reshape(z, v, path.d2),  # [Z, V, j]
-        weight[path.weight:path.weight + u * v * w].reshape(u, v, w),  # [U, V, W]
-    )
+# Subscripts of in1, in2, weight and out for each mode; z stands before the weight's where every row has its own.
+_SUBSCRIPTS = {
+    "uvw": ("zui", "zvj", "uvw", "zwk"), "uvu": ("zui", "zvj", "uv", "zuk"), "uvv": ("zui", "zvj", "uv", "zvk"),
+    "uuw": ("zui", "zuj", "uw", "zwk"), "uuu": ("zui", "zuj", "u", "zuk"), "uvuv": ("zui", "zvj", "uv", "zuvk"),
+    "uvu<v": ("zpi", "zpj", "p", "zpk"), "u<vw": ("zpi", "zpj", "pw", "zwk"),
+}
+
+
+def _slice(x: Tensor, offset: int, mul: int, d: int, ir_mul: int) -> Tensor:
+    """One irrep's columns as [Z, mul, d]."""
+    x = x[:, offset:offset + mul * d]
+    return x.reshape(-1, d, mul).mT if ir_mul else x.reshape(-1, mul, d)
+
+
+def _columns(y: Tensor, ir_mul: int) -> Tensor:
+    """[Z, mul, d] as columns, the inverse of `_slice`."""
+    return (y.mT if ir_mul else y).flatten(1)
+
+
+def _add(out: Tensor, offset: int, y: Tensor) -> Tensor:
+    """out with y added to the columns from `offset` on."""
+    return out + torch.nn.functional.pad(y, (offset, out.shape[-1] - offset - y.shape[-1]))
+
+
+def _pairs(path: Path, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """The channels u < v of the modes that take each pair once."""
+    return torch.triu_indices(path.U, path.U, 1, device=device).unbind() if "<" in MODES[path.mode] else None
+
+
+def _block(path: Path, weight: Tensor) -> Tensor:
+    """The path's weights, [Z] before their shape where every row has its own; ones where it has none."""
+    shape = weight_shape(path)
+    if path.weight < 0:
+        return weight.new_ones(shape)
+    return weight[..., path.weight:path.weight + math.prod(shape)].reshape(*weight.shape[:-1], *shape)
+
+
+def _operands(path: Path, x1: Tensor, x2: Tensor, weight: Tensor, ir_mul: int) -> tuple:
+    """The path's in1, in2 and weights, and the subscripts of in1, in2, weights and out."""
+    a, b = _slice(x1, path.o1, path.U, path.d1, ir_mul), _slice(x2, path.o2, path.V, path.d2, ir_mul)
+    if pairs := _pairs(path, x1.device):
+        a, b = a[:, pairs[0]], b[:, pairs[1]]
+    m = _block(path, weight)
+    s1, s2, sw, so = _SUBSCRIPTS[MODES[path.mode]]
+    return a, b, m, (s1, s2, "z" + sw if m.dim() > len(sw) else sw, so)
+
+
+def _spread(path: Path, slot: int, mul: int, y: Tensor) -> Tensor:
+    """Gradient [Z, mul, d] of an input from that of what `_operands` took of it."""
+    pairs = _pairs(path, y.device)
+    return y if pairs is None else y.new_zeros(y.shape[0], mul, y.shape[2]).index_add(1, pairs[slot], y)
 
 
 def forward(x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots) -> Tensor:
-    """x1 [Z, dim1], x2 [Z, dim2], weight [n], bias [b] or None -> [Z, dim_out]."""
-    z = x1.shape[0]
+    """x1 [Z, dim1], x2 [Z, dim2], weight [n] or [Z, n], bias [b] or None -> [Z, dim_out]."""
+    z, ir_mul = x1.shape[0], dims[3]
     out = x1.new_zeros(z, dims[2])
     for path in unpack(paths):
-        a, b, m = _views(path, x1, x2, weight)
-        c = _dense(path, cg_index, cg_value, x1)
-        y = torch.einsum("zui,zvj,ijk,uvw->zwk", a, b, c, m).flatten(1)
-        out = _add(out, path.o3, y)
+        a, b, m, (s1, s2, sw, so) = _operands(path, x1, x2, weight, ir_mul)
+        y = torch.einsum(f"{s1},{s2},ijk,{sw}->{so}", a, b, _dense(path, cg_index, cg_value, x1), m)
+        out = _add(out, path.o3, _columns(y.reshape(z, path.W, path.d3), ir_mul))
     start = 0
     for offset, length in zip(bias_slots[::2], bias_slots[1::2], strict=True):
         if bias is not None:
@@ -40,48 +84,46 @@ def forward(x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots) -
     return out
 
 
-def _add(out: Tensor, offset: int, y: Tensor) -> Tensor:
-    """out with y added to the columns from `offset` on."""
-    return out + torch.nn.functional.pad(y, (offset, out.shape[1] - offset - y.shape[1]))
-
-
 def backward(g, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, needs) -> tuple[Tensor, ...]:
     """g [Z, dim_out] -> gradients of (x1, x2, weight, bias); those not in `needs` are empty [0]."""
-    z = g.shape[0]
+    ir_mul = dims[3]
     g_x1, g_x2, g_weight = torch.zeros_like(x1), torch.zeros_like(x2), torch.zeros_like(weight)
     for path in unpack(paths):
-        a, b, m = _views(path, x1, x2, weight)
+        a, b, m, (s1, s2, sw, so) = _operands(path, x1, x2, weight, ir_mul)
         c = _dense(path, cg_index, cg_value, g)
-        gy = g[:, path.o3:path.o3 + path.W * path.d3].reshape(z, path.W, path.d3)  # [Z, W, k]
+        gy = _slice(g, path.o3, path.W, path.d3, ir_mul)
+        if so == "zuvk":
+            gy = gy.unflatten(1, (path.U, path.V))
         if needs[0]:
-            g_x1 = _add(g_x1, path.o1, torch.einsum("zwk,zvj,ijk,uvw->zui", gy, b, c, m).flatten(1))
+            y = _spread(path, 0, path.U, torch.einsum(f"{so},{s2},ijk,{sw}->{s1}", gy, b, c, m))
+            g_x1 = _add(g_x1, path.o1, _columns(y, ir_mul))
         if needs[1]:
-            g_x2 = _add(g_x2, path.o2, torch.einsum("zwk,zui,ijk,uvw->zvj", gy, a, c, m).flatten(1))
-        if needs[2]:
-            y = torch.einsum("zwk,zui,zvj,ijk->uvw", gy, a, b, c).reshape(1, -1)
-            g_weight = _add(g_weight[None], path.weight, y)[0]
+            y = _spread(path, 1, path.V, torch.einsum(f"{so},{s1},ijk,{sw}->{s2}", gy, a, c, m))
+            g_x2 = _add(g_x2, path.o2, _columns(y, ir_mul))
+        if needs[2] and path.weight >= 0:
+            y = torch.einsum(f"{so},{s1},{s2},ijk->{sw}", gy, a, b, c)
+            g_weight = _add(g_weight, path.weight, y.flatten(weight.dim() - 1))
     slots = zip(bias_slots[::2], bias_slots[1::2], strict=True)
     g_bias = torch.cat([g.new_zeros(0), *(g[:, o:o + n].sum(0) for o, n in slots)])
     found = (g_x1, g_x2, g_weight, g_bias)
     return tuple(x if need else g.new_zeros(0) for x, need in zip(found, needs, strict=True))
 
 
-def gate(pre: Tensor, layout, scalar_gain: float, gate_gain: float) -> Tensor:
+def gate(pre: Tensor, layout, scalar_gain: float, gate_gain: float, ir_mul: int = 0) -> Tensor:
     """e3nn's Gate: [SiLU(scalars) c1, sigmoid(gates) c2 * gated], pre [Z, scalars + gates + gated]."""
-    z, (scalars, gates) = pre.shape[0], layout[:2]
+    scalars, gates = layout[:2]
     out = [torch.nn.functional.silu(pre[:, :scalars]) * scalar_gain]
     s = torch.sigmoid(pre[:, scalars:scalars + gates]) * gate_gain
     i, o = 0, scalars + gates
     for mul, d in zip(layout[2::2], layout[3::2], strict=True):
-        y = pre[:, o:o + mul * d].reshape(z, mul, d) * s[:, i:i + mul, None]
-        out.append(y.flatten(1))
+        out.append(_columns(_slice(pre, o, mul, d, ir_mul) * s[:, i:i + mul, None], ir_mul))
         i, o = i + mul, o + mul * d
     return torch.cat(out, 1)
 
 
-def gate_backward(g: Tensor, pre: Tensor, layout, scalar_gain: float, gate_gain: float) -> Tensor:
+def gate_backward(g: Tensor, pre: Tensor, layout, scalar_gain: float, gate_gain: float, ir_mul: int = 0) -> Tensor:
     """Gradient of `gate` with respect to pre, by its formula."""
-    z, (scalars, gates) = pre.shape[0], layout[:2]
+    scalars, gates = layout[:2]
     x = pre[:, :scalars]
     s = torch.sigmoid(x)
     g_scalars = g[:, :scalars] * scalar_gain * s * (1 + x * (1 - s))
@@ -89,11 +131,10 @@ def gate_backward(g: Tensor, pre: Tensor, layout, scalar_gain: float, gate_gain:
     g_gates, g_gated = [], []
     i, o, p = 0, scalars + gates, scalars
     for mul, d in zip(layout[2::2], layout[3::2], strict=True):
-        gy = g[:, p:p + mul * d].reshape(z, mul, d)
-        y = pre[:, o:o + mul * d].reshape(z, mul, d)
+        gy, y = _slice(g, p, mul, d, ir_mul), _slice(pre, o, mul, d, ir_mul)
         t = s[:, i:i + mul]
         g_gates.append((gy * y).sum(2) * gate_gain * t * (1 - t))
-        g_gated.append((gy * t[:, :, None] * gate_gain).flatten(1))
+        g_gated.append(_columns(gy * t[:, :, None] * gate_gain, ir_mul))
         i, o, p = i + mul, o + mul * d, p + mul * d
     return torch.cat([g_scalars, *g_gates, *g_gated], 1)
 
@@ -102,11 +143,11 @@ def gated_forward(x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_sl
                   gate_gain) -> tuple[Tensor, Tensor]:
     """The product followed by the gate: (out, pre-activation)."""
     pre = forward(x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots)
-    return gate(pre, layout, scalar_gain, gate_gain), pre
+    return gate(pre, layout, scalar_gain, gate_gain, dims[3]), pre
 
 
 def gated_backward(g, pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, layout, scalar_gain, gate_gain,
                    needs) -> tuple[Tensor, ...]:
     """Gradients of `gated_forward`'s first output with respect to (x1, x2, weight, bias)."""
-    g_pre = gate_backward(g, pre, layout, scalar_gain, gate_gain)
+    g_pre = gate_backward(g, pre, layout, scalar_gain, gate_gain, dims[3])
     return backward(g_pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, needs)

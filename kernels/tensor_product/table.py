@@ -1,10 +1,17 @@
 """From irreps and instructions to the integer and coefficient tables that the kernels read."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from e3nn import o3
 from torch import Tensor
+
+from ..define import fail
+
+# e3nn's connection modes: which pairs of channels (u, v) meet, and how the weights take them to output channels.
+MODES = ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
+LAYOUTS = ("mul_ir", "ir_mul")
 
 
 class Path(NamedTuple):
@@ -19,9 +26,32 @@ class Path(NamedTuple):
     o3: int
     W: int
     d3: int
-    weight: int  # offset of the [U, V, W] block in the flat weight
+    weight: int  # offset of its block in the flat weight, -1 where it has none
     start: int  # its non-zero coefficients are rows start..stop-1 of the table
     stop: int
+    mode: int  # index into MODES
+
+
+def weight_shape(p: Path) -> tuple[int, ...]:
+    """Shape of a path's block of weights, e3nn's."""
+    pairs = p.U * (p.U - 1) // 2
+    return {"uvw": (p.U, p.V, p.W), "uvu": (p.U, p.V), "uvv": (p.U, p.V), "uuw": (p.U, p.W), "uuu": (p.U,),
+            "uvuv": (p.U, p.V), "uvu<v": (pairs,), "u<vw": (pairs, p.W)}[MODES[p.mode]]
+
+
+def weight_numel(paths: list[int]) -> int:
+    """Length of the flat weight that these paths take: the end of the last block."""
+    n = len(Path._fields)
+    for start in range(len(paths) - n, -1, -n):
+        if paths[start + 9] >= 0:
+            return paths[start + 9] + math.prod(weight_shape(Path(*paths[start:start + n])))
+    return 0
+
+
+def with_weight(paths: list[int]) -> list[int]:
+    """Those of the paths that have weights."""
+    n = len(Path._fields)
+    return [v for start in range(0, len(paths), n) if paths[start + 9] >= 0 for v in paths[start:start + n]]
 
 
 def unpack(paths: list[int]) -> list[Path]:
@@ -30,27 +60,52 @@ def unpack(paths: list[int]) -> list[Path]:
     return [Path(*paths[i:i + n]) for i in range(0, len(paths), n)]
 
 
+def _check_mode(n: int, mode: str, has_weight: bool, u: int, v: int, w: int) -> None:
+    """Multiplicities that the mode can connect."""
+    op, pairs = "ProductTable", u * (u - 1) // 2
+    if mode not in MODES:
+        fail(op, f"the mode of instruction {n}", f"one of {MODES}", repr(mode))
+    if mode[1] != "v" or "<" in mode:
+        if u != v:
+            fail(op, f"the multiplicities of instruction {n}", f"equal in in1 and in2 (mode {mode!r})", f"{u} and {v}")
+    wanted = {"uvu": u, "uvv": v, "uuu": u, "uvuv": u * v, "uvu<v": pairs}.get(mode)
+    if wanted is None and not has_weight:
+        if mode != "uuw":
+            fail(op, f"has_weight of instruction {n}", f"True (mode {mode!r})", False)
+        wanted = 1
+    if wanted is not None and w != wanted:
+        fail(op, f"the output multiplicity of instruction {n}", f"{wanted} (mode {mode!r})", w)
+
+
 class ProductTable:
-    """Tables of a fully connected ("uvw") tensor product with shared weights.
+    """Tables of a tensor product: what is multiplied with what.
 
     Args:
         irreps_in1, irreps_in2, irreps_out: e3nn irreps.
-        instructions: (i_in1, i_in2, i_out, scale): out[i_out] += scale * w3j(in1[i_in1], in2[i_in2]) . weight, each
-            with its own [U, V, W] block of the flat weight, in this order; scale holds e3nn's path weight and any
-            constant folded into it.
+        instructions: (i_in1, i_in2, i_out, mode, has_weight, scale): out[i_out] += scale * w3j(in1[i_in1], in2[i_in2])
+            . weight in one of e3nn's connection modes (MODES), those with weights each with its own block of the flat
+            weight, in this order; scale holds e3nn's path weight and any constant folded into it.
         bias: adds a bias to every even scalar of the output.
+        layout: of both inputs and the output, "mul_ir" (e3nn's: the components of a channel lie together) or "ir_mul"
+            (the channels of a component lie together).
+
+    Raises:
+        ValueError: an unknown mode or layout, or multiplicities that do not fit the mode.
 
     The coefficients are float64 and live outside the module's buffers: `.to(dtype)`, meta-device construction and
     `to_empty` cannot touch them. `on(device)` returns them where they are needed, moved once per device.
     """
 
-    def __init__(self, irreps_in1, irreps_in2, irreps_out, instructions, bias: bool = False):
+    def __init__(self, irreps_in1, irreps_in2, irreps_out, instructions, bias: bool = False, layout: str = "mul_ir"):
         in1, in2, out = (o3.Irreps(i) for i in (irreps_in1, irreps_in2, irreps_out))
-        self.dims = (in1.dim, in2.dim, out.dim)
+        if layout not in LAYOUTS:
+            fail("ProductTable", "layout", f"one of {LAYOUTS}", repr(layout))
+        self.dims = (in1.dim, in2.dim, out.dim, LAYOUTS.index(layout))
         slices = [i.slices() for i in (in1, in2, out)]
         paths, index, value, weight = [], [], [], 0
-        for i1, i2, i3, scale in instructions:
+        for n, (i1, i2, i3, mode, has_weight, scale) in enumerate(instructions):
             irreps = (in1[i1], in2[i2], out[i3])
+            _check_mode(n, mode, has_weight, *(mul for mul, _ in irreps))
             with torch.device("cpu"):
                 w3j = o3.wigner_3j(*(ir.l for _, ir in irreps), dtype=torch.float64) * scale
                 nonzero = w3j.abs() > 1e-14 * max(abs(scale), 1e-300)
@@ -59,8 +114,10 @@ class ProductTable:
             index.append(ijk)
             value.append(w3j[nonzero])
             blocks = [(s[i].start, mul, ir.dim) for s, i, (mul, ir) in zip(slices, (i1, i2, i3), irreps, strict=True)]
-            paths += [*blocks[0], *blocks[1], *blocks[2], weight, start, start + len(ijk)]
-            weight += irreps[0].mul * irreps[1].mul * irreps[2].mul
+            path = Path(*blocks[0], *blocks[1], *blocks[2], weight if has_weight else -1, start, start + len(ijk),
+                        MODES.index(mode))
+            paths += path
+            weight += math.prod(weight_shape(path)) if has_weight else 0
         with torch.device("cpu"):
             cpu_index = torch.cat([torch.zeros(0, 3, dtype=torch.int64), *index])
             cpu_value = torch.cat([torch.zeros(0, dtype=torch.float64), *value])
