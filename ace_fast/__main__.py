@@ -19,6 +19,7 @@ def main() -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts.add_row("GPUs", ", ".join(gpus) or "none")
     facts.add_row("native library", native.load() or _library(native))
+    facts.add_row("CUDA library", native.load_cuda() or ("emulated" if native.EMULATED else "loaded"))
     console.print(facts)
     for device in ("cpu", *(["cuda"] if gpus else [])):
         console.print(_operators(device, backend.available(device)))

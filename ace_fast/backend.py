@@ -21,6 +21,8 @@ def _why_not(name: str, device: torch.device) -> str:
         return native.load() if device.type == "cpu" else f"it takes CPU tensors, not {device.type}"
     if name == "triton":
         return triton_common.available(device) or ""
+    if name == "cuda":
+        return native.why_not_cuda(device)
     return f"there is no backend of this name for {device.type} tensors"
 
 

@@ -32,8 +32,9 @@ def main(folder: Path) -> int:
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     python, started, found = sys.executable, time.monotonic(), {}
-    # TRITON_INTERPRET is set, so that the tests' own default (interpreted) does not come in
-    environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_REQUIRE": REQUIRED, "OMP_NUM_THREADS": "2"}
+    # set, so that the tests' own defaults (interpreted, emulated) do not come in
+    environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_EMULATE": "0"}
+    environment |= {"ACE_FAST_REQUIRE": REQUIRED, "OMP_NUM_THREADS": "2"}
     bench = [python, "-m", __package__, "--device", "cuda"]
     tests = [python, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark"]
     parts = [

@@ -1,11 +1,7 @@
-// Shared by all cpu.cpp files: tensors with pointers, the parallel loop, vectors, the matrix tile, large products.
+// Shared by all cpu.cpp files: the parallel loop, vectors, the matrix tile, large products.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
+#include "tensors.h"
 
 #include <algorithm>
 #include <cmath>
@@ -23,32 +19,6 @@
 
 namespace ace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// ---- tensors -------------------------------------------------------------------------------------------------------
-
-inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
-
-// A matrix whose rows lie at stride(0), each contiguous: slices of columns come without a copy.
-inline Tensor dense_rows(const Tensor& x) { return x.stride(1) == 1 ? x : dense(x); }
-
-template <class T>
-const T* in(const Tensor& x) { return static_cast<const T*>(x.const_data_ptr()); }
-
-template <class T>
-T* out(const Tensor& x) { return static_cast<T*>(x.mutable_data_ptr()); }
-
-inline Tensor empty(const Tensor& like, std::vector<int64_t> size) { return torch::stable::new_empty(like, size); }
-
-// Calls f.template operator()<float or double>(); the Python side has already refused other dtypes.
-template <class F>
-void dispatch(const Tensor& x, F&& f) {
-  if (x.scalar_type() == ScalarType::Float) return f.template operator()<float>();
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Double, "ace_fast: expected float32 or float64");
-  f.template operator()<double>();
-}
-
 // f(i) for i in 0..n-1 on torch's own threads. What is computed must not depend on which thread runs i.
 template <class F>
 void parallel(int64_t n, int64_t grain, F&& f) {
@@ -56,8 +26,6 @@ void parallel(int64_t n, int64_t grain, F&& f) {
     for (int64_t i = begin; i < end; ++i) f(i);
   });
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- vectors -------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Shared settings: Triton is interpreted on the CPU (tests/aot compiles instead), fresh outputs are NaN-filled."""
+"""Shared settings: Triton interpreted and CUDA emulated on the CPU (tests/aot compiles), fresh outputs NaN-filled."""
 
 import os
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 _aot = any("aot" in argument for argument in sys.argv)
 os.environ.setdefault("TRITON_INTERPRET", "0" if _aot else "1")
+os.environ.setdefault("ACE_FAST_EMULATE", os.environ["TRITON_INTERPRET"])
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest  # noqa: E402

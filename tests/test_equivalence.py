@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ace_fast import native
 from ace_fast.backend import available
 from ace_fast.bench.gate import limits
 from ace_fast.kernels import ROOMS
@@ -148,6 +149,14 @@ def test_required_backends_are_present():
         if name == "shared":
             shared = Path(__file__).parents[2] / "shared" / "data"
             assert shared.is_dir(), f"ACE_FAST_REQUIRE names shared, but {shared} is not there"
+            continue
+        if name == "nvcc":
+            continue  # tests/aot
+        if name == "emulate":
+            assert native.EMULATED, "ACE_FAST_REQUIRE names emulate, but ACE_FAST_EMULATE is not 1"
+            assert native.load_cuda() == ""
+            for room, backends in available("cpu").items():
+                assert backends.get("cuda", "") == "", f"{room}: cuda is missing: {backends['cuda']}"
             continue
         on_gpu = name == "cuda" or (name == "triton" and torch.cuda.is_available())
         assert name != "cuda" or torch.cuda.is_available(), "ACE_FAST_REQUIRE names cuda, but torch sees no GPU"

@@ -11,12 +11,16 @@ from ...graph import Segments
 from ..define import check_constant, check_tensors, define, fail, no_forward_mode
 from . import reference, triton_kernels
 
-_native = torch.ops.ace_fast_native
+_native, _cuda = torch.ops.ace_fast_native, torch.ops.ace_fast_cuda
 BACKENDS = {
     "reference": reference,
     "cpu": SimpleNamespace(
         forward=lambda *a: _native.segment_sum(*a),
         backward=lambda *a: _native.segment_sum_bwd(*a),
+    ),
+    "cuda": SimpleNamespace(
+        forward=lambda *a: _cuda.segment_sum(*a),
+        backward=lambda *a: _cuda.segment_sum_bwd(*a),
     ),
     "triton": triton_kernels,
 }
@@ -101,7 +105,7 @@ def segment_sum(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tens
     Args:
         x: [E, ...] float32 or float64.
         segments: which segment each row belongs to; `Graph.targets`, `Graph.sources` or `ace_fast.segments(...)`.
-        backend: "auto", "reference", "cpu" or "triton".
+        backend: "auto", "reference", "cpu", "cuda" or "triton".
 
     Returns:
         [N, ...]; segments without rows are zero. Deterministic; derivatives of any order in x.
