@@ -224,21 +224,30 @@ inline T exchange(const char* what, unsigned mask, T value, int lane) {
   throw std::runtime_error(where() + name_of(a) + " waits at " + first.what + ", but " + name_of(b) + " " + does);
 }
 
-// Releases every group of lanes that waits at one collective; false when nobody in the warp does.
+// The lane, counted from `begin`, that the group of thread `a` still waits for; -1 when all have met.
+inline int missing(int a, int begin, int end) {
+  const Fiber& first = machine.fibers[a];
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(first.mask >> lane & 1)) continue;
+    if (begin + lane >= end)
+      throw std::runtime_error(where() + first.what + " names lane " + std::to_string(lane) +
+                               ", but the block ends before it");
+    const Fiber& other = machine.fibers[begin + lane];
+    if (other.wait != Wait::warp || other.mask != first.mask || std::strcmp(other.what, first.what)) return lane;
+  }
+  return -1;
+}
+
+// Releases every group of lanes that has met at a collective; false when nobody in the warp waits at one.
 inline bool release_warp(int begin, int end) {
+  int stuck = -1;
   bool any = false;
   for (int a = begin; a < end; ++a) {
-    Fiber& first = machine.fibers[a];
-    if (first.wait != Wait::warp) continue;
-    const unsigned mask = first.mask;
-    for (int lane = 0; lane < 32; ++lane) {
-      if (!(mask >> lane & 1)) continue;
-      if (begin + lane >= end)
-        throw std::runtime_error(where() + first.what + " names lane " + std::to_string(lane) +
-                                 ", but the block ends before it");
-      const Fiber& other = machine.fibers[begin + lane];
-      if (other.wait != Wait::warp || other.mask != mask || std::strcmp(other.what, first.what))
-        diverged(a, begin + lane);
+    if (machine.fibers[a].wait != Wait::warp) continue;
+    const unsigned mask = machine.fibers[a].mask;
+    if (missing(a, begin, end) >= 0) {
+      stuck = a;
+      continue;
     }
     for (int lane = 0; lane < 32; ++lane) {
       if (!(mask >> lane & 1)) continue;
@@ -248,6 +257,7 @@ inline bool release_warp(int begin, int end) {
     }
     any = true;
   }
+  if (stuck >= 0 && !any) diverged(stuck, begin + missing(stuck, begin, end));
   return any;
 }
 
