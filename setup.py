@@ -1,7 +1,8 @@
-"""Builds the native library with CMake and installs kernels/ and bench/ inside the package.
+"""Builds the native libraries with CMake and installs kernels/ and bench/ inside the package.
 
 The library uses torch's stable ABI and no Python headers: one wheel serves every Python >= 3.11 and torch >= 2.10.
-Without torch or a compiler the package is installed all the same and works on the reference backend.
+Without torch or a compiler the package is installed all the same and works on the reference backend; without nvcc or a
+CUDA build of torch, without the CUDA kernels. What is missing and why stands in ace_fast/lib/missing*.txt.
 """
 
 import importlib.util
@@ -16,19 +17,28 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 ROOT = Path(__file__).parent.resolve()
+SOURCES = ("*.cpp", "*.h", "*.cu", "*.cuh")
 
 
-def build_native(destination: Path) -> str:
-    """Compiles the native libraries into `destination`; returns an empty string, or why it could not."""
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
-        return "torch was not importable at build time (pip's build isolation hides it: use --no-build-isolation)"
+def torch_folder() -> Path | None:
+    spec = importlib.util.find_spec("torch")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def find_nvcc() -> str | None:
+    """The nvcc of $CUDA_HOME, of the path, or of the usual folder."""
+    home = os.environ.get("CUDA_HOME")
+    candidates = [f"{home}/bin/nvcc" if home else None, shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
+    return next((c for c in candidates if c and os.access(c, os.X_OK)), None)
+
+
+def run_cmake(binary: Path, destination: Path, *options: str) -> str:
+    """Configures and builds in `binary`; returns an empty string, or why it could not."""
     cmake = shutil.which("cmake")
     if cmake is None:
         return "cmake was not found; install it (pip install cmake) and reinstall"
-    binary = ROOT / "build" / "native"
-    configure = [cmake, "-S", str(ROOT), "-B", str(binary), "-DCMAKE_BUILD_TYPE=Release"]
-    configure += [f"-DTORCH_DIR={Path(torch.origin).parent}", f"-DACE_FAST_OUTPUT={destination}"]
+    configure = [cmake, "-S", str(ROOT), "-B", str(binary), "-DCMAKE_BUILD_TYPE=Release", *options]
+    configure += [f"-DTORCH_DIR={torch_folder()}", f"-DACE_FAST_OUTPUT={destination}"]
     compile_ = [cmake, "--build", str(binary), "--parallel", str(os.cpu_count() or 1)]
     for command in (configure, compile_):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -40,10 +50,36 @@ def build_native(destination: Path) -> str:
     return ""
 
 
-class BuildNative(Command):
-    """`build_native` as a step of `build`, so that wheels and editable installs run it too."""
+def build_cpu(destination: Path) -> str:
+    """Compiles the CPU libraries into `destination`; returns an empty string, or why it could not."""
+    if torch_folder() is None:
+        return "torch was not importable at build time (pip's build isolation hides it: use --no-build-isolation)"
+    return run_cmake(ROOT / "build" / "native", destination)
 
-    description = "build the native library with CMake"
+
+def build_cuda(destination: Path) -> str:
+    """The same for the CUDA library."""
+    torch, nvcc = torch_folder(), find_nvcc()
+    if torch is None:
+        return "torch was not importable at build time"
+    if not (torch / "lib" / "libtorch_cuda.so").exists():
+        return "torch was built without CUDA"
+    if nvcc is None:
+        return "nvcc was not found on the path, in $CUDA_HOME or in /usr/local/cuda"
+    return run_cmake(ROOT / "build" / "cuda", destination, "-DACE_FAST_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}")
+
+
+# file of the reason, build, names of the libraries, what is left without them
+LIBRARIES = (
+    ("missing.txt", build_cpu, ("avx512", "avx2", "baseline"), "the reference backend is used instead"),
+    ("missing_cuda.txt", build_cuda, ("cuda",), "GPUs run the Triton kernels"),
+)
+
+
+class BuildNative(Command):
+    """The libraries as a step of `build`, so that wheels and editable installs make them too."""
+
+    description = "build the native libraries with CMake"
     user_options = []
     editable_mode = False
 
@@ -57,13 +93,13 @@ class BuildNative(Command):
         package = ROOT / "ace_fast" if self.editable_mode else Path(self.build_lib).resolve() / "ace_fast"
         destination = package / "lib"
         destination.mkdir(parents=True, exist_ok=True)
-        reason = build_native(destination)
-        (destination / "missing.txt").write_text(reason)
-        if reason:  # older libraries must not pass for the ones that could not be built
-            for library in destination.glob("libace_fast_*.so"):
-                library.unlink()
-        if reason:
-            print(f"ace_fast: no native library: {reason}. The reference backend is used instead.", file=sys.stderr)
+        for note, build_library, names, left in LIBRARIES:
+            reason = build_library(destination)
+            (destination / note).write_text(reason)
+            if reason:  # older libraries must not pass for the ones that could not be built
+                for name in names:
+                    (destination / f"libace_fast_{name}.so").unlink(missing_ok=True)
+                print(f"ace_fast: {names[0]}: no library: {reason}; {left}.", file=sys.stderr)
 
     def get_outputs(self):
         return []
@@ -72,7 +108,7 @@ class BuildNative(Command):
         return {}
 
     def get_source_files(self):
-        return ["CMakeLists.txt", *(str(p) for kind in ("*.cpp", "*.h") for p in Path("kernels").rglob(kind))]
+        return ["CMakeLists.txt", *(str(p) for kind in SOURCES for p in Path("kernels").rglob(kind))]
 
 
 class Build(build):
@@ -88,10 +124,11 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+kernel_files = [f"{folder}{kind}" for folder in ("", "*/") for kind in (*SOURCES, "*.md")]
 rooms = [f"ace_fast.kernels.{name}" for name in find_packages("kernels")]
 setup(
     packages=[*find_packages(include=["ace_fast", "ace_fast.*"]), "ace_fast.kernels", *rooms, "ace_fast.bench"],
     package_dir={"ace_fast": "ace_fast", "ace_fast.kernels": "kernels", "ace_fast.bench": "bench"},
-    package_data={"ace_fast": ["py.typed"], "ace_fast.kernels": ["*.h", "*/*.h", "*/*.cpp", "*/*.md"]},
+    package_data={"ace_fast": ["py.typed"], "ace_fast.kernels": kernel_files},
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
 )

@@ -16,7 +16,7 @@ import torch
 
 from . import machine
 
-REQUIRED = "reference,cpu,triton"
+REQUIRED = "reference,cpu,triton,cuda"
 BUDGET_S = 570
 WORKERS = "8"  # test processes that share the GPU
 LOG_LINES = 60
@@ -34,7 +34,7 @@ def main(folder: Path) -> int:
     python, started, found = sys.executable, time.monotonic(), {}
     # set, so that the tests' own defaults (interpreted, emulated) do not come in
     environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_EMULATE": "0"}
-    environment |= {"ACE_FAST_REQUIRE": REQUIRED, "OMP_NUM_THREADS": "2"}
+    environment |= {"ACE_FAST_REQUIRE": REQUIRED, "OMP_NUM_THREADS": "2", "CUDAARCHS": "native"}
     bench = [python, "-m", __package__, "--device", "cuda"]
     tests = [python, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark"]
     parts = [

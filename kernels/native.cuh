@@ -35,6 +35,13 @@
 extern __shared__ __align__(16) unsigned char ace_dynamic_shared[];
 #endif
 
+// ACE_ARGUMENT(T) name: a struct of up to 4 KB that lies in the launch's constant memory and may be indexed there.
+#if defined(ACE_EMULATE)
+#define ACE_ARGUMENT(T) const T&
+#else
+#define ACE_ARGUMENT(T) const __grid_constant__ T
+#endif
+
 namespace ace {
 
 template <class T>
