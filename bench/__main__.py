@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import machine, operators, roofline, tables, workloads
+from . import machine, operators, protocol_cases, protocols, roofline, tables, workloads
 
 DESCRIPTION = """\
 Times ace_fast against the eager reference, and says how sure it is.
@@ -28,10 +28,15 @@ One layer (forward where the case ends in _forward, otherwise forward and backwa
 Operators (--operators): every room's large cases on every backend present, forward and forward + backward, against
 plain PyTorch: median, GFLOP/s, GB/s, and the share of what this machine's measured copy and matrix rates allow.
 
+Protocols (--protocol): the products of the field's publications, e3nn (eager and compiled) beside ace_fast,
+cuequivariance-torch and openequivariance, what is missing with its reason; cases NAME[@ROWS]:
+{protocols}
+
 Before anything is timed its outputs and gradients are compared with the reference in float64 on the very tensors that
 are timed; what is wrong gets a row with `error` and no time. Versions run in turn, round after round, in one process;
-the fast one runs twice, and `noise` is the difference of its two medians. Without --workload or --operators, both run.
-"""
+the fast one runs twice, and `noise` is the difference of its two medians. Without --workload, --protocol or
+--operators, workloads and operators run.
+""".replace("{protocols}", "\n".join(f"  {name}  {p.source}" for name, p in protocol_cases.PROTOCOLS.items()))
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -40,6 +45,8 @@ def arguments() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--workload", choices=[*workloads.WORKLOADS, "all"], help="run this workload")
+    add("--protocol", choices=[*protocol_cases.PROTOCOLS, "all"], nargs="+", help="run these protocols")
+    add("--direction", choices=protocol_cases.ALL, help="only this direction (protocols)")
     add("--operators", action="store_true", help="run the operators' large cases")
     add("--case", help="only this case, e.g. batch100 or nbody_100")
     add("--op", help="only this operator or room")
@@ -103,7 +110,7 @@ class Rows(list):
 def _run(a: argparse.Namespace, device: str, rows: Rows) -> None:
     repeats = a.repeats or (3 if a.quick else 15)
     dtype = getattr(torch, a.dtype)
-    both = not (a.workload or a.operators)
+    both = not (a.workload or a.operators or a.protocol)
     if a.workload or both:
         names = workloads.WORKLOADS if both or a.workload == "all" else [a.workload]
         found = []
@@ -114,8 +121,22 @@ def _run(a: argparse.Namespace, device: str, rows: Rows) -> None:
                     row = workloads.run(name, case, device, dtype, repeats, not a.no_compile)
                 found.append(rows.add(row))
         tables.workloads(found)
+    if a.protocol:
+        _protocols(a, device, dtype, repeats, rows)
     if a.operators or both:
         _operators(a, device, dtype, repeats, rows)
+
+
+def _protocols(a: argparse.Namespace, device: str, dtype: torch.dtype, repeats: int, rows: Rows) -> None:
+    with tables.waiting("measuring the machine"):
+        roof = roofline.measure(device, dtype, a.quick)
+    names = list(protocol_cases.PROTOCOLS) if "all" in a.protocol else a.protocol
+    found = []
+    for case in protocols.jobs(names, device, dtype, a.case, a.direction, not a.no_compile, a.quick):
+        with tables.waiting(f"{case.protocol} {case.name} on {device}"):
+            for row in protocols.measure(case, roof, repeats):
+                found.append(rows.add(row))
+    tables.protocols(found, roof)
 
 
 def _operators(a: argparse.Namespace, device: str, dtype: torch.dtype, repeats: int, rows: Rows) -> None:

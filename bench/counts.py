@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ace_fast.kernels.tensor_product.table import unpack
+from ace_fast.kernels.tensor_product.table import MODES, Path, unpack
 
 from . import vn_counts
 
@@ -53,15 +53,47 @@ def segment_sum_bwd(inputs: dict[str, Any]) -> int:
 
 
 def product_row(inputs: dict[str, Any]) -> int:
-    """For one row and each path: T_vik = sum_j C_ijk x2_vj, then x1, T and W contracted in the cheaper order."""
+    """The paths of one row: T_vik = sum_j C_ijk x2_vj for each, then `path`."""
     total = 0
     for p in unpack(list(inputs["paths"])):
-        ijk = inputs["cg_index"][p.start:p.stop]
-        pairs = len({(int(i), int(k)) for i, _, k in ijk.tolist()})
-        weights_first = 2 * p.U * p.V * p.W * p.d1 + 2 * p.V * p.W * pairs
-        contract_first = 2 * p.U * p.V * pairs + 2 * p.U * p.V * p.W * p.d3
-        total += 2 * len(ijk) * p.V + min(weights_first, contract_first)
+        ijk = inputs["cg_index"][p.start:p.stop].tolist()
+        total += 2 * len(ijk) * p.V + path(p, len({(i, k) for i, _, k in ijk}))
     return total
+
+
+def path(p: Path, pairs: int) -> int:
+    """x1, T and the weights of one path, contracted in the cheapest order; `pairs` (i, k) have a coefficient.
+
+    A weight that a channel pair has to itself is one product for each component, on the side with fewer of them.
+    """
+    mode, (U, V, W) = MODES[p.mode], (p.U, p.V, p.W)
+    own = min(p.d1, p.d3) if p.weight >= 0 else 0
+    chosen = U * (U - 1) // 2  # channels u < v
+    if mode == "uvw":
+        return min(2 * U * V * W * p.d1 + 2 * V * W * pairs, 2 * U * V * pairs + 2 * U * V * W * p.d3)
+    if mode == "uvu":  # per pair of channels, or T summed over v first
+        return min(U * V * (2 * pairs + own), (2 * U * V if own else V - 1) * pairs + 2 * U * pairs)
+    if mode == "uvv":  # per pair of channels, or x1 summed over u first
+        return min(U * V * (2 * pairs + own), (2 * U * V if own else U - 1) * p.d1 + 2 * V * pairs)
+    if mode in ("uuw", "u<vw"):
+        n = U if mode == "uuw" else chosen
+        return 2 * n * pairs + (2 * n * W * p.d3 if own else 0)
+    n = {"uuu": U, "uvuv": U * V, "uvu<v": chosen}[mode]
+    return n * (2 * pairs + own)
+
+
+def derivatives(wanted: int, direction: str) -> tuple[int, int, int, int]:
+    """How often a step of a product runs over its terms, its three arguments, their first gradients and its output.
+
+    Args:
+        wanted: arguments whose first gradient a second derivative starts from; the last one is that of all three.
+        direction: "forward", "forward+backward" or "double_backward".
+
+    A gradient of the trilinear product is one product, that of a gradient is two: an argument's gradient depends on the
+    two others. Each call reads its arguments and writes its results once.
+    """
+    return {"forward": (1, 1, 0, 1), "forward+backward": (4, 3, 0, 2),
+            "double_backward": (1 + 3 * wanted, 4, 2, 3)}[direction]
 
 
 def tensor_product(inputs: dict[str, Any]) -> int:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import e3nn
 import torch
 from e3nn import o3
 from torch import Tensor
@@ -126,20 +125,10 @@ def variant(name: str, data: Data) -> Variant:
     if name == "eager":
         model = call = _build(EagerSEGNN, data)
     else:
-        model = _unscripted(lambda: _build(EagerSEGNN, data))
+        model = steps.unscripted(lambda: _build(EagerSEGNN, data))
         call = steps.compiled(model)
     step = steps.original_step(model, call, loss_of, torch.optim.Adam, LR, DUAL_LR)
     return Variant(step, lambda: steps.numbers(model, call, loss_of))
-
-
-def _unscripted(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """Builds with e3nn's generated code left in Python: torch.compile cannot look into scripted modules."""
-    before = e3nn.get_optimization_defaults()
-    e3nn.set_optimization_defaults(jit_script_fx=False)
-    try:
-        return build()
-    finally:
-        e3nn.set_optimization_defaults(**before)
 
 
 def judge(data: Data, eager: Numbers) -> gate.Judge:

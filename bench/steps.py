@@ -6,6 +6,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import e3nn
 import torch
 from torch import Tensor
 
@@ -57,6 +58,16 @@ def compiled(model: torch.nn.Module) -> Callable:
     """The model under torch.compile, for these shapes alone."""
     torch.compiler.reset()  # the shapes of an earlier case would make this one's dynamic, and slower
     return torch.compile(model, dynamic=False)
+
+
+def unscripted(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """Builds with e3nn's generated code left in Python: torch.compile cannot look into scripted modules."""
+    before = e3nn.get_optimization_defaults()
+    e3nn.set_optimization_defaults(jit_script_fx=False)
+    try:
+        return build()
+    finally:
+        e3nn.set_optimization_defaults(**before)
 
 
 def numbers(model: torch.nn.Module, call: Callable, loss_of: LossOf) -> Numbers:

@@ -11,7 +11,7 @@ from rich.table import Table
 from .roofline import Roofline
 
 # a pipe has no width of its own
-_console = Console(width=None if sys.stdout.isatty() else 120)
+_console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def waiting(what: str) -> AbstractContextManager:
@@ -79,9 +79,38 @@ def operators(rows: list[dict[str, Any]], roof: Roofline) -> None:
     _show(table, notes)
 
 
+def protocols(rows: list[dict[str, Any]], roof: Roofline) -> None:
+    """One line per case and direction, a column per version; reasons below, each once for a case."""
+    table = Table(title=f"Protocols ({roof.dtype}; copy {roof.copy_gbs:.0f} GB/s, "
+                        f"matrix product {roof.matmul_gflops:.0f} GFLOP/s)", box=box.SIMPLE_HEAD)
+    columns = ("case", "e3nn ms", "compiled", "cueq", "oeq", "ace_fast", "speedup", "noise", "roofline", "e3nn MB",
+               "MB")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    brief = {"forward+backward": "+backward", "double_backward": "+double"}
+    notes: dict[str, None] = {}
+    for row in rows:
+        case = f"{row['protocol']} {row['case']}"
+        name = f"{case} {brief.get(row['direction'], '')}"
+        shown = ("eager", "compiled", "cuequivariance", "openequivariance", "fast")
+        times = [number(row.get(f"{v}_ms")) + ("*" if row.get(f"{v}_loose") else "") for v in shown]
+        percent, noise, speedup = (row.get(k) for k in ("roofline_percent", "noise", "speedup"))
+        table.add_row(
+            name, *times, "-" if speedup is None else f"{speedup:.2f}x",
+            "-" if noise is None else f"{100 * noise:.1f} %", "-" if percent is None else f"{percent:.0f} %",
+            number(row.get("eager_mb")), number(row.get("fast_mb")), style="red" if row.get("error") else None,
+        )
+        reasons = {k.removesuffix("_reason"): v for k, v in row.items() if k.endswith("_reason")}
+        notes |= dict.fromkeys(f"{case}: no {v} time: {why}" for v, why in reasons.items())
+        notes |= dict.fromkeys(f"{name}: * {k.removesuffix('_loose')} is less exact: {v}" for k, v in row.items()
+                               if k.endswith("_loose"))
+    _show(table, list(notes))
+
+
 def _show(table: Table, notes: list[str]) -> None:
     if table.row_count:
         _console.print(table)
     for note in notes:
-        harmless = "no compiled time" in note or "not run on" in note
+        harmless = any(words in note for words in ("no compiled time", "not run on", "is less exact", "not installed",
+                                                   "takes CUDA tensors"))
         _console.print(note, style="yellow" if harmless else "red", highlight=False, markup=False)

@@ -2,8 +2,10 @@
 
 import importlib
 
+import pytest
 import torch
 
+from ace_fast.kernels.tensor_product import ProductTable
 from bench import counts, operators, vn_counts
 
 
@@ -52,6 +54,40 @@ def test_counts_of_a_product_to_scalars_and_its_gate():
     # one scalar: SiLU and gain 6; two gates: sigmoid and gain 5 each; 2 x 3 gated components
     assert counts.gate_row(gated) == 6 + 10 + 6
     assert counts.gated_tensor_product(gated) == 5 * (57 + 22)
+
+
+@pytest.mark.parametrize(("irreps", "mode", "weighted", "flops"), [
+    # six coefficients and pairs (i, k); T 12; 32 channels of 2*6 and a weight on three components
+    (("32x1o", "1x1o", "32x1e"), "uvu", True, 12 + 32 * 15),
+    # three coefficients and pairs; T 24; its sum over v with weights 2*8*3, then 2*2*3 (pair by pair 8 * 9 = 72)
+    (("2x1o", "4x0e", "2x1o"), "uvu", True, 24 + 48 + 12),
+    (("2x1o", "4x0e", "2x1o"), "uvu", False, 24 + 3 * 3 + 12),
+    # T 24; x1 summed over u with weights 2*12*3, then 2*4*3 (pair by pair 12 * 9 = 108)
+    (("3x1o", "4x0e", "4x1o"), "uvv", True, 24 + 72 + 24),
+    (("3x1o", "4x0e", "4x1o"), "uvv", False, 24 + 2 * 3 + 24),
+    # T 24; contraction 2*4*3; the matrix 2*4*5*3
+    (("4x1o", "4x0e", "5x1o"), "uuw", True, 24 + 24 + 120),
+    (("4x1o", "4x0e", "1x1o"), "uuw", False, 24 + 24),
+    # T 24; four channels of 2*3 and a weight on the one component of the output
+    (("4x1o", "4x1o", "4x0e"), "uuu", True, 24 + 4 * 7),
+    # T 18; six pairs of channels of 2*3
+    (("2x1o", "3x1o", "6x0e"), "uvuv", False, 18 + 36),
+    # T 48; six pairs u < v of 2*6, and a weight on three components, or the matrix 2*6*5*3
+    (("4x1o", "4x1o", "6x1e"), "uvu<v", True, 48 + 6 * 15),
+    (("4x1o", "4x1o", "5x1e"), "u<vw", True, 48 + 72 + 180),
+])
+def test_counts_of_the_connection_modes(irreps, mode, weighted, flops):
+    table = ProductTable(*irreps, [(0, 0, 0, mode, weighted, 1.0)])
+    assert counts.product_row({"paths": table.paths, "cg_index": table.on(torch.device("cpu"))[0]}) == flops
+
+
+def test_counts_of_weights_of_every_row():
+    inputs = product("32x0e", "1x1o", "16x1o", 10)
+    own = inputs | tensors(weight=(10, 512))
+    shared, each = (counts.forward("tensor_product", i, torch.zeros(10, 48)) for i in (inputs, own))
+    assert each.flops == shared.flops and each.bytes == shared.bytes + 4 * 9 * 512
+    gradients = counts.backward("tensor_product", own, torch.zeros(10, 48))
+    assert gradients == (3 * each.flops, each.bytes + 4 * (320 + 30 + 5120))
 
 
 def test_counts_of_a_segnn_message():
