@@ -10,10 +10,21 @@ from torch.nn.utils import parametrize
 
 from . import convert_vn
 from .kernels.tensor_product.op import BACKENDS
-from .nn import FullyConnectedTensorProduct, TensorProduct
-from .nn.tensor_product import unsupported
+from .nn import (
+    ElementwiseTensorProduct,
+    FullTensorProduct,
+    FullyConnectedTensorProduct,
+    TensorProduct,
+    TensorSquare,
+)
 
-_REPLACEMENTS = {o3.FullyConnectedTensorProduct: FullyConnectedTensorProduct, o3.TensorProduct: TensorProduct}
+_REPLACEMENTS = {
+    o3.TensorProduct: TensorProduct,
+    o3.FullyConnectedTensorProduct: FullyConnectedTensorProduct,
+    o3.FullTensorProduct: FullTensorProduct,
+    o3.ElementwiseTensorProduct: ElementwiseTensorProduct,
+    o3.TensorSquare: TensorSquare,
+}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
           "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
@@ -61,7 +72,7 @@ def _usual(cls: type) -> frozenset[str]:
     """Names that every module of type `cls` holds: a plain one, asked once; it draws no random numbers."""
     with torch.device("cpu"):
         plain = o3.TensorProduct("0e", "0e", "0e", [(0, 0, 0, "uvw", True)], internal_weights=False)
-    return _names(plain if cls is o3.TensorProduct else TensorProduct.from_e3nn(plain)) | {"weight", "_converted_from"}
+    return _names(plain if cls is o3.TensorProduct else TensorProduct.from_e3nn(plain)) | {"weight", "irreps_in", "_converted_from"}
 
 
 def _names(module: nn.Module) -> frozenset[str]:
@@ -88,13 +99,8 @@ def _why_not(module: nn.Module) -> str:
         return "it is converted already" if hasattr(module, "_converted_from") else "it is ace_fast's own"
     if type(module) not in _REPLACEMENTS and not parametrize.is_parametrized(module):  # which changes the type
         return "it is a subclass, which may compute something else"
-    reason = unsupported(module.instructions, module.shared_weights)
-    if reason:
-        return reason
     if lost := _would_be_lost(module, o3.TensorProduct):
         return lost
-    if module._did_compile_right:
-        return "it was built with compile_right=True and ours has no right()"
     if module.weight.dtype not in (torch.float32, torch.float64):
         return f"its weights are {module.weight.dtype}; ours must be float32 or float64"
     return ""

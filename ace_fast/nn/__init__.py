@@ -2,8 +2,9 @@
 
 from .norm import BatchNorm, InstanceNorm
 from .o3_layers import O3TensorProduct, O3TensorProductSwishGate
+from .products import ElementwiseTensorProduct, FullTensorProduct, FullyConnectedTensorProduct, TensorSquare
 from .relaxed import RelaxedLinear
-from .tensor_product import FullyConnectedTensorProduct, TensorProduct
+from .tensor_product import TensorProduct
 from .vector_neurons import (
     VNBatchNorm,
     VNLeakyReLU,
@@ -17,12 +18,15 @@ from .vn_edge_conv import VNEdgeConv
 
 __all__ = [
     "BatchNorm",
+    "ElementwiseTensorProduct",
+    "FullTensorProduct",
     "FullyConnectedTensorProduct",
     "InstanceNorm",
     "O3TensorProduct",
     "O3TensorProductSwishGate",
     "RelaxedLinear",
     "TensorProduct",
+    "TensorSquare",
     "VNBatchNorm",
     "VNEdgeConv",
     "VNLeakyReLU",

@@ -9,7 +9,8 @@ from e3nn.math import normalize2mom
 from torch import Tensor, nn
 
 from ..kernels.tensor_product import GateTable, ProductTable
-from .tensor_product import FullyConnectedTensorProduct, apply_product
+from .products import FullyConnectedTensorProduct
+from .tensor_product import apply_product
 
 
 @functools.cache
