@@ -34,7 +34,7 @@ def _warn_reference(op: str, device: str, reason: str) -> None:
 def _refusal(implementation, arguments: tuple) -> str:
     """Why the implementation does not take these arguments; empty when it does."""
     refuses = getattr(implementation, "refuses", None)
-    return refuses(*arguments) if refuses else ""
+    return refuses(*arguments) if refuses and arguments else ""
 
 
 def pick(op: str, backends: dict, backend: str, x: Tensor, arguments: tuple = ()):

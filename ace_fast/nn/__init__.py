@@ -1,5 +1,7 @@
 """Layers with the originals' constructors, parameter names and numbers, on the fused operators."""
 
+from .gate import Gate
+from .linear import Linear
 from .norm import BatchNorm, InstanceNorm
 from .o3_layers import O3TensorProduct, O3TensorProductSwishGate
 from .products import ElementwiseTensorProduct, FullTensorProduct, FullyConnectedTensorProduct, TensorSquare
@@ -21,7 +23,9 @@ __all__ = [
     "ElementwiseTensorProduct",
     "FullTensorProduct",
     "FullyConnectedTensorProduct",
+    "Gate",
     "InstanceNorm",
+    "Linear",
     "O3TensorProduct",
     "O3TensorProductSwishGate",
     "RelaxedLinear",

@@ -46,13 +46,15 @@ def apply_product(name: str, x: Tensor, y: Tensor, weight: Tensor, table: Produc
             weight = weight.reshape(-1)
         elif own:
             weight = weight.expand(*lead, weight.shape[-1])
-    if len(lead) == 1:
-        return functional.tensor_product(x, y, weight, table, bias, gate=gate, backend=backend)
-    rows = prod(lead)
-    x, y = x.reshape(rows, x.shape[-1]), y.reshape(rows, y.shape[-1])
-    weight = weight if weight.dim() == 1 else weight.reshape(rows, weight.shape[-1])
-    out = functional.tensor_product(x, y, weight, table, bias, gate=gate, backend=backend)
-    return out.reshape(*lead, out.shape[-1])
+    if len(lead) != 1:
+        rows = prod(lead)
+        x, y = x.reshape(rows, x.shape[-1]), y.reshape(rows, y.shape[-1])
+        weight = weight if weight.dim() == 1 else weight.reshape(rows, weight.shape[-1])
+    if backend in peers.NAMES:
+        out = peers.run(backend, table, x, y, weight, bias, gate)
+    else:
+        out = functional.tensor_product(x, y, weight, table, bias, gate=gate, backend=backend)
+    return out if len(lead) == 1 else out.reshape(*lead, out.shape[-1])
 
 
 def _check_options(name: str, options: dict) -> None:
@@ -153,8 +155,6 @@ class TensorProduct(nn.Module):
         self.register_buffer("output_mask", like.output_mask)
         paths = [(*ins[:5], ins.path_weight) for ins in self.instructions if 0 not in ins.path_shape]
         self.table = ProductTable(self.irreps_in1, self.irreps_in2, self.irreps_out, paths, layout=layout)
-        if backend in peers.NAMES:
-            peers.check(self)
 
     @classmethod
     def from_e3nn(cls, module: o3.TensorProduct, backend: str = "auto", layout: str = "mul_ir"):
@@ -211,8 +211,6 @@ class TensorProduct(nn.Module):
     def forward(self, x: Tensor, y: Tensor, weight: Tensor | list[Tensor] | None = None) -> Tensor:
         """x [..., irreps_in1.dim], y [..., irreps_in2.dim] -> [..., irreps_out.dim]; weight unless internal."""
         weight = self._weight(weight) if self.weight_numel else x.new_empty(0)
-        if self.backend in peers.NAMES:
-            return peers.run(self, x, y, weight)
         return apply_product(type(self).__name__, x, y, weight, self.table, backend=self.backend)
 
     def right(self, y: Tensor, weight: Tensor | list[Tensor] | None = None) -> Tensor:
@@ -223,8 +221,8 @@ class TensorProduct(nn.Module):
         else:
             weight = y.new_empty(0)
         x = torch.eye(self.irreps_in1.dim, dtype=y.dtype, device=y.device)
-        name, backend = f"{type(self).__name__}.right", "auto" if self.backend in peers.NAMES else self.backend
-        return apply_product(name, x, y.unsqueeze(-2), weight, self.table, backend=backend)
+        return apply_product(f"{type(self).__name__}.right", x, y.unsqueeze(-2), weight, self.table,
+                             backend=self.backend)
 
     def weight_view_for_instruction(self, instruction: int, weight: Tensor | None = None) -> Tensor:
         """The block [..., U, V, W] (or what the mode has) of one instruction, a view of the weights."""
@@ -256,7 +254,7 @@ class TensorProduct(nn.Module):
         for ins in self.instructions:
             if 0 in ins.path_shape:
                 continue
-            ls = tuple(i[k].ir.l for i, k in zip((self.irreps_in1, self.irreps_in2, self.irreps_out), ins[:3], strict=True))
+            ls = tuple(i[k].ir.l for i, k in zip(self.table.irreps, ins[:3], strict=True))
             mode = (ins.connection_mode, ins.has_weight)
             for side in ("left_right", "right"):
                 if not getattr(self, f"_did_compile_{side}"):

@@ -1,6 +1,7 @@
 """From irreps and instructions to the integer and coefficient tables that the kernels read."""
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -96,19 +97,24 @@ class ProductTable:
     `to_empty` cannot touch them. `on(device)` returns them where they are needed, moved once per device.
     """
 
-    def __init__(self, irreps_in1, irreps_in2, irreps_out, instructions, bias: bool = False, layout: str = "mul_ir"):
+    def __init__(self, irreps_in1, irreps_in2, irreps_out, instructions, bias: bool | Collection[int] = False,
+                 layout: str = "mul_ir"):
         in1, in2, out = (o3.Irreps(i) for i in (irreps_in1, irreps_in2, irreps_out))
         if layout not in LAYOUTS:
             fail("ProductTable", "layout", f"one of {LAYOUTS}", repr(layout))
+        self.irreps, self.instructions = (in1, in2, out), tuple(instructions)
         self.dims = (in1.dim, in2.dim, out.dim, LAYOUTS.index(layout))
         slices = [i.slices() for i in (in1, in2, out)]
         paths, index, value, weight = [], [], [], 0
-        for n, (i1, i2, i3, mode, has_weight, scale) in enumerate(instructions):
+        for n, (i1, i2, i3, mode, has_weight, scale) in enumerate(self.instructions):
             irreps = (in1[i1], in2[i2], out[i3])
             _check_mode(n, mode, has_weight, *(mul for mul, _ in irreps))
             with torch.device("cpu"):
-                w3j = o3.wigner_3j(*(ir.l for _, ir in irreps), dtype=torch.float64) * scale
-                nonzero = w3j.abs() > 1e-14 * max(abs(scale), 1e-300)
+                if isinstance(scale, Tensor):
+                    w3j = scale.to("cpu", torch.float64)
+                else:
+                    w3j = o3.wigner_3j(*(ir.l for _, ir in irreps), dtype=torch.float64) * scale
+                nonzero = w3j.abs() > 1e-14 * max(w3j.norm().item(), 1e-300)
                 ijk = nonzero.nonzero()
             start = sum(len(v) for v in value)
             index.append(ijk)
@@ -123,10 +129,13 @@ class ProductTable:
             cpu_value = torch.cat([torch.zeros(0, dtype=torch.float64), *value])
         self.paths = tuple(paths)
         self.weight_numel = weight
-        slots = [(s.start, mul) for s, (mul, ir) in zip(slices[2], out, strict=True) if ir == o3.Irrep("0e") and mul]
-        self.bias_slots = tuple(v for slot in slots for v in slot) if bias else ()
+        biased = range(len(out)) if bias is True else bias or ()
+        slots = [(s.start, mul) for n, (s, (mul, ir)) in enumerate(zip(slices[2], out, strict=True))
+                 if n in biased and ir == o3.Irrep("0e") and mul]
+        self.bias_slots = tuple(v for slot in slots for v in slot)
         self.bias_numel = sum(self.bias_slots[1::2])
         self._on = {"cpu": (cpu_index, cpu_value)}
+        self._peers = {}  # adapters to other libraries, see ace_fast.nn.peers
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Coefficient table on `device`: index [nnz, 3] int64 (i, j, k) and value [nnz] float64."""
@@ -137,7 +146,7 @@ class ProductTable:
         return self._on[key]
 
     def __getstate__(self):
-        return self.__dict__ | {"_on": {"cpu": self._on["cpu"]}}
+        return self.__dict__ | {"_on": {"cpu": self._on["cpu"]}, "_peers": {}}
 
 
 class GateTable(NamedTuple):
