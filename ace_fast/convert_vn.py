@@ -38,6 +38,11 @@ def is_ours(module: nn.Module) -> bool:
     return type(module) in OURS.values()
 
 
+def way(module: nn.Module) -> str:
+    """What to do with a model that is itself such a layer."""
+    return "put it into a torch.nn.Sequential"
+
+
 def describe(module: nn.Module) -> str:
     """Name and channels."""
     name, bn = _name(module), getattr(module, "bn", None)

@@ -94,12 +94,26 @@ class Linear(nn.Module):
             ValueError: f_in with external weights, whose numbers the module does not keep.
         """
         f_in, f_out = module.weight.shape[:2] if module.weight.dim() == 3 else (None, None)
-        if f_in is None and not _takes_plain(module):
+        if f_in is None and not cls.takes_plain(module):
             raise ValueError(f"{cls.__name__}: f_in and f_out of external weights are not known; keep the e3nn module")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new._adopt(module, f_in, f_out, layout, backend)
         return new.train(module.training)
+
+    @staticmethod
+    def takes_plain(module: o3.Linear) -> bool:
+        """Whether an e3nn module without internal weights has no f_in (which it does not keep)."""
+        if module.internal_weights or not module.weight_numel + module.bias_numel:
+            return True
+        sizes = (module.irreps_in.dim, module.weight_numel, module.bias_numel)
+        try:
+            with torch.no_grad():
+                # .forward, for fx prints the errors of a call
+                out = module._compiled_main.forward(*map(module.output_mask.new_zeros, sizes))
+        except RuntimeError:
+            return False
+        return out.shape == (module.irreps_out.dim,)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.irreps_in} -> {self.irreps_out} | {self.weight_numel} weights)"
@@ -111,7 +125,8 @@ class Linear(nn.Module):
                 raise RuntimeError(f"{type(self).__name__}: {what} must be given where internal_weights is False, got "
                                    f"None; pass a tensor [..., {numel}]")
             return getattr(self, what)
-        want = (numel,) if self.f_in is None else (self.f_out, numel) if what == "bias" else (self.f_in, self.f_out, numel)
+        mixed = () if self.f_in is None else (self.f_out,) if what == "bias" else (self.f_in, self.f_out)
+        want = (*mixed, numel)
         fits = value.shape[-len(want):] == want
         if what == "bias":
             fits = value.numel() == prod(want)
@@ -141,14 +156,14 @@ class Linear(nn.Module):
         channels = "ui" if self.layout == "mul_ir" else "iu"
         offset = start = 0
         for ins in self.instructions:
-            n, (mul, ir) = prod(ins.path_shape), self.irreps_out[ins.i_out]
+            n, d = prod(ins.path_shape), self.irreps_out[ins.i_out].ir.dim
             if ins.i_in == -1:
                 part = bias[:, start:start + n]
                 start += n
             else:
                 block = weight[..., offset:offset + n].unflatten(-1, ins.path_shape)
                 offset += n
-                shape = (ins.path_shape[0], ir.dim)
+                shape = (ins.path_shape[0], d)
                 x_in = x[..., self.irreps_in.slices()[ins.i_in]]
                 x_in = x_in.unflatten(-1, shape if self.layout == "mul_ir" else shape[::-1])
                 part = ins.path_weight * torch.einsum(
@@ -175,15 +190,3 @@ class Linear(nn.Module):
             if ins.i_in != -1:
                 view = self.weight_view_for_instruction(n, weight)
                 yield (n, ins, view) if yield_instruction else view
-
-
-def _takes_plain(module: o3.Linear) -> bool:
-    """Whether an e3nn module takes features [irreps_in.dim], without f_in, which it does not keep."""
-    new = module.output_mask.new_zeros
-    try:
-        with torch.no_grad():
-            # .forward, for fx prints the errors of a call
-            out = module._compiled_main.forward(*map(new, (module.irreps_in.dim, module.weight_numel, module.bias_numel)))
-    except RuntimeError:
-        return False
-    return out.shape == (module.irreps_out.dim,)

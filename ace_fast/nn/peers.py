@@ -1,8 +1,8 @@
-"""Other libraries behind our layers' calls, for comparison: cuequivariance_torch and openequivariance, where installed.
+"""Other libraries behind our layers' calls, for comparison: cuequivariance_torch and openequivariance.
 
-`backend="cuequivariance"` or `backend="openequivariance"` on a layer converts layout and order of weights at every call,
-so that only the backend's name differs. A benchmark that wants the library alone takes the adapter itself (`adapter`),
-converts once with `to_theirs`, and times its `product`.
+`backend="cuequivariance"` or `backend="openequivariance"` on a layer converts layout and order of the weights at every
+call, so that only the backend's name differs. A benchmark that wants the library alone takes its `adapter`, converts
+once with `transpose` and `to_theirs`, and times its `product`.
 """
 
 import importlib.util
@@ -22,16 +22,13 @@ _SUBSCRIPTS = {"uvw": ("uvw", "iu", "jv", "kw"), "uvu": ("uv", "iu", "jv", "ku")
 
 def why_not(name: str, device: torch.device | None = None) -> str:
     """Why library `name` cannot run on `device` (None: anywhere); empty where it can."""
-    packages = {"cuequivariance": "cuequivariance_torch", "openequivariance": "openequivariance"}
-    if importlib.util.find_spec(packages[name]) is None:
-        return f"{packages[name]} is not installed; pip install {packages[name].replace('_', '-')}"
-    if device is None:
-        return ""
-    if name == "openequivariance" and device.type != "cuda":
-        return f"openequivariance takes CUDA tensors, not {device.type}"
-    if name == "cuequivariance" and device.type == "cuda" and importlib.util.find_spec("cuequivariance_ops_torch") is None:
-        return "its kernels are not installed; pip install cuequivariance-ops-torch-cu12"
-    return ""
+    package = {"cuequivariance": "cuequivariance_torch", "openequivariance": "openequivariance"}[name]
+    on = device and device.type
+    if name == "openequivariance" and on not in (None, "cuda"):
+        return f"it takes CUDA tensors, not {on}"
+    needed = [package, "cuequivariance_ops_torch"] if name == "cuequivariance" and on == "cuda" else [package]
+    missing = [module for module in needed if importlib.util.find_spec(module) is None]
+    return f"{missing[0]} is not installed" if missing else ""
 
 
 def transpose(x: Tensor, slices: list[tuple[int, int]], to: str) -> Tensor:
