@@ -10,7 +10,7 @@ from ..define import check_constant, check_tensors, define, fail, no_forward_mod
 from . import reference, triton_kernels
 from .table import MODES, GateTable, Path, ProductTable, weight_numel, with_weight
 
-_native = torch.ops.ace_fast_native
+_native, _cuda = torch.ops.ace_fast_native, torch.ops.ace_fast_cuda
 
 
 def _mask(needs: list[bool]) -> int:
@@ -35,6 +35,12 @@ BACKENDS = {
         gated_forward=lambda *a: _native.gated_tensor_product(*a),
         gated_backward=lambda *a: _native.gated_tensor_product_bwd(*a[:-1], _mask(a[-1])),
         refuses=_fully_connected_only,
+    ),
+    "cuda": SimpleNamespace(
+        forward=lambda *a: _cuda.tensor_product(*a),
+        backward=lambda *a: _cuda.tensor_product_bwd(*a[:-1], _mask(a[-1])),
+        gated_forward=lambda *a: _cuda.gated_tensor_product(*a),
+        gated_backward=lambda *a: _cuda.gated_tensor_product_bwd(*a[:-1], _mask(a[-1])),
     ),
     "triton": SimpleNamespace(
         forward=triton_kernels.forward, backward=triton_kernels.backward, gated_forward=triton_kernels.gated_forward,
