@@ -77,35 +77,63 @@ def _count(op: str, name: str, value: int) -> int:
     return number
 
 
+def _counts(num_nodes: int | tuple[int, int]) -> tuple[int, int]:
+    """Numbers of sources and of targets."""
+    if isinstance(num_nodes, tuple | list):
+        if len(num_nodes) != 2:
+            raise ValueError("Graph: num_nodes must be an int or a pair (num_sources, num_targets), "
+                             f"got {len(num_nodes)} numbers")
+        return _count("Graph", "num_nodes[0]", num_nodes[0]), _count("Graph", "num_nodes[1]", num_nodes[1])
+    return (_count("Graph", "num_nodes", num_nodes),) * 2
+
+
+def _check_rows(edge_index: Tensor, counts: tuple[int, int]) -> None:
+    """Sources and targets each in their own range, read from the device once."""
+    if edge_index.shape[1] == 0:
+        return
+    for row, low, high, count in zip((0, 1), *torch.stack(torch.aminmax(edge_index, dim=1)).tolist(), counts,
+                                     strict=True):
+        if low < 0 or high >= count:
+            raise ValueError(f"Graph: edge_index[{row}] must lie in 0..{count - 1}, got {low if low < 0 else high}; "
+                             "num_nodes is (num_sources, num_targets)")
+
+
 class Graph:
     """Directed edges of a graph (or of a batch of graphs), sorted by target and by source.
 
     Args:
         edge_index: [2, E] int64; row 0 the sources j, row 1 the targets i (messages go j -> i).
-        num_nodes: N.
+        num_nodes: N, or a pair (num_sources, num_targets) where sources and targets are different nodes (bipartite).
 
     Attributes:
-        edge_index: [2, E]; num_nodes, num_edges: int.
+        edge_index: [2, E]; num_nodes as given; num_sources, num_targets, num_edges: int.
         sources, targets: `Segments` of the edges by their source and by their target.
-        degree: [N] float64, number of incoming edges.
+        degree: [num_targets] float64, number of incoming edges.
 
     Raises:
         ValueError: wrong type, shape or dtype, or an index outside 0..N-1 (checked once).
     """
 
-    def __init__(self, edge_index: Tensor, num_nodes: int):
+    def __init__(self, edge_index: Tensor, num_nodes: int | tuple[int, int]):
         check_index("Graph", "edge_index", edge_index, 2, "[2, E]")
-        num_nodes = _count("Graph", "num_nodes", num_nodes)
-        check_range("Graph", "edge_index", edge_index, num_nodes, "check num_nodes and the offsets of batched graphs")
+        self.num_sources, self.num_targets = _counts(num_nodes)
+        if isinstance(num_nodes, tuple | list):
+            self.num_nodes = self.num_sources, self.num_targets
+            _check_rows(edge_index, self.num_nodes)
+        else:
+            self.num_nodes = self.num_sources
+            check_range("Graph", "edge_index", edge_index, self.num_nodes,
+                        "check num_nodes and the offsets of batched graphs")
         self.edge_index = trainable(edge_index)
-        self.num_nodes = num_nodes
         self.num_edges = edge_index.shape[1]
-        self.sources = sorted_segments(self.edge_index[0], num_nodes)
-        self.targets = sorted_segments(self.edge_index[1], num_nodes)
+        self.sources = sorted_segments(self.edge_index[0], self.num_sources)
+        self.targets = sorted_segments(self.edge_index[1], self.num_targets)
 
     @property
     def degree(self) -> Tensor:
-        return (self.targets.ptr[1:] - self.targets.ptr[:-1]).double()  # [N]
+        return (self.targets.ptr[1:] - self.targets.ptr[:-1]).double()  # [num_targets]
 
     def __repr__(self) -> str:
-        return f"Graph({self.num_nodes} nodes, {self.num_edges} edges)"
+        nodes = (f"{self.num_sources} sources, {self.num_targets} targets" if isinstance(self.num_nodes, tuple)
+                 else f"{self.num_nodes} nodes")
+        return f"Graph({nodes}, {self.num_edges} edges)"

@@ -109,6 +109,17 @@ def tensor_product_bwd(inputs: dict[str, Any]) -> int:
     return z * (product_row(inputs) * sum(inputs["needs"][:3]) + bias)
 
 
+def tensor_product_conv(inputs: dict[str, Any]) -> int:
+    """The product of every edge, and its sum at the target."""
+    return inputs["x2"].shape[0] * (product_row(inputs) + inputs["dims"][2])
+
+
+def tensor_product_conv_bwd(inputs: dict[str, Any]) -> int:
+    """One product an edge for each gradient wanted; those of x1 are summed at the sources."""
+    edges, needs = inputs["x2"].shape[0], inputs["needs"]
+    return edges * (product_row(inputs) * sum(needs) + inputs["dims"][0] * bool(needs[0]))
+
+
 def gate_row(inputs: dict[str, Any]) -> int:
     """SiLU and gain on scalars, sigmoid and gain on gates, one product for each gated component."""
     scalars, gates, *gated = inputs["layout"]
@@ -155,8 +166,9 @@ def dual_update(inputs: dict[str, Any]) -> int:
 FLOPS = {
     f.__name__: f
     for f in (
-        segment_sum, segment_sum_bwd, tensor_product, tensor_product_bwd, gated_tensor_product,
-        gated_tensor_product_bwd, relaxed_linear, relaxed_linear_bwd, dual_update,
+        segment_sum, segment_sum_bwd, tensor_product, tensor_product_bwd, tensor_product_conv,
+        tensor_product_conv_bwd, gated_tensor_product, gated_tensor_product_bwd, relaxed_linear,
+        relaxed_linear_bwd, dual_update,
     )
 } | vn_counts.FLOPS
 
@@ -164,7 +176,8 @@ _PRODUCT = ("x1", "x2", "weight", "bias")
 _VECTORS = ("p", "d", "mean", "var", "weight", "bias")
 # what the `needs` of an operator's _bwd stand for
 NEEDS = {
-    "tensor_product": _PRODUCT, "gated_tensor_product": _PRODUCT, "relaxed_linear": ("x", "weight", "bias", "gamma"),
+    "tensor_product": _PRODUCT, "tensor_product_conv": _PRODUCT[:3], "gated_tensor_product": _PRODUCT,
+    "relaxed_linear": ("x", "weight", "bias", "gamma"),
     "vn_linear": ("x", "weight", "dense", "bias", "gamma"), "vn_norm_stats": (), "vn_edge_stats": (),
     "vn_leaky_relu": _VECTORS, "vn_edge_conv": _VECTORS,
 }

@@ -95,21 +95,41 @@ def test_wrong_segments(index, count, message):
     (torch.tensor([[0], [3]]), 3, "edge_index must lie in 0..2, got 3; check num_nodes and the offsets"),
     (torch.tensor([[0], [1]]), -3, "num_nodes must be a whole number, 0 or more, got -3; pass an int"),
     (torch.tensor([[0], [1]]), 3.5, "num_nodes must be a whole number, 0 or more, got 3.5"),
+    (torch.tensor([[2], [2]]), (2, 3), r"edge_index\[0\] must lie in 0..1, got 2; num_nodes is \(num_sources, num_tar"),
+    (torch.tensor([[2], [2]]), (3, 2), r"edge_index\[1\] must lie in 0..1, got 2; num_nodes is"),
+    (torch.tensor([[0], [-1]]), (3, 2), r"edge_index\[1\] must lie in 0..1, got -1; num_nodes is"),
+    (torch.tensor([[0], [1]]), (3, 2, 1), r"num_nodes must be an int or a pair \(num_sources, num_targets\), got 3 n"),
+    (torch.tensor([[0], [1]]), (3, -1), r"num_nodes\[1\] must be a whole number, 0 or more, got -1; pass an int"),
 ])
 def test_wrong_graphs(edges, nodes, message):
     with pytest.raises(ValueError, match=f"Graph: {message}"):
         Graph(edges, nodes)
 
 
+def test_bipartite_graph():
+    """Sources and targets are different nodes, each row of edge_index has its own range."""
+    graph = Graph(torch.tensor([[4, 0, 4], [1, 1, 0]]), (5, 2))
+    assert graph.num_nodes == (5, 2) and graph.num_sources == 5 and graph.num_targets == 2
+    assert graph.sources.ptr.tolist() == [0, 1, 1, 1, 1, 3] and graph.targets.ptr.tolist() == [0, 1, 3]
+    assert graph.degree.tolist() == [1, 2]
+    assert repr(graph) == "Graph(5 sources, 2 targets, 3 edges)"
+    plain = Graph(torch.tensor([[1], [0]]), 2)
+    assert plain.num_nodes == plain.num_sources == plain.num_targets == 2 and repr(plain) == "Graph(2 nodes, 1 edges)"
+    nothing = Graph(torch.zeros(2, 0, dtype=torch.int64), (0, 3))
+    assert nothing.degree.tolist() == [0, 0, 0] and nothing.sources.ptr.tolist() == [0]
+
+
 def test_indices_are_read_once(monkeypatch):
     """Each read is a synchronisation on a GPU: one for segments, one for a graph with both its orders."""
     reads, original = [], torch.aminmax
-    monkeypatch.setattr(torch, "aminmax", lambda *a: reads.append(1) or original(*a))
+    monkeypatch.setattr(torch, "aminmax", lambda *a, **k: reads.append(1) or original(*a, **k))
     segments(INDEX, 3)
     assert len(reads) == 1
     Graph(torch.stack([INDEX, INDEX.flip(0)]), 3)
     assert len(reads) == 2
-    assert segments(INDEX[:0], 0).ptr.tolist() == [0] and len(reads) == 2
+    Graph(torch.stack([INDEX, INDEX.flip(0)]), (3, 4))
+    assert len(reads) == 3
+    assert segments(INDEX[:0], 0).ptr.tolist() == [0] and len(reads) == 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...backend import pick
 from ..define import check_constant, check_tensors, define, fail, no_forward_mode, vjp
+from ..multilinear import second_derivative
 from . import reference, triton_kernels
 from .table import MODES, GateTable, Path, ProductTable, weight_numel, with_weight
 
@@ -136,32 +137,23 @@ def _backward_setup(ctx, inputs, output):
 
 
 def _backward_rule(ctx, gg_x1, gg_x2, gg_weight, gg_bias):
-    """The product is multilinear, so each term of its second derivative is the product or its gradient again."""
     g, x1, x2, weight, *cg = ctx.saved_tensors
-    need_g, *needs = ctx.needs_input_grad[:4]
-    sums = [None, None, None, None]  # of g, x1, x2, weight
+    dims, paths, slots = ctx.static
 
-    def add(slot, value):
-        sums[slot] = value if sums[slot] is None else sums[slot] + value
+    def tables(slot):  # what has no weight is constant in the weights
+        return *cg, dims, with_weight(paths) if slot == 2 else paths, slots
 
-    for slot, gg in enumerate((gg_x1, gg_x2, gg_weight)):
-        if gg is None or not ctx.given[slot]:
-            continue
-        operands = [gg if i == slot else x for i, x in enumerate((x1, x2, weight))]
-        dims, paths, slots = ctx.static
-        static = (dims, with_weight(paths) if slot == 2 else paths, slots)  # what has no weight is constant in it
-        if need_g:
-            add(0, tensor_product_op(*operands, None, *cg, *static, ctx.backend))
-        wanted = [need and i != slot for i, need in enumerate(needs)]
-        if any(wanted):
-            grads = tensor_product_bwd(g, *operands, *cg, *static, [*wanted, False], ctx.backend)
-            for i, want in enumerate(wanted):
-                if want:
-                    add(i + 1, grads[i])
+    cotangents = [gg if given else None for gg, given in zip((gg_x1, gg_x2, gg_weight), ctx.given[:3], strict=True)]
+    need_g = ctx.needs_input_grad[0]
+    g_g, *sums = second_derivative(
+        (x1, x2, weight), cotangents, ctx.needs_input_grad[:4],
+        lambda slot, x: tensor_product_op(*x, None, *tables(slot), ctx.backend),
+        lambda slot, x, wanted: tensor_product_bwd(g, *x, *tables(slot), [*wanted, False], ctx.backend)[:3],
+    )
     if gg_bias is not None and ctx.given[3] and need_g:
-        dims, _, slots = ctx.static
-        add(0, reference.forward(x1, x2, weight, gg_bias, *cg, dims, [], slots))
-    return *sums, *(None,) * 7
+        bias = reference.forward(x1, x2, weight, gg_bias, *cg, dims, [], slots)
+        g_g = bias if g_g is None else g_g + bias
+    return g_g, *sums, *(None,) * 7
 
 
 _TABLES = "Tensor cg_index, Tensor cg_value, int[] dims, int[] paths, int[] bias_slots"
