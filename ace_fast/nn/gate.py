@@ -50,7 +50,7 @@ class Gate(nn.Module):
         for key in ("irreps_scalars", "irreps_gates", "irreps_gated", "irreps_in", "irreps_out", "act_scalars",
                     "act_gates"):
             setattr(self, key, getattr(like, key))
-        self.layout, self.backend = layout, backend
+        self.layout, self.backend, self._dim = layout, backend, like.irreps_in.dim
         self.mul = ElementwiseTensorProduct.from_e3nn(like.mul, backend, layout)
         # where scalars, gates and gated tensors lie in the sorted input
         pieces = like.sc.cut.irreps_in
@@ -72,8 +72,8 @@ class Gate(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features [..., irreps_in.dim] -> [..., irreps_out.dim]."""
-        if features.dim() == 0 or features.shape[-1] != self.irreps_in.dim:
-            raise ValueError(f"{type(self).__name__}: features must be [..., {self.irreps_in.dim}], got "
+        if features.dim() == 0 or features.shape[-1] != self._dim:
+            raise ValueError(f"{type(self).__name__}: features must be [..., {self._dim}], got "
                              f"{list(features.shape)}; its last dimension is that of the irreps")
         features = _apart(features, self._cuts[0])
         scalars, gates, gated = (_taken(features, ranges) for ranges in self._ranges)

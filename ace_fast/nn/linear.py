@@ -1,5 +1,6 @@
 """e3nn's Linear on the fused operator: the tensor product with the constant 1."""
 
+from itertools import accumulate
 from math import prod, sqrt
 
 import torch
@@ -83,6 +84,13 @@ class Linear(nn.Module):
         # w3j(l, 0, l) is the identity / sqrt(2l + 1)
         paths = [(ins.i_in, 0, ins.i_out, "uvw", True, ins.path_weight * sqrt(self.irreps_in[ins.i_in].ir.dim))
                  for ins in self.instructions if ins.i_in != -1 and 0 not in ins.path_shape]
+        slices = [[(s.start, s.stop) for s in irreps.slices()] for irreps in (self.irreps_in, self.irreps_out)]
+        offsets = [0, *accumulate(prod(ins.path_shape) for ins in self.instructions)]
+        # of each instruction where it takes and puts, offset and shape of its weights, 2l + 1 and path weight
+        self._blocks = [(slices[0][ins.i_in], slices[1][ins.i_out], (offset, *ins.path_shape),
+                         self.irreps_in[ins.i_in].ir.dim, ins.path_weight)
+                        for ins, offset in zip(self.instructions, offsets, strict=False)
+                        if ins.i_in != -1 and 0 not in ins.path_shape]
         biased = [ins.i_out for ins in self.instructions if ins.i_in == -1]
         self.table = ProductTable(self.irreps_in, "0e", self.irreps_out, paths, bias=biased, layout=layout)
 
@@ -149,31 +157,22 @@ class Linear(nn.Module):
 
     def _mixed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., f_in, irreps_in.dim] -> [..., f_out, irreps_out.dim]."""
-        if x.dim() < 2 or x.shape[-2:] != (self.f_in, self.irreps_in.dim):
-            raise ValueError(f"{type(self).__name__}: features must be [..., {self.f_in}, {self.irreps_in.dim}], got "
+        if x.dim() < 2 or x.shape[-2:] != (self.f_in, self.table.dims[0]):
+            raise ValueError(f"{type(self).__name__}: features must be [..., {self.f_in}, {self.table.dims[0]}], got "
                              f"{list(x.shape)}")
-        parts = [None] * len(self.irreps_out)
-        channels = "ui" if self.layout == "mul_ir" else "iu"
-        offset = start = 0
-        for ins in self.instructions:
-            n, d = prod(ins.path_shape), self.irreps_out[ins.i_out].ir.dim
-            if ins.i_in == -1:
-                part = bias[:, start:start + n]
-                start += n
-            else:
-                block = weight[..., offset:offset + n].unflatten(-1, ins.path_shape)
-                offset += n
-                shape = (ins.path_shape[0], d)
-                x_in = x[..., self.irreps_in.slices()[ins.i_in]]
-                x_in = x_in.unflatten(-1, shape if self.layout == "mul_ir" else shape[::-1])
-                part = ins.path_weight * torch.einsum(
-                    f"...xyuw,...x{channels}->...y{channels.replace('u', 'w')}", block, x_in
-                ).flatten(-2)
-            parts[ins.i_out] = part if parts[ins.i_out] is None else parts[ins.i_out] + part
         lead = torch.broadcast_shapes(x.shape[:-2], weight.shape[:-3])
-        parts = [x.new_zeros(1) if part is None else part for part in parts]
-        return torch.cat([part.expand(*lead, self.f_out, i.dim) for part, i in zip(parts, self.irreps_out, strict=True)]
-                         or [x.new_zeros(*lead, self.f_out, 0)], -1)
+        out = x.new_zeros(*lead, self.f_out, self.table.dims[2])
+        ui, wi = ("ui", "wi") if self.layout == "mul_ir" else ("iu", "iw")
+        for (start, stop), (at, end), (offset, *shape), d, alpha in self._blocks:
+            inner = (shape[0], d) if self.layout == "mul_ir" else (d, shape[0])
+            block = alpha * weight[..., offset:offset + prod(shape)].unflatten(-1, shape)
+            part = torch.einsum(f"...xyuw,...x{ui}->...y{wi}", block, x[..., start:stop].unflatten(-1, inner))
+            out = out + nn.functional.pad(part.flatten(-2), (at, out.shape[-1] - end))
+        start = 0
+        for at, n in zip(self.table.bias_slots[::2], self.table.bias_slots[1::2], strict=True):
+            out = out + nn.functional.pad(bias[:, start:start + n], (at, out.shape[-1] - at - n))
+            start += n
+        return out
 
     def weight_view_for_instruction(self, instruction: int, weight: Tensor | None = None) -> Tensor:
         """The block [..., U, W] of one instruction, a view of the weights."""
