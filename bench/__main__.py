@@ -18,6 +18,8 @@ Workloads; columns: the original's structure in PyTorch (eager), the same under 
 One optimiser step (forward, loss, backward, optimiser, dual step):
   nbody_segnn        ACE-SEGNN on charged N-body systems, hidden 32x0e+32x1o, 4 layers, relaxed; cases batch100 and
                      batch1000 (any batchN)
+  qm9_segnn          ACE-SEGNN on molecules of QM9, hidden 18x(0e+1o+2e), attributes to degree 3, 5 layers, instance
+                     norm, relaxed; case batch128, on a GPU batch1024 too (any batchN)
   modelnet_vndgcnn   ACE-VN-DGCNN on generated clouds, 20 neighbours, 40 classes, relaxed, without dropout; cases
                      clouds8x300 and clouds4x1024, on a GPU clouds32x300 and clouds32x1024 too (any cloudsBxN)
 One layer (forward where the case ends in _forward, otherwise forward and backward):

@@ -1,53 +1,29 @@
-"""Workload `nbody_segnn`: one optimiser step of ACE-SEGNN on the charged N-body task.
+"""Workload `nbody_segnn`: one optimiser step of ACE-SEGNN on the charged N-body task; versions: bench/segnn.py.
 
 Hidden 32x0e+32x1o, 4 layers, relaxed; forward, mean squared error of the positions, backward, Adam, dual step. Inputs
 are simulated trajectories (frame 30 to frame 40, fixed seed). The attributes (spherical harmonics) are those of the
 batch, formed once before the step for all variants alike: `prepare_ms` says what that costs.
-
-eager     e3nn's modules in the original's structure, Adam on all parameters, the original's loop over gammas and Adam
-          on the multipliers
-compiled  the same under torch.compile (e3nn's generated code unscripted, so that the compiler sees it)
-fast      ace_fast.models.SEGNN and ace_fast.ACE with the paper's undamped step sizes, Adam(fused=True) as `ace-fast
-          train` has it
-fast_plain_adam   the same with the Adam of the eager version, to show what the models alone are worth
 """
 
+import functools
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
-from e3nn import o3
 from torch import Tensor
 
 from ace_fast.data.nbody import NBodySettings, initial_conditions, simulate
 from ace_fast.models import SEGNN, nbody_graph
-from ace_fast.relaxation import ACE
 
-from . import gate, steps
-from .eager import EagerSEGNN
-from .gate import Numbers
-from .steps import Variant
+from . import segnn, steps
+from .segnn import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
 
 CASES, GPU_CASES = ("batch100", "batch1000"), ()
 TIMING = {"burst": 4}
-EXTRAS = ("fast_plain_adam",)
 FRAMES = (30, 40)
 ATTRIBUTES = "1x0e+1x1o"
 HIDDEN = "32x0e+32x1o"
 LAYERS = 4
-LR, DUAL_LR = 9e-4, 8e-4
-
-
-class Data(NamedTuple):
-    """One batch, ready for the models, and the weights that all of them start from."""
-
-    graph: SimpleNamespace
-    target: Tensor  # [N, 3]
-    state: dict[str, Tensor]  # float32 parameters by the original's names
-    prepare_ms: float
-    sizes: dict[str, int]
 
 
 def graphs_of(case: str) -> int:
@@ -93,50 +69,10 @@ def _model(kind: type) -> torch.nn.Module:
                 additional_message_irreps="2x0e", relaxed=True)
 
 
-def _build(kind: type, data: Data, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    return steps.build(lambda: _model(kind), dtype or data.target.dtype, data.state, str(data.target.device))
+def _loss(output: Tensor, graph: SimpleNamespace, target: Tensor) -> tuple[Tensor, Tensor]:
+    prediction = graph.pos + output
+    return prediction, torch.nn.functional.mse_loss(prediction, target)
 
 
-def _loss(data: Data, dtype: torch.dtype | None = None) -> steps.LossOf:
-    graph, target = _cast(data.graph, dtype), data.target.to(dtype or data.target.dtype)
-
-    def loss_of(call: Callable) -> tuple[Tensor, Tensor]:
-        prediction = graph.pos + call(graph)
-        return prediction, torch.nn.functional.mse_loss(prediction, target)
-
-    return loss_of
-
-
-def _cast(graph: SimpleNamespace, dtype: torch.dtype | None) -> SimpleNamespace:
-    if dtype is None:
-        return graph
-    move = lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x  # noqa: E731
-    return SimpleNamespace(**{name: move(x) for name, x in vars(graph).items()})
-
-
-def variant(name: str, data: Data) -> Variant:
-    """"eager", "compiled", "fast" or one of EXTRAS."""
-    loss_of = _loss(data)
-    if name in ("fast", *EXTRAS):
-        model = _build(SEGNN, data)
-        adam = lambda parameters: torch.optim.Adam(parameters, lr=LR, fused=name == "fast" or None)  # noqa: E731
-        step = steps.fast_step(model, loss_of, adam, ACE(model, lr=LR, dual_lr=DUAL_LR))
-        return Variant(step, lambda: steps.numbers(model, model, loss_of))
-    if name == "eager":
-        model = call = _build(EagerSEGNN, data)
-    else:
-        model = steps.unscripted(lambda: _build(EagerSEGNN, data))
-        call = steps.compiled(model)
-    step = steps.original_step(model, call, loss_of, torch.optim.Adam, LR, DUAL_LR)
-    return Variant(step, lambda: steps.numbers(model, call, loss_of))
-
-
-def judge(data: Data, eager: Numbers) -> gate.Judge:
-    """Eager in float64 on the timed tensors and weights; `eager` stands for float32 where that is the dtype."""
-    model, loss_of = _build(EagerSEGNN, data, torch.float64), _loss(data, torch.float64)
-    if data.target.dtype != torch.float32:
-        single = _build(EagerSEGNN, data, torch.float32)
-        eager = steps.numbers(single, single, _loss(data, torch.float32))
-    shape = (data.target.shape[0], o3.Irreps(HIDDEN).dim)
-    sizes = steps.gamma_sizes(model, loss_of, lambda name: shape)
-    return gate.judge(steps.numbers(model, model, loss_of), eager, data.target.dtype, sizes)
+TASK = segnn.Task(_model, _loss, HIDDEN, lr=9e-4, dual_lr=8e-4)
+variant, judge = functools.partial(segnn.variant, TASK), functools.partial(segnn.judge, TASK)

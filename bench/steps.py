@@ -125,6 +125,48 @@ def fast_step(
     return step
 
 
+def graphed(function: Callable[[], object], warmup: int = 3) -> Callable[[], object]:
+    """`function` captured in a CUDA graph after `warmup` calls; the result of a replay stands in the same tensors.
+
+    What Python does in it (counters, hooks) happens at the capture alone. Numbers that are no tensors stay as captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # first compilations, tables and the optimiser's state
+        for _ in range(warmup):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+
+    def replay() -> object:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def graph_variant(model: torch.nn.Module, loss_of: LossOf, step: Callable[[], Tensor], inputs: list[Tensor]) -> Variant:
+    """`step` as one replay, after a batch was copied into `inputs`, the tensors that it reads.
+
+    Captured at the first call; the check replays a capture of its own, of forward and backward.
+    """
+    batch, captured = [x.clone() for x in inputs], []
+
+    def replay() -> object:
+        if not captured:
+            captured.append(graphed(step))
+        torch._foreach_copy_(inputs, batch)
+        return captured[0]()
+
+    def check() -> Numbers:
+        found = graphed(lambda: numbers(model, model, loss_of))()
+        return {name: x.clone() for name, x in found.items()}
+
+    return Variant(replay, check)
+
+
 def gamma_sizes(
     model: torch.nn.Module, loss_of: LossOf, shape_of: Callable[[str], tuple[int, ...]]
 ) -> dict[str, float]:

@@ -18,7 +18,7 @@ _DIRECTIONS = ("_forward", "")
 CASES = tuple(f"{layer}_8x300{direction}" for layer in _LAYERS for direction in _DIRECTIONS)
 GPU_CASES = tuple(f"{layer}_{size}{direction}" for size in ("32x1024", "32x300") for layer in _LAYERS
                   for direction in _DIRECTIONS)
-EXTRAS = ()
+EXTRAS, GPU_EXTRAS = (), ()
 
 
 class _Eager(eager_vn.VNLinearLeakyReLU):

@@ -1,7 +1,8 @@
 """Runs a workload: gate, interleaved timing, memory in child processes, one row per case and device.
 
 A workload is a module with CASES, GPU_CASES (run on a GPU besides), EXTRAS (more versions, timed beside the three),
-TIMING (options of timing.interleaved), `load(case, device, dtype) -> data` with `sizes` and `prepare_ms`,
+GPU_EXTRAS (on a GPU besides; they may fail, with a reason), TIMING (options of timing.interleaved),
+`load(case, device, dtype) -> data` with `sizes` and `prepare_ms`,
 `variant("eager" | "compiled" | "fast" | extra, data)` with a `step` and a `check`, and `judge(data, eager's numbers)`,
 the gate; `nbody_segnn` is the model.
 """
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import gate, machine, memory, timing
 
-WORKLOADS = ("modelnet_vndgcnn", "nbody_segnn", "knn", "vn_edge_conv", "vn_linear")
+WORKLOADS = ("modelnet_vndgcnn", "nbody_segnn", "qm9_segnn", "knn", "vn_edge_conv", "vn_linear")
 KEYS = ("workload", "case", "device", "eager_ms", "compiled_ms", "fast_ms", "speedup", "eager_mb", "fast_mb")
 
 
@@ -49,7 +50,7 @@ def run(workload: str, case: str, device: str = "cpu", dtype: torch.dtype = torc
         module = find(workload)
         data = module.load(case, device, dtype)
         row |= data.sizes | {"prepare_ms": data.prepare_ms}
-        variants, first = _checked(module, data, compiled, row)
+        variants, first = _checked(module, data, device, compiled, row)
         row |= {f"{name}_calls": calls(variants[name].step) for name in ("fast", *module.EXTRAS)}
         _time(variants, first, device, repeats, module.TIMING, row)
         _memory(workload, case, device, dtype, variants, row)
@@ -82,13 +83,14 @@ def calls(step: Callable[[], object]) -> int:
     return counter.count
 
 
-def _checked(module: ModuleType, data, compiled: bool, row: dict) -> tuple[dict, dict]:
+def _checked(module: ModuleType, data, device: str, compiled: bool, row: dict) -> tuple[dict, dict]:
     """The variants that passed, and the milliseconds of their first call."""
     eager, numbers, first_ms = _made(module, "eager", data)
     judge = module.judge(data, numbers)
     variants, first = {"eager": eager}, {"eager": first_ms}
     _, row["eager_max_relative_error"] = judge("eager", numbers)
-    for name in ("fast", *module.EXTRAS, "compiled"):
+    optional = ("compiled", *module.GPU_EXTRAS)
+    for name in ("fast", *module.EXTRAS, *(module.GPU_EXTRAS if device == "cuda" else ()), "compiled"):
         if name == "compiled" and not compiled:
             row["compiled_reason"] = "not asked for (--no-compile)"
             continue
@@ -97,11 +99,13 @@ def _checked(module: ModuleType, data, compiled: bool, row: dict) -> tuple[dict,
             error, row[f"{name}_max_relative_error"] = judge(name, numbers)
             if error:
                 raise WrongError(f"{name} differs from the reference: {error}")
+            if name in module.GPU_EXTRAS:
+                variants[name].step()  # captures
         except Exception as e:
             variants.pop(name, None)
-            if name != "compiled":
+            if name not in optional:
                 raise
-            row["compiled_reason"] = f"{type(e).__name__}: {e}".strip().splitlines()[0]
+            row[f"{name}_reason"] = f"{type(e).__name__}: {e}".strip().splitlines()[0]
     return variants, first
 
 
@@ -124,6 +128,8 @@ def _time(variants: dict, first: dict, device: str, repeats: int, options: dict,
     row["speedup"] = row["eager_ms"] / row["fast_ms"]
     if row["compiled_ms"] is not None:
         row["speedup_over_compiled"] = row["compiled_ms"] / row["fast_ms"]
+    if "graph" in times:
+        row["graph_speedup"] = row["eager_ms"] / row["graph_ms"]
     row |= {"noise": timing.noise(times["fast"], times["again"]), "rounds": times["fast"].rounds}
 
 

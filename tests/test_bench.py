@@ -8,11 +8,24 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from ace_fast.kernels.vn_edge_conv import cases as vn_edge_conv_cases
-from bench import gate, gpu_day, machine, memory, operators, roofline, tables, timing, workloads
+from bench import (
+    gate,
+    gpu_day,
+    machine,
+    memory,
+    molecules,
+    operators,
+    qm9_segnn,
+    roofline,
+    tables,
+    timing,
+    workloads,
+)
 from bench.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -182,6 +195,13 @@ def test_missing_and_misshapen_results_are_wrong():
     assert gate.verdict({"output": torch.ones(2, 3)}, gold, limit) == ("", 0.0)
 
 
+def test_what_cancels_has_no_relative_error():
+    gold = {"output": torch.ones(2), "gradient of bias": torch.full((2,), 1e-15)}
+    mine = {"output": torch.ones(2), "gradient of bias": torch.full((2,), 1e-8)}
+    assert gate.verdict(mine, gold, {"output": 0.0, "gradient of bias": 1e-7}) == ("", 0.0)
+    assert "gradient of bias is wrong" in gate.verdict(mine, gold, {"output": 0.0, "gradient of bias": 1e-9})[0]
+
+
 # workloads
 
 
@@ -190,14 +210,14 @@ def toy(factor: float = 1.0, compiled: str = "") -> SimpleNamespace:
     x = torch.linspace(0, 1, 8)
 
     def variant(name, data):
-        if name == "compiled" and compiled:
+        if name in ("compiled", "graph") and compiled:
             raise RuntimeError(compiled)
         scale = factor if name == "fast" else 1.0
         return SimpleNamespace(step=lambda: x * scale, check=lambda: {"output": x * scale})
 
     data = SimpleNamespace(sizes={"rows": 8}, prepare_ms=0.0)
     judge = lambda data, eager: gate.judge({"output": x.double()}, eager, torch.float32)  # noqa: E731
-    return SimpleNamespace(CASES=("one", "two"), GPU_CASES=("three",), EXTRAS=(), TIMING={}, load=lambda *a: data,
+    return SimpleNamespace(CASES=("one", "two"), GPU_CASES=("three",), EXTRAS=(), GPU_EXTRAS=("graph",), TIMING={}, load=lambda *a: data,
                            variant=variant, judge=judge)
 
 
@@ -234,6 +254,18 @@ def test_failing_compiler_gives_a_reason(use):
     assert row["fast_ms"] is not None
 
 
+def test_more_versions_on_a_gpu():
+    """They may fail, with a reason; on the CPU they are not tried."""
+    module = toy(compiled="operation not permitted when stream is capturing\nmore")
+    row = {}
+    variants, _ = workloads._checked(module, module.load(), "cuda", False, row)
+    assert variants.keys() == {"eager", "fast"}
+    assert row["graph_reason"] == "RuntimeError: operation not permitted when stream is capturing"
+    variants, _ = workloads._checked(toy(), module.load(), "cuda", False, {})
+    assert variants.keys() == {"eager", "fast", "graph"}
+    assert workloads._checked(toy(), module.load(), "cpu", False, {})[0].keys() == {"eager", "fast"}
+
+
 def test_cases_come_in_order_and_errors_set_the_status(use, tmp_path):
     use(toy())
     file = tmp_path / "new" / "rows.json"
@@ -253,6 +285,7 @@ def test_unknown_workload_and_case():
 
 @pytest.mark.parametrize(("workload", "case", "message"), [
     ("nbody_segnn", "batchX", "the case must be batchN with N graphs, as in batch100.*got 'batchX'"),
+    ("qm9_segnn", "batch1", "the case must be batchN with N >= 2 molecules, as in batch128, got 'batch1'"),
     ("modelnet_vndgcnn", "clouds1x300", "must be cloudsBxN with B >= 2 .*N >= 20 points.*got 'clouds1x300'"),
     ("modelnet_vndgcnn", "8x300", "must be cloudsBxN.*as in clouds8x300.*got '8x300'"),
     ("vn_edge_conv", "42_85_8x300_k301", "IN_OUT_BxN.*with K <= N, as in 42_85_8x300_forward, got '42_85_8x300_k301'"),
@@ -293,6 +326,39 @@ def test_nbody_segnn_end_to_end(tmp_path, one_thread):
     assert row["threads"] == 1 and row["fast_plain_adam_ms"] > 0
     assert (row["graphs"], row["nodes"], row["edges"]) == (4, 20, 80)
     assert row["memory_method"] == memory.RESET
+
+
+def test_molecules_of_the_protocol():
+    """128 molecules: 2315 atoms and 6088 edges of QM9, or generated ones that are alike."""
+    found = molecules.load(128)
+    edges = molecules.edges(found)
+    assert edges.shape[0] == 2 and (np.diff(edges[1]) >= 0).all()
+    if found.source == "QM9":
+        assert (len(found.pos), edges.shape[1]) == (2315, 6088)
+    with pytest.raises(ValueError, match="must have at most 9327 molecules, as qm9.npz has, got 9328|^$"):
+        molecules.load(9328)
+        raise ValueError  # generated ones have no end
+
+
+def test_generated_molecules_are_alike(monkeypatch):
+    monkeypatch.setattr(molecules, "find_file", lambda: None)
+    found, again = molecules.load(64), molecules.load(64)
+    assert found.source == "generated" and (found.pos == again.pos).all()
+    atoms, edges = len(found.pos), molecules.edges(found)
+    assert 16 < atoms / 64 < 20 and 2.4 < edges.shape[1] / atoms < 2.9
+    assert set(np.unique(found.z)) <= set(molecules.ELEMENTS) and len(found.target) == 64
+    for start, stop in zip(found.offsets[:-1], found.offsets[1:], strict=True):
+        x = found.pos[start:stop]
+        assert np.linalg.norm(x[:, None] - x[None] + 9 * np.eye(len(x))[:, :, None], axis=2).min() > 1.2
+
+
+def test_qm9_segnn_is_the_reference():
+    """The real models on two molecules: equal output, loss and gradients."""
+    data = qm9_segnn.load("batch2", "cpu", torch.float32)
+    assert data.sizes["molecules"] == 2 and data.target.shape == (2, 1)
+    eager = qm9_segnn.variant("eager", data).check()
+    error, worst = qm9_segnn.judge(data, eager)("fast", qm9_segnn.variant("fast", data).check())
+    assert error == "" and 0 < worst < 1e-3
 
 
 # the rest

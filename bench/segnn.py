@@ -1,0 +1,98 @@
+"""What the workloads of SEGNN share: the versions of one optimiser step, and their judge.
+
+eager     e3nn's modules in the original's structure, Adam on all parameters, the original's loop over gammas and Adam
+          on the multipliers
+compiled  the same under torch.compile (e3nn's generated code unscripted, so that the compiler sees it)
+fast      ace_fast.models.SEGNN and ace_fast.ACE with the paper's undamped step sizes, Adam(fused=True) as `ace-fast
+          train` has it
+fast_plain_adam   the same with the Adam of the eager version, to show what the models alone are worth
+graph     on a GPU: the whole step of `fast` (forward, backward, Adam, ACE) captured in a CUDA graph and replayed, the
+          batch copied into place before each replay; only batches of the very same structure can share a capture
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+from ace_fast.models import SEGNN
+from ace_fast.relaxation import ACE
+
+from . import gate, steps
+from .eager import EagerSEGNN
+from .gate import Numbers
+from .steps import Variant
+
+EXTRAS, GPU_EXTRAS = ("fast_plain_adam",), ("graph",)
+
+
+class Data(NamedTuple):
+    """One batch, ready for the models, and the weights that all of them start from."""
+
+    graph: SimpleNamespace
+    target: Tensor  # [N, 3] or [G, 1]
+    state: dict[str, Tensor]  # float32 parameters by the original's names
+    prepare_ms: float
+    sizes: dict[str, int]
+
+
+class Task(NamedTuple):
+    """What differs between the workloads."""
+
+    model: Callable[[type], torch.nn.Module]  # SEGNN or EagerSEGNN -> model
+    loss: Callable[[Tensor, SimpleNamespace, Tensor], tuple[Tensor, Tensor]]  # (model's output, graph, target)
+    hidden: str
+    lr: float
+    dual_lr: float
+
+
+def _build(task: Task, kind: type, data: Data, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    return steps.build(lambda: task.model(kind), dtype or data.target.dtype, data.state, str(data.target.device))
+
+
+def _loss(task: Task, data: Data, dtype: torch.dtype | None = None) -> steps.LossOf:
+    """(output, loss) of a model: the output is what is compared."""
+    graph, target = _cast(data.graph, dtype), data.target.to(dtype or data.target.dtype)
+    return lambda call: task.loss(call(graph), graph, target)
+
+
+def _cast(graph: SimpleNamespace, dtype: torch.dtype | None) -> SimpleNamespace:
+    if dtype is None:
+        return graph
+    move = lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x  # noqa: E731
+    return SimpleNamespace(**{name: move(x) for name, x in vars(graph).items()})
+
+
+def variant(task: Task, name: str, data: Data) -> Variant:
+    """"eager", "compiled", "fast" or one of EXTRAS and GPU_EXTRAS."""
+    loss_of = _loss(task, data)
+    if name in ("fast", *EXTRAS, *GPU_EXTRAS):
+        model = _build(task, SEGNN, data)
+        options = {"fast": {"fused": True}, "graph": {"fused": True, "capturable": True}}.get(name, {})
+        adam = lambda parameters: torch.optim.Adam(parameters, lr=task.lr, **options)  # noqa: E731
+        step = steps.fast_step(model, loss_of, adam, ACE(model, lr=task.lr, dual_lr=task.dual_lr))
+        if name == "graph":
+            read = [x for x in vars(data.graph).values() if isinstance(x, Tensor) and x.is_floating_point()]
+            return steps.graph_variant(model, loss_of, step, [*read, data.target])
+        return Variant(step, lambda: steps.numbers(model, model, loss_of))
+    if name == "eager":
+        model = call = _build(task, EagerSEGNN, data)
+    else:
+        model = steps.unscripted(lambda: _build(task, EagerSEGNN, data))
+        call = steps.compiled(model)
+    step = steps.original_step(model, call, loss_of, torch.optim.Adam, task.lr, task.dual_lr)
+    return Variant(step, lambda: steps.numbers(model, call, loss_of))
+
+
+def judge(task: Task, data: Data, eager: Numbers) -> gate.Judge:
+    """Eager in float64 on the timed tensors and weights; `eager` stands for float32 where that is the dtype."""
+    model, loss_of = _build(task, EagerSEGNN, data, torch.float64), _loss(task, data, torch.float64)
+    if data.target.dtype != torch.float32:
+        single = _build(task, EagerSEGNN, data, torch.float32)
+        eager = steps.numbers(single, single, _loss(task, data, torch.float32))
+    shape = (data.graph.x.shape[0], o3.Irreps(task.hidden).dim)
+    sizes = steps.gamma_sizes(model, loss_of, lambda name: shape)
+    return gate.judge(steps.numbers(model, model, loss_of), eager, data.target.dtype, sizes)
