@@ -4,7 +4,7 @@ eager              e3nn's module, for a convolution between a gather and index_a
 compiled           the same under torch.compile (generated code unscripted); double backward, which torch.compile lacks,
                    with the first gradient taken inside the compiled function
 fast               ace_fast.nn.TensorProduct, ace_fast.functional.tensor_product_conv on a prepared Graph
-cuequivariance, openequivariance   ace_fast.peers, in their own layouts
+cuequivariance, openequivariance   ace_fast.nn.peers, in their own layouts and orders of weights
 torch_scatter      eager with torch_scatter's sum in place of index_add (convolutions)
 """
 
@@ -17,7 +17,8 @@ from e3nn import o3
 from torch import Tensor, nn
 
 import ace_fast
-from ace_fast import peers
+from ace_fast.kernels.tensor_product import ProductTable
+from ace_fast.nn import peers
 
 from . import steps
 from .gate import Numbers
@@ -135,22 +136,32 @@ def _around(product: nn.Module, x: Inputs, add: Callable) -> Callable:
 
 
 def _fast_conv(product: nn.Module, x: Inputs) -> Callable:
-    conv = getattr(ace_fast.functional, "tensor_product_conv", None)
-    if conv is None:
-        raise ValueError("ace_fast.functional.tensor_product_conv is missing in this version")
+    conv = ace_fast.functional.tensor_product_conv
     graph = ace_fast.Graph(torch.stack([x.source, x.target]), x.x1.shape[0])
     return lambda x1, x2, weight: conv(x1, x2, weight, graph, product.table)
 
 
 def _peer(name: str, problem: Problem, x: Inputs) -> Version:
-    like = module(problem, torch.float64)
-    made = peers.build(name, problem.irreps, like.instructions, problem.shared, x.x1.device, x.x1.dtype,
-                       convolution=problem.convolution)
-    call = made.call
+    of = module(problem, torch.float64).instructions
+    table = ProductTable(*problem.irreps, [(*ins[:5], ins.path_weight) for ins in of])
+    peer = peers.adapter(name, table, problem.shared, x.x1.dtype, x.x1.device, problem.convolution)
+    slices = {part: [(mul, ir.dim) for mul, ir in irreps]
+              for part, irreps in zip(("x1", "x2", "out"), problem.irreps, strict=True)}
+
+    def native(part: str, t: Tensor) -> Tensor:
+        if part == "weight":
+            return peer.to_theirs(t)
+        return t if peer.layout == "mul_ir" else peers.transpose(t, slices[part], peer.layout)
+
+    def back(part: str, t: Tensor) -> Tensor:
+        if part == "weight":
+            return peer.to_ours(t)
+        return t if peer.layout == "mul_ir" else peers.transpose(t, slices[part], "mul_ir")
+
+    call, n = peer.product, x.x1.shape[0]
     if problem.convolution:
-        n = x.x1.shape[0]
-        call = lambda x1, x2, weight: made.call(x1, x2, weight, x.source, x.target, n)  # noqa: E731
-    return Version(call, made.native, made.e3nn, made.method)
+        call = lambda x1, x2, weight: peer.convolution(x1, x2, weight, x.source, x.target, n)  # noqa: E731
+    return Version(call, native, back, "+".join(peer.methods))
 
 
 def step(version: Version, problem: Problem, x: Inputs, direction: str) -> Callable[[], object]:

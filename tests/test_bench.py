@@ -217,8 +217,8 @@ def toy(factor: float = 1.0, compiled: str = "") -> SimpleNamespace:
 
     data = SimpleNamespace(sizes={"rows": 8}, prepare_ms=0.0)
     judge = lambda data, eager: gate.judge({"output": x.double()}, eager, torch.float32)  # noqa: E731
-    return SimpleNamespace(CASES=("one", "two"), GPU_CASES=("three",), EXTRAS=(), GPU_EXTRAS=("graph",), TIMING={}, load=lambda *a: data,
-                           variant=variant, judge=judge)
+    return SimpleNamespace(CASES=("one", "two"), GPU_CASES=("three",), EXTRAS=(), GPU_EXTRAS=("graph",), TIMING={},
+                           load=lambda *a: data, variant=variant, judge=judge)
 
 
 @pytest.fixture
@@ -335,9 +335,12 @@ def test_molecules_of_the_protocol():
     assert edges.shape[0] == 2 and (np.diff(edges[1]) >= 0).all()
     if found.source == "QM9":
         assert (len(found.pos), edges.shape[1]) == (2315, 6088)
-    with pytest.raises(ValueError, match="must have at most 9327 molecules, as qm9.npz has, got 9328|^$"):
+
+
+@pytest.mark.skipif(molecules.find_file() is None, reason="qm9.npz is not at hand")
+def test_no_more_molecules_than_there_are():
+    with pytest.raises(ValueError, match="must have at most 9327 molecules, as qm9.npz has, got 9328"):
         molecules.load(9328)
-        raise ValueError  # generated ones have no end
 
 
 def test_generated_molecules_are_alike(monkeypatch):

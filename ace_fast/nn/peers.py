@@ -2,10 +2,11 @@
 
 `backend="cuequivariance"` or `backend="openequivariance"` on a layer converts layout and order of the weights at every
 call, so that only the backend's name differs. A benchmark that wants the library alone takes its `adapter`, converts
-once with `transpose` and `to_theirs`, and times its `product`.
+once with `transpose` and `to_theirs`, and times its `product` or its `convolution`.
 """
 
 import importlib.util
+import math
 import warnings
 
 import torch
@@ -45,7 +46,7 @@ class _CuEquivariance:
 
     layout = "ir_mul"
 
-    def __init__(self, table: ProductTable, shared: bool, dtype: torch.dtype, device: torch.device):
+    def __init__(self, table: ProductTable, shared: bool, dtype: torch.dtype, device: torch.device, convolution: bool):
         self.groups = []
         paths = unpack(table.paths)
         for key in dict.fromkeys((p.mode, p.weight >= 0) for p in paths):
@@ -58,14 +59,26 @@ class _CuEquivariance:
 
     to_ours = to_theirs
 
+    @property
+    def methods(self) -> list[str]:
+        """Which of their implementations runs, for each connection mode."""
+        return [run.method for run, _ in self.groups]
+
     def product(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         """x [Z, dim1], y [Z, dim2], weight [n] or [Z, n] -> [Z, dim_out], in their layout."""
+        return self._sum(x, y, weight, None, {}, {})
+
+    def convolution(self, x: Tensor, y: Tensor, weight: Tensor, source: Tensor, target: Tensor, n: int) -> Tensor:
+        """x [N, dim1] at the nodes source [E], y [E, dim2], weight [n] or [E, n] -> [n, dim_out] at target [E]."""
+        return self._sum(x, y, weight, source, {0: x.new_empty(n, 1)}, {0: target})
+
+    def _sum(self, x, y, weight, source, shapes, targets) -> Tensor:
         weight = weight if weight.dim() == 2 else weight[None]
         out = None
         for run, columns in self.groups:
             blocks = [weight[:, a:b] for a, b in columns or ()]
             inputs = [blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)] if blocks else []
-            (part,) = run([*inputs, x, y])
+            (part,) = run([*inputs, x, y], {} if source is None else {len(inputs): source}, shapes, targets)
             out = part if out is None else out + part
         return out
 
@@ -123,26 +136,37 @@ def _segmented(polynomial, dtype: torch.dtype, device: torch.device):
 
     if device.type == "cpu":
         return cuet.SegmentedPolynomial(polynomial, method="naive", math_dtype=dtype)
+    uniform = _uniform(polynomial)
     try:
-        flat = polynomial.flatten_coefficient_modes().squeeze_modes()
-        sizes = {s for operand in flat.operands for s in operand.segments if s}
-        uniform = len(sizes) <= 1 and all(operand.ndim <= 1 for operand in flat.operands)
-    except ValueError:
-        uniform = False
-    try:
-        return cuet.SegmentedPolynomial(polynomial, method="uniform_1d" if uniform else "fused_tp",
+        return cuet.SegmentedPolynomial(uniform or polynomial, method="uniform_1d" if uniform else "fused_tp",
                                         math_dtype=dtype).to(device)
     except (NotImplementedError, ValueError, RuntimeError) as why:
         raise ValueError(f"tensor_product: backend 'cuequivariance' does not take this product: {why}") from why
 
 
+def _uniform(polynomial):
+    """Its channels cut into pieces of one extent, each coefficient a path: what their fastest method takes; or None."""
+    try:
+        flat = polynomial.flatten_coefficient_modes().squeeze_modes()
+    except ValueError:
+        return None
+    modes = {mode for _, product in flat.operations for mode in product.subscripts.modes()}
+    extents = {n for operand in flat.operands for segment in operand.segments for n in segment}
+    if len(modes) > 1 or any(operand.ndim > 1 for operand in flat.operands):
+        return None
+    return flat.split_mode(modes.pop(), math.gcd(*extents)) if len(extents) > 1 else flat
+
+
 class _OpenEquivariance:
-    """openequivariance.TensorProduct; their layout is mul_ir, their weights have an order of their own."""
+    """openequivariance's modules; their layout is mul_ir, their weights have an order of their own."""
 
-    layout = "mul_ir"
+    layout, methods = "mul_ir", ["jit"]
 
-    def __init__(self, table: ProductTable, shared: bool, dtype: torch.dtype, device: torch.device):
-        import openequivariance as oeq
+    def __init__(self, table: ProductTable, shared: bool, dtype: torch.dtype, device: torch.device, convolution: bool):
+        try:
+            import openequivariance as oeq
+        except (ImportError, AssertionError) as why:  # it asserts that torch was built for a GPU
+            raise ValueError(f"tensor_product: backend 'openequivariance' is not available: {why}") from why
 
         modes = {ins[3] for ins in table.instructions}
         if len(modes) != 1 or not modes <= {"uvu", "uvw"} or not all(ins[4] for ins in table.instructions):
@@ -158,7 +182,7 @@ class _OpenEquivariance:
             irrep_normalization="none", path_normalization="none", shared_weights=shared, internal_weights=False,
             irrep_dtype=number, weight_dtype=number,
         )
-        self.module = oeq.TensorProduct(problem)
+        self.module = (oeq.TensorProductConv if convolution else oeq.TensorProduct)(problem).to(device)
         self.shared = shared
 
     def to_theirs(self, weight: Tensor) -> Tensor:
@@ -171,12 +195,21 @@ class _OpenEquivariance:
         """x [Z, dim1], y [Z, dim2], weight [n] or [Z, n] in their order -> [Z, dim_out]."""
         return self.module(x.contiguous(), y.contiguous(), weight.contiguous())
 
+    def convolution(self, x: Tensor, y: Tensor, weight: Tensor, source: Tensor, target: Tensor, n: int) -> Tensor:
+        """x [N, dim1] at the nodes source [E], y [E, dim2], weight [n] or [E, n] -> [N, dim_out] at target [E]."""
+        if n != x.shape[0]:
+            raise ValueError("tensor_product_conv: backend 'openequivariance' takes as many targets as sources, got "
+                             f"{n} and {x.shape[0]}; use backend='auto'")
+        return self.module(x.contiguous(), y.contiguous(), weight.contiguous(), target, source)
+
 
 _ADAPTERS = {"cuequivariance": _CuEquivariance, "openequivariance": _OpenEquivariance}
 
 
-def adapter(name: str, table: ProductTable, shared: bool, dtype: torch.dtype, device: torch.device):
-    """The library's product for `table`: its `layout`, `to_theirs(weight)`, `to_ours(weight)`, `product(x, y, weight)`.
+def adapter(name: str, table: ProductTable, shared: bool, dtype: torch.dtype, device: torch.device,
+            convolution: bool = False):
+    """The library's product for `table`: its `layout`, `to_theirs(weight)`, `to_ours(weight)`, `product(x, y, weight)`
+    or, with `convolution`, `convolution(x, y, weight, source, target, num_nodes)` with their own gather and sum.
 
     Raises:
         ValueError: the library is not installed, cannot run on `device` or does not take this product; it says why.
@@ -184,14 +217,14 @@ def adapter(name: str, table: ProductTable, shared: bool, dtype: torch.dtype, de
     device = torch.device(device)
     if why := why_not(name, device):
         raise ValueError(f"tensor_product: backend {name!r} is not available: {why}")
-    key = (name, shared, dtype, device)
+    key = (name, shared, dtype, device, convolution)
     if key not in table._peers:
         if not table.instructions:
             raise ValueError(f"tensor_product: backend {name!r} does not take a product without paths; "
                              "use backend='auto'")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            table._peers[key] = _ADAPTERS[name](table, shared, dtype, device)
+            table._peers[key] = _ADAPTERS[name](table, shared, dtype, device, convolution)
     return table._peers[key]
 
 
