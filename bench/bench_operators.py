@@ -26,7 +26,7 @@ def about() -> dict[str, object]:
     return machine.describe(DEVICE)
 
 
-JOBS = [job for job in operators.jobs(DEVICE, DTYPE) if not operators.too_large(job)]
+JOBS = [job for job in operators.jobs(DEVICE, DTYPE) if not operators.skipped(job)]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=repr)

@@ -181,13 +181,16 @@ NEEDS = {
     "vn_linear": ("x", "weight", "dense", "bias", "gamma"), "vn_norm_stats": (), "vn_edge_stats": (),
     "vn_leaky_relu": _VECTORS, "vn_edge_conv": _VECTORS,
 }
+# inputs that an operator hands to its gradient alone
+UNREAD = {"tensor_product_conv": ("source_order", "source_ptr", "target")}
 
 
 def forward(op: str, inputs: dict[str, Any], outputs) -> Count | None:
     """Counts of one call of `op`; None where nobody has counted it."""
     if op not in FLOPS:
         return None
-    return Count(int(FLOPS[op](inputs)), nbytes([*inputs.values(), *tensors(outputs)]))
+    read = [x for name, x in inputs.items() if name not in UNREAD.get(op, ())]
+    return Count(int(FLOPS[op](inputs)), nbytes([*read, *tensors(outputs)]))
 
 
 def backward(op: str, inputs: dict[str, Any], outputs) -> Count | None:
@@ -214,5 +217,7 @@ def throughput(count: Count, ms: float) -> dict[str, float]:
 
 def rows(inputs: dict[str, Any], differentiable: tuple[str, ...]) -> int:
     """The leading size of the case (edges or nodes), for rows per second."""
+    if "source" in inputs:  # edges, not the nodes that x1 has
+        return inputs["source"].shape[0]
     first = next((inputs[n] for n in differentiable if isinstance(inputs.get(n), torch.Tensor)), None)
     return first.shape[0] if first is not None and first.dim() else 0

@@ -79,8 +79,11 @@ def jobs(device: str, dtype: torch.dtype, case: str | None = None, op: str | Non
     yield from (job for _, job in sorted(found, key=lambda pair: pair[0]))
 
 
-def too_large(job: Job) -> str:
-    """Why the case is not run on the CPU, or "": its edge tensors in plain PyTorch would not fit beside other work."""
+def skipped(job: Job) -> str:
+    """Why the case is not run, or "": the backend refuses it, or the edge tensors that plain PyTorch forms on the CPU
+    would not fit beside other work."""
+    if job.backend in job.case.refused_by:
+        return f"backend {job.backend} does not take this case"
     if job.device != "cpu" or job.op not in vn_counts.ON_EDGES:
         return ""
     with FakeTensorMode():  # shapes alone: making the case forms edge tensors too
@@ -181,7 +184,7 @@ def measure(job: Job, roofline: Roofline, repeats: int = 15) -> dict[str, Any]:
     that is too large for this device a row with `skipped`."""
     untimed = {"op": job.op, "case": job.case.name, "backend": job.backend, "direction": job.direction,
                "device": job.device, "dtype": str(job.dtype).removeprefix("torch."), "ms": None}
-    reason = too_large(job)
+    reason = skipped(job)
     if reason:
         return untimed | {"skipped": reason}
     ready = prepare(job)

@@ -388,7 +388,9 @@ def test_operators_take_turns():
 def test_what_does_not_fit_is_a_row_that_says_so(monkeypatch, tmp_path):
     case = next(c for c in vn_edge_conv_cases.SMALL if c.name == "odd" and "bwd" not in repr(c))
     job = operators.Job("vn_edge_conv", case, "reference", "forward", "cpu", torch.float32)
-    assert operators.too_large(job) == "" and operators.too_large(job._replace(device="cuda")) == ""
+    assert operators.skipped(job) == "" and operators.skipped(job._replace(device="cuda")) == ""
+    refused = job._replace(case=case._replace(refused_by=("reference",)))
+    assert operators.measure(refused, ROOF, 1)["skipped"] == "backend reference does not take this case"
     monkeypatch.setattr(operators, "CPU_LIMIT", 2**10)
     row = operators.measure(job, ROOF, 1)
     assert row["ms"] is None and "error" not in row

@@ -90,6 +90,28 @@ def test_counts_of_weights_of_every_row():
     assert gradients == (3 * each.flops, each.bytes + 4 * (320 + 30 + 5120))
 
 
+def test_counts_of_a_convolution():
+    """12 edges from 5 sources to 3 targets: nothing of their size is written."""
+    table = ProductTable("32x1o", "1x1o", "32x1e", [(0, 0, 0, "uvu", True, 1.0)])
+    cg_index, cg_value = table.on(torch.device("cpu"))
+    inputs = tensors(x1=(5, 96), x2=(12, 3), weight=(12, 32))
+    for name, count in (("source", 6), ("target", 4)):
+        inputs |= {name: torch.zeros(12, dtype=torch.int64), f"{name}_order": torch.zeros(12, dtype=torch.int64),
+                   f"{name}_ptr": torch.zeros(count, dtype=torch.int64)}
+    inputs |= {"cg_index": cg_index, "cg_value": cg_value, "dims": table.dims, "paths": table.paths, "atomic": False}
+    out, fixed = torch.zeros(3, 96), 6 * 32
+    leaves = 4 * (480 + 36 + 384)
+    # the product 492 (above) and 96 additions an edge; the forward reads sources, and edges by target
+    forward = counts.forward("tensor_product_conv", inputs, out)
+    assert forward == (12 * (492 + 96), leaves + 4 * 288 + fixed + 8 * (12 + 12 + 4))
+    # three products an edge, the gradient of x1 summed at the sources
+    backward = counts.backward("tensor_product_conv", inputs, out)
+    assert backward == (12 * (3 * 492 + 96), 2 * leaves + 4 * 288 + fixed + 8 * (4 * 12 + 6 + 4))
+    assert counts.rows(inputs, ("x1", "x2", "weight")) == 12
+    only = counts.FLOPS["tensor_product_conv_bwd"](inputs | {"needs": [False, True, False]})
+    assert only == 12 * 492
+
+
 def test_counts_of_a_segnn_message():
     """The second message of SEGNN N-body: each path takes the cheaper order."""
     inputs = product("32x0e+32x1o", "1x0e+1x1o", "64x0e+32x1o", 1)
