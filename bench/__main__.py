@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import machine, operators, protocol_cases, protocols, roofline, tables, workloads
+from . import gpu_day, machine, operators, protocol_cases, protocols, roofline, tables, workloads
 
 DESCRIPTION = """\
 Times ace_fast against the eager reference, and says how sure it is.
@@ -46,12 +46,12 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("bench", description=DESCRIPTION,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--workload", choices=[*workloads.WORKLOADS, "all"], help="run this workload")
+    add("--workload", choices=[*workloads.WORKLOADS, "all"], nargs="+", help="run these workloads")
     add("--protocol", choices=[*protocol_cases.PROTOCOLS, "all"], nargs="+", help="run these protocols")
     add("--direction", choices=protocol_cases.ALL, help="only this direction (protocols)")
     add("--operators", action="store_true", help="run the operators' large cases")
     add("--case", help="only this case, e.g. batch100 or nbody_100")
-    add("--op", help="only this operator or room")
+    add("--op", nargs="+", help="only these operators or rooms")
     add("--backend", help="only this backend (operators)")
     add("--device", choices=["cpu", "cuda", "all"], help="default: the GPU where there is one, else the CPU")
     add("--dtype", choices=["float32", "float64"], default="float32")
@@ -59,9 +59,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--repeats", type=int, help="timed rounds, default 15 (3 with --quick)")
     add("--no-compile", action="store_true", help="leave the torch.compile column out (it costs minutes)")
     add("--quick", action="store_true", help="few rounds, the first case of each workload: for a look, not for a claim")
-    add("--json", metavar="FILE", help="write the rows as a JSON list (with --gpu-day: the folder for all results)")
-    add("--gpu-day", action="store_true",
-        help="on a machine with a GPU: build, run all tests there, then all workloads and operators; under 10 minutes")
+    add("--json", metavar="FILE", help="write the rows as a JSON list")
+    add("--gpu-day", metavar="FOLDER", nargs="?", const="bench-results",
+        help="on a machine with a GPU, into FOLDER: build, tests, protocols, workloads, operators; under 10 minutes")
+    add("--parts", metavar="A,B", help="only these parts of --gpu-day: " + ", ".join(gpu_day.parts(Path(), Path())))
     return parser
 
 
@@ -70,9 +71,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = arguments()
     a = parser.parse_args(argv)
     if a.gpu_day:
-        from . import gpu_day
-
-        return gpu_day.main(Path(a.json or "bench-results"))
+        names, known = a.parts.split(",") if a.parts else None, gpu_day.parts(Path(), Path())
+        if wrong := [name for name in names or () if name not in known]:
+            parser.error(f"--parts must be of {', '.join(known)}, got {wrong[0]!r}")
+        return gpu_day.main(Path(a.gpu_day), names)
     if a.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; use --device cpu")
     for name in ("threads", "repeats"):
@@ -114,7 +116,7 @@ def _run(a: argparse.Namespace, device: str, rows: Rows) -> None:
     dtype = getattr(torch, a.dtype)
     both = not (a.workload or a.operators or a.protocol)
     if a.workload or both:
-        names = workloads.WORKLOADS if both or a.workload == "all" else [a.workload]
+        names = workloads.WORKLOADS if both or "all" in a.workload else a.workload
         found = []
         for name in names:
             cases = workloads.cases(workloads.find(name), device)

@@ -1,16 +1,20 @@
-"""One call on a machine with a GPU: build, all tests on the device, all workloads and operators, one folder of results.
+"""One call on a machine with a GPU: build, tests on the device, protocols, workloads, operators; two files come out.
 
-The parts run one after the other, the most valuable first, each in a process with a time limit, and each leaves its
-files even if another fails: its log (build.txt, tests.txt and so on) and its rows. results.json has everything in one
-file, written anew after each part: the machine, what became of the parts, all rows, and the end of each log.
+The parts run one after the other, the most valuable first, each in a process with a time limit, and each counts even if
+another fails. results.json has everything, written anew every few seconds: the machine, what became of the parts, all
+rows so far, and the end of each log; logs.txt has the whole logs.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,52 +24,94 @@ REQUIRED = "reference,cpu,triton,cuda"
 BUDGET_S = 570
 WORKERS = "8"  # test processes that share the GPU
 LOG_LINES = 60
+LOG_BYTES = 4 * 2**20  # of each log
+GRACE_S = 10  # for a stopped part to say how far it came
 
 
-def main(folder: Path) -> int:
-    """Runs everything into `folder`; the exit status is 1 where a part failed."""
+class Part(NamedTuple):
+    """What runs, and for how long at most."""
+
+    command: list[str]
+    limit_s: float
+
+
+def parts(root: Path, folder: Path) -> dict[str, Part]:
+    """All parts in the order in which they run; rows go to `folder`."""
+    bench = [sys.executable, "-m", __package__, "--device", "cuda"]
+    tests = [sys.executable, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark"]
+    brief = ["--no-compile", "--repeats", "9"]
+    rows = lambda name: ["--json", str(folder / f"{name}.json")]  # noqa: E731
+    on_gpu = sorted(str(p) for p in (root / "tests").glob("test_*.py") if "cuda" in p.read_text())
+    products = ["tensor_product", "tensor_product_conv", "steerable_message"]
+    return {
+        "build": Part([sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(root)],
+                      100),
+        "tests": Part([*tests, *on_gpu], 150),
+        "protocols": Part([*bench, *brief, "--protocol", "O1", "O2", "O8", "F1", *rows("protocols")], 150),
+        "workloads": Part([*bench, *brief, "--workload", "nbody_segnn", "qm9_segnn", *rows("workloads")], 90),
+        "operators": Part([*bench, "--operators", "--op", *products, *rows("operators")], 60),
+        # what is left of the time goes to what is asked for by name
+        "tests-all": Part([*tests, "tests"], 300),
+        "tests-aot": Part([*tests, "tests/aot"], 150),
+        "clouds": Part([*bench, "--workload", "modelnet_vndgcnn", "knn", "vn_edge_conv", "vn_linear", "--no-compile",
+                        *rows("clouds")], 120),
+        "all-operators": Part([*bench, "--operators", *rows("all-operators")], 150),
+        "float64": Part([*bench, *brief, "--protocol", "O1", "O2", "O8", "F1", "--dtype", "float64",
+                         *rows("float64")], 150),
+        "other-protocols": Part([*bench, *brief, "--protocol", "O3", "O5", "J1", *rows("other-protocols")], 120),
+        "compiled": Part([*bench, "--workload", "all", "--protocol", "all", "--quick", "--repeats", "15",
+                          *rows("compiled")], BUDGET_S),
+    }
+
+
+DEFAULT = ("build", "tests", "protocols", "workloads", "operators")
+
+
+def main(folder: Path, names: list[str] | None = None) -> int:
+    """Runs the parts `names` into `folder`; the exit status is 1 where one failed."""
     if not torch.cuda.is_available():
-        return _refuse("a GPU, torch sees none; use --workload and --operators on the CPU")
+        return _refuse("a GPU, torch sees none; use --workload, --protocol and --operators on the CPU")
     root = Path(__file__).resolve().parents[1]
     if not (root / "tests").is_dir():
         return _refuse(f"a checkout with its tests, {root} has none; run it in a clone of the repository")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    python, started, found = sys.executable, time.monotonic(), {}
-    # set, so that the tests' own defaults (interpreted, emulated) do not come in
-    environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_EMULATE": "0"}
-    environment |= {"ACE_FAST_REQUIRE": REQUIRED, "OMP_NUM_THREADS": "2", "CUDAARCHS": "native"}
-    bench = [python, "-m", __package__, "--device", "cuda"]
-    tests = [python, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark"]
-    parts = [
-        ("build", [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(root)], 100),
-        ("tests", [*tests, "tests"], 150),
-        ("workloads", [*bench, "--workload", "all", "--no-compile", "--json", str(folder / "workloads.json")], 150),
-        ("operators", [*bench, "--operators", "--json", str(folder / "operators.json")], 100),
-        ("tests-aot", [*tests, "tests/aot"], 100),
-        # last and the first cases only, because compiling takes minutes: it gets what is left
-        ("compiled", [*bench, "--workload", "all", "--quick", "--repeats", "15", "--json",
-                      str(folder / "compiled.json")], BUDGET_S),
-    ]
-    about = machine.describe("cuda")
-    for name, command, limit in parts:
-        left = BUDGET_S - (time.monotonic() - started)
-        found[name] = run(command, folder / f"{name}.txt", min(limit, left), root, environment)
-        print(f"{name}: {found[name]}", flush=True)
-        (folder / "results.json").write_text(json.dumps(about | collect(folder, found), indent=1))
+    # TRITON_INTERPRET and ACE_FAST_EMULATE are set, so that the tests' own defaults do not come in
+    environment = os.environ | {"TRITON_INTERPRET": "0", "ACE_FAST_EMULATE": "0", "ACE_FAST_REQUIRE": REQUIRED,
+                                "OMP_NUM_THREADS": "2"}
+    about, found, started = machine.describe("cuda"), {}, time.monotonic()
+    with tempfile.TemporaryDirectory() as kept:
+        every, work = parts(root, Path(kept)), Path(kept)
+        for name in names or DEFAULT:
+            limit = min(every[name].limit_s, BUDGET_S - (time.monotonic() - started))
+            found[name] = {"status": "running", "seconds": None}
+            save = lambda: write(folder, about, found, work)  # noqa: E731, B023
+            found[name] = run(every[name].command, work / f"{name}.txt", limit, root, environment, save)
+            print(f"{name}: {found[name]}", flush=True)
+            save()
     return int(any(part["status"] for part in found.values()))
 
 
-def collect(folder: Path, parts: dict[str, dict[str, object]]) -> dict[str, object]:
+def write(folder: Path, about: dict[str, object], found: dict[str, dict[str, object]], work: Path) -> None:
+    """results.json and logs.txt of the parts so far."""
+    part = folder / "results.json.part"
+    part.write_text(json.dumps(about | collect(work, found), indent=1))
+    part.replace(folder / "results.json")
+    logs = [(name, work / f"{name}.txt") for name in found]
+    (folder / "logs.txt").write_text("\n".join(
+        f"==== {name}\n{log.read_text(errors='replace')[-LOG_BYTES:]}" for name, log in logs if log.exists()))
+
+
+def collect(folder: Path, found: dict[str, dict[str, object]]) -> dict[str, object]:
     """What the parts left behind: {"parts": ..., "rows": {part: rows}, "logs": {part: the end of its log}}."""
     rows, logs = {}, {}
-    for name in parts:
+    for name in found:
         file, log = folder / f"{name}.json", folder / f"{name}.txt"
         if log.exists():
             logs[name] = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
         if file.exists():
             rows[name] = json.loads(file.read_text())
-    return {"parts": parts, "rows": rows, "logs": logs}
+    return {"parts": found, "rows": rows, "logs": logs}
 
 
 def _refuse(why: str) -> int:
@@ -73,17 +119,36 @@ def _refuse(why: str) -> int:
     return 2
 
 
-def run(command: list[str], log: Path, limit_s: float, cwd: Path, environment: dict[str, str]) -> dict[str, object]:
+def run(command: list[str], log: Path, limit_s: float, cwd: Path, environment: dict[str, str],
+        meanwhile: Callable[[], object] = lambda: None, every_s: float = 10.0) -> dict[str, object]:
     """Runs one part with its output in `log`: {"status": exit status or reason, "seconds": ...}."""
     start = time.monotonic()
-    status: object = f"not run: the {BUDGET_S} s are used up"
-    if limit_s > 0:
-        with log.open("w") as out:
+    if limit_s <= 0:
+        return {"status": f"not run: the {BUDGET_S} s are used up", "seconds": 0.0}
+    seconds = lambda: round(time.monotonic() - start, 1)  # noqa: E731
+    with log.open("w") as out:
+        try:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, env=environment,
+                                       start_new_session=True)
+        except OSError as error:
+            return {"status": f"could not start: {error}", "seconds": seconds()}
+        while process.poll() is None:
+            left = limit_s - (time.monotonic() - start)
+            if left <= 0:
+                _stop(process)
+                return {"status": f"stopped after {limit_s:.0f} s", "seconds": seconds()}
             try:
-                status = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, env=environment,
-                                        timeout=limit_s).returncode
+                process.wait(min(left, every_s))
             except subprocess.TimeoutExpired:
-                status = f"stopped after {limit_s:.0f} s"
-            except OSError as error:
-                status = f"could not start: {error}"
-    return {"status": status, "seconds": round(time.monotonic() - start, 1)}
+                meanwhile()
+    return {"status": process.returncode, "seconds": seconds()}
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Interrupts the part, so that pytest sums up what it has, then ends its whole group of processes."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -4,7 +4,7 @@ import functools
 import importlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -60,9 +60,9 @@ def backends(room: str, device: str) -> list[str]:
     return sorted(found, key=lambda b: b == "reference")
 
 
-def jobs(device: str, dtype: torch.dtype, case: str | None = None, op: str | None = None,
+def jobs(device: str, dtype: torch.dtype, case: str | None = None, ops: Collection[str] | None = None,
          backend: str | None = None, size: str = "LARGE") -> Iterator[Job]:
-    """All jobs, narrowed by the name of a case, an operator (or room) and a backend.
+    """All jobs, narrowed by the name of a case, operators (or rooms) and a backend.
 
     The first case of every operator comes first, then every second one: a run that is stopped has seen all operators.
     """
@@ -73,7 +73,8 @@ def jobs(device: str, dtype: torch.dtype, case: str | None = None, op: str | Non
             for b in backends(room, device):
                 for direction in DIRECTIONS:
                     job = Job(room, c, b, direction, device, dtype)
-                    named = case in (None, c.name) and op in (None, room, job.op) and backend in (None, b)
+                    chosen = ops is None or room in ops or job.op in ops
+                    named = case in (None, c.name) and chosen and backend in (None, b)
                     if named and (direction == "forward" or hasattr(torch.ops.ace_fast, f"{job.op}_bwd")):
                         found.append((seen[c.op], job))
     yield from (job for _, job in sorted(found, key=lambda pair: pair[0]))

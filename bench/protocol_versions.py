@@ -67,17 +67,17 @@ class Version(NamedTuple):
 
 
 def load(problem: Problem, rows: int, device: str, dtype: torch.dtype) -> Inputs:
-    """Normal numbers, the same in every process; a convolution has NEIGHBOURS random sources a node."""
-    g = torch.Generator().manual_seed(11111)
+    """Normal numbers, the same in every process on a device; a convolution has NEIGHBOURS random sources a node."""
+    g = torch.Generator(device).manual_seed(11111)
     dim1, dim2, dim_out = (irreps.dim for irreps in problem.irreps)
     nodes = max(2, rows // NEIGHBOURS) if problem.convolution else rows
-    normal = lambda *shape: torch.randn(*shape, generator=g).to(device)  # noqa: E731
+    normal = lambda *shape: torch.randn(*shape, generator=g, device=device)  # noqa: E731
     source = target = None
     if problem.convolution:
-        target = torch.arange(rows) * nodes // rows
-        step = torch.randint(1, nodes, (rows,), generator=g)  # never the node itself
-        source, target = ((target + step) % nodes).to(device), target.to(device)
-    count = module(problem, torch.float32).weight_numel
+        target = torch.arange(rows, device=device) * nodes // rows
+        step = torch.randint(1, nodes, (rows,), generator=g, device=device)  # never the node itself
+        source = (target + step) % nodes
+    count = _description(problem).weight_numel
     weight = normal(count) if problem.shared else normal(rows, count)
     x = Inputs(normal(nodes, dim1), normal(rows, dim2), weight, normal(nodes, dim_out), source, target)
     return x.cast(dtype)
@@ -87,6 +87,12 @@ def module(problem: Problem, dtype: torch.dtype, kind: type = o3.TensorProduct) 
     """e3nn's module, or one with its constructor, with constants in `dtype`."""
     return steps.build(lambda: kind(*problem.irreps, list(problem.instructions), shared_weights=problem.shared,
                                     internal_weights=False), dtype)
+
+
+def _description(problem: Problem) -> o3.TensorProduct:
+    """e3nn's module without code: its instructions with their path weights."""
+    return o3.TensorProduct(*problem.irreps, list(problem.instructions), shared_weights=problem.shared,
+                            internal_weights=False, compile_left_right=False, compile_right=False)
 
 
 def make(name: str, problem: Problem, x: Inputs) -> Version:
@@ -142,8 +148,7 @@ def _fast_conv(product: nn.Module, x: Inputs) -> Callable:
 
 
 def _peer(name: str, problem: Problem, x: Inputs) -> Version:
-    of = module(problem, torch.float64).instructions
-    table = ProductTable(*problem.irreps, [(*ins[:5], ins.path_weight) for ins in of])
+    table = ProductTable(*problem.irreps, [(*ins[:5], ins.path_weight) for ins in _description(problem).instructions])
     peer = peers.adapter(name, table, problem.shared, x.x1.dtype, x.x1.device, problem.convolution)
     slices = {part: [(mul, ir.dim) for mul, ir in irreps]
               for part, irreps in zip(("x1", "x2", "out"), problem.irreps, strict=True)}
