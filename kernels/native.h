@@ -83,6 +83,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   operator T*() const { return data_; }
+  void swap(Scratch& other) { std::swap(data_, other.data_); }
  private:
   T* data_;
 };
@@ -95,13 +96,13 @@ inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (half + I / 2 + (I % 2) * L)...);
 }
 
-// Transposes an L x L block: log2(L) rounds of interleaving row i with row i + L/2.
-template <class T>
-inline void transpose_block(const T* from, int64_t ld_from, T* to, int64_t ld_to) {
+// Transposes an L x L block: log2(L) rounds of interleaving row i with row i + L/2. from(i), to(i): where row i lies.
+template <class T, class From, class To>
+inline void transpose_block(From&& from, To&& to) {
   constexpr int L = lanes<T>;
   using Sequence = std::make_integer_sequence<int, L>;
   Vec<T> a[L], b[L];
-  for (int i = 0; i < L; ++i) a[i] = load(from + i * ld_from);
+  for (int i = 0; i < L; ++i) a[i] = load<T>(from(i));
 #pragma GCC unroll 4
   for (int round = 1; round < L; round *= 2) {
 #pragma GCC unroll 16
@@ -112,19 +113,37 @@ inline void transpose_block(const T* from, int64_t ld_from, T* to, int64_t ld_to
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) a[i] = b[i];
   }
-  for (int i = 0; i < L; ++i) store(to + i * ld_to, a[i]);
+  for (int i = 0; i < L; ++i) store(to(i), a[i]);
 }
 
-// to[c, r] = from[r, c] for a rows x cols matrix.
+// Lane l of the result is the sum of a[l]: the same rounds, the two halves of each added. Overwrites a.
 template <class T>
-void transpose(const T* from, int64_t rows, int64_t cols, int64_t ld_from, T* to, int64_t ld_to) {
+inline Vec<T> sum_each(Vec<T> (&a)[lanes<T>]) {
+  constexpr int L = lanes<T>;
+  using Sequence = std::make_integer_sequence<int, L>;
+#pragma GCC unroll 4
+  for (int half = L / 2; half >= 1; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      a[i] = interleave<T, false>(a[i], a[i + half], Sequence{}) + interleave<T, true>(a[i], a[i + half], Sequence{});
+  return a[0];
+}
+
+// to(c)[r] = from(r)[c] for a rows x cols matrix; from and to say where a row lies.
+template <class T, class From, class To>
+void transpose_rows(From&& from, int64_t rows, int64_t cols, To&& to) {
   constexpr int L = lanes<T>;
   const int64_t whole_rows = rows / L * L, whole_cols = cols / L * L;
   for (int64_t r = 0; r < whole_rows; r += L)
     for (int64_t c = 0; c < whole_cols; c += L)
-      transpose_block(from + r * ld_from + c, ld_from, to + c * ld_to + r, ld_to);
+      transpose_block<T>([&](int64_t i) { return from(r + i) + c; }, [&](int64_t i) { return to(c + i) + r; });
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = r < whole_rows ? whole_cols : 0; c < cols; ++c) to[c * ld_to + r] = from[r * ld_from + c];
+    for (int64_t c = r < whole_rows ? whole_cols : 0; c < cols; ++c) to(c)[r] = from(r)[c];
+}
+
+template <class T>
+void transpose(const T* from, int64_t rows, int64_t cols, int64_t ld_from, T* to, int64_t ld_to) {
+  transpose_rows<T>([=](int64_t r) { return from + r * ld_from; }, rows, cols, [=](int64_t c) { return to + c * ld_to; });
 }
 
 // ---- matrix product ------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ MIXED = ("3x1e+2x0o+2x2o", "1x0e+1x1o+2x2e+1x0o", "2x0e+1x0o+2x1o+1x2e+1x3o")
 HIGH = ("2x6e+1x5o+1x4e", "1x6e+1x3o", "2x0e+1x6e+1x4o+1x3e")
 BACKENDS = [name for name, reason in available("cpu").get("tensor_product", {"reference": ""}).items() if not reason]
 FAST = [name for name in BACKENDS if name != "triton"]  # interpreted, wide irreps take minutes
-ANY_MODE = ["reference"]
+ANY_MODE = FAST  # every mode, weights of every row, both layouts
 
 
 def from_e3nn(product) -> ProductTable:

@@ -1,60 +1,23 @@
-// One block of rows of a tensor product, rows as vector lanes: a path's contraction, sum over channels, gate, gradients.
+// One block of rows of a tensor product, rows as vector lanes: a path's contraction, its sum over channels, its gradients.
 #pragma once
 
-#include "native.h"
-#include "vector_math.h"
+#include "epilogue.h"
+#include "paths.h"
 
 namespace ace::product {
 
-constexpr int64_t kRows = 48;  // three AVX-512 vectors of floats, a multiple of every vector length
-
-struct Term { int64_t j; double c; };                    // one coefficient of a pair
-struct Pair { int64_t i, k; std::vector<Term> terms; };  // components of in1 and out that the path couples
-struct Source { int64_t component, pair; };              // what a component of a contraction is summed from
-
-// One instruction (kernels/tensor_product/table.py, Path) with its coefficients grouped by (i, k).
-struct Path {
-  int64_t o1, U, d1, o2, V, d2, o3, W, d3, weight, padded;  // padded: offset of its block in the padded weight gradient
-  bool channels_first;                                      // sum over channels before the contraction
-  std::vector<Pair> pairs;
-  std::vector<std::vector<Source>> of_k, of_i;  // the pairs of each component of out, of in1
+// Weights of a block, or their gradients: `shared` [n] (gradients: padded sums, see Path), or where it is null the [n] of
+// each row. Gradients with neither are not asked for.
+template <class P>
+struct WeightsOf {
+  P shared = nullptr;
+  Rows<P> rows = {{}, 0};
+  WeightsOf(P shared) : shared(shared) {}
+  WeightsOf(const Rows<P>& rows) : rows(rows) {}
+  explicit operator bool() const { return shared || rows.count; }
 };
-
-template <class T>
-std::vector<Path> read_paths(const std::vector<int64_t>& flat, const Tensor& index, const Tensor& value) {
-  const Tensor ijk = dense(index), coefficients = dense(value);
-  const int64_t* row = in<int64_t>(ijk);
-  const double* c = in<double>(coefficients);
-  std::vector<Path> paths;
-  int64_t padded = 0;
-  for (size_t p = 0; p < flat.size(); p += 13) {
-    const int64_t* f = flat.data() + p;
-    Path path{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], padded, f[2] < f[8], {}, {}, {}};
-    path.of_k.resize(path.d3);
-    path.of_i.resize(path.d1);
-    padded += path.U * path.V * round_up<T>(path.W);
-    std::vector<Pair> grid(path.d1 * path.d3);
-    for (int64_t n = f[10]; n < f[11]; ++n)
-      grid[row[3 * n + 2] * path.d1 + row[3 * n]].terms.push_back({row[3 * n + 1], c[n]});
-    for (int64_t g = 0; g < path.d1 * path.d3; ++g) {
-      if (grid[g].terms.empty()) continue;
-      const int64_t i = g % path.d1, k = g / path.d1, n = path.pairs.size();
-      path.of_k[k].push_back({i, n});
-      path.of_i[i].push_back({k, n});
-      path.pairs.push_back({i, k, std::move(grid[g].terms)});
-    }
-    paths.push_back(std::move(path));
-  }
-  return paths;
-}
-
-struct Gate { int64_t scalars = 0, gates = 0; std::vector<int64_t> gated; double scalar_gain = 1, gate_gain = 1; };
-
-// Calls f(z) for the vectors of one row of a block.
-template <class T, class F>
-inline void lanes_of_row(F&& f) {
-  for (int64_t z = 0; z < kRows; z += lanes<T>) f(z);
-}
+template <class T> using Weights = WeightsOf<const T*>;
+template <class T> using WeightSums = WeightsOf<T*>;
 
 // Everything one thread needs for one block, all in [component][kRows] layout.
 template <class T>
@@ -64,30 +27,27 @@ class Block {
       : x1(dim1 * kRows), x2(dim2 * kRows), y(dim3 * kRows),
         g_x1(dim1 * kRows), g_x2(dim2 * kRows), gate_out(dim3 * kRows),
         coupling(largest(paths, [](const Path& p) { return static_cast<int64_t>(p.pairs.size()); }) * kRows),
-        t(largest(paths, widest) * kRows), s(largest(paths, widest) * kRows),
-        turned(largest(paths, [](const Path& p) { return std::min(p.d1, p.d3) * round_up<T>(p.W); }) * kRows) {}
-
-  // Asks for the block of rows after the one at `row`: a transposition reads too many rows at once to be foreseen.
-  static void prefetch_next(const T* matrix, int64_t row, int64_t dim, int64_t total) {
-    const T *begin = matrix + std::min(row + kRows, total) * dim, *end = matrix + std::min(row + 2 * kRows, total) * dim;
-    for (const T* p = begin; p < end; p += 64 / sizeof(T)) __builtin_prefetch(p);
+        t(largest(paths, widest) * kRows), s(largest(paths, widest) * kRows), turned(largest(paths, widest) * kRows),
+        back(largest(paths, widest) * kRows), lane_weights(largest(paths, elements) * kRows),
+        lane_sums(largest(paths, elements) * kRows), last(lanes<T> * largest(paths, widest)), ones(largest(paths, elements)) {
+    std::fill_n(static_cast<T*>(ones), largest(paths, elements), T(1));
   }
 
-  // Rows z0 .. z0+rows of a [Z, dim] matrix into [dim][kRows]; missing rows are zero.
+  // Rows of a matrix in mul_ir into [dim][kRows], missing ones as zero; and back.
   static void load_rows(const T* from, int64_t dim, int64_t rows, T* to) {
-    if (rows < kRows)
-      for (int64_t c = 0; c < dim; ++c) std::fill(to + c * kRows + rows, to + (c + 1) * kRows, T(0));
-    transpose(from, rows, dim, dim, to, kRows);
+    product::load_rows<T>(rows_from(from, 0, rows, dim), {{0, dim, 1}}, to);
   }
-  static void store_rows(const T* from, int64_t dim, int64_t rows, T* to) { transpose(from, dim, rows, kRows, to, dim); }
+  static void store_rows(const T* from, int64_t dim, int64_t rows, T* to) {
+    product::store_rows<T>(from, {{0, dim, 1}}, rows_from(to, 0, rows, dim));
+  }
 
-  // coupling[pair][z] = sum_j C_ijk x2[v, j, z]
-  void couple(const Path& p, int64_t v) {
+  // coupling[pair][z] = sum_j C_ijk x[b, j, z] with x of side 2
+  void couple(const Path& p, int64_t b) {
+    const T* x = (p.swapped ? x1 : x2) + (p.o2 + b * p.d2) * kRows;
     for (size_t n = 0; n < p.pairs.size(); ++n)
       lanes_of_row<T>([&](int64_t z) {
         Vec<T> sum{};
-        for (const Term& term : p.pairs[n].terms)
-          sum += static_cast<T>(term.c) * load(x2 + (p.o2 + v * p.d2 + term.j) * kRows + z);
+        for (const Term& term : p.pairs[n].terms) sum += static_cast<T>(term.c) * load(x + term.j * kRows + z);
         store(coupling + n * kRows + z, sum);
       });
   }
@@ -111,110 +71,79 @@ class Block {
       }
   }
 
-  void forward(const Path& p, const T* weight) {
-    const T* x = x1 + p.o1 * kRows;
+  // y += the path
+  void forward(const Path& p, const Weights<T>& weights) {
+    if (!p.mixes) return forward_each(p, weights);
+    const T* x = (p.swapped ? x2 : x1) + p.o1 * kRows;
     T* target = y + p.o3 * kRows;
-    for (int64_t v = 0; v < p.V; ++v) {
-      const T* w = weight + p.weight + v * p.W;
-      couple(p, v);
-      if (p.channels_first) {  // s[w, i, z] = sum_u W[u, w] x1[u, i, z]
-        matmul<T>(p.W, p.d1 * kRows, p.U, w, 1, p.V * p.W, x, p.d1 * kRows, s, p.d1 * kRows, false);
-        contract<false>(p, p.W, s, target, true);
-      } else {  // t[u, k, z] = contraction; y[w, k, z] += sum_u W[u, w] t[u, k, z]
-        contract<false>(p, p.U, x, t, false);
-        matmul<T>(p.W, p.d3 * kRows, p.U, w, 1, p.V * p.W, t, p.d3 * kRows, target, p.d3 * kRows, true);
-      }
+    if (p.meet == Meet::equal) {
+      p.groups([&](const Group& g) {
+        couple(p, g.b);
+        contract<false>(p, 1, x + g.b * p.d1 * kRows, t + g.b * p.d3 * kRows, false);
+      });
+      return mix(p, everything(p), weights, t, target, true);
     }
+    p.groups([&](const Group& g) {
+      const T* from = x + g.first * p.d1 * kRows;
+      couple(p, g.b);
+      if (p.channels_first) {  // s[w, i, z] = sum_a W[a, w] x[a, i, z]
+        mix(p, g, weights, from, s, false);
+        contract<false>(p, p.W, s, target, true);
+      } else {  // t[a, k, z] = contraction; y[w, k, z] += sum_a W[a, w] t[a, k, z]
+        contract<false>(p, g.count, from, t, false);
+        mix(p, g, weights, t, target, true);
+      }
+    });
   }
 
-  // y holds the gradient of the output. g_weight: this chunk's padded sums, [U, V, W padded] a path, or null.
-  void backward(const Path& p, const T* weight, bool need_x1, bool need_x2, T* g_weight) {
-    const T* x = x1 + p.o1 * kRows;
-    const T* g = y + p.o3 * kRows;
-    T* g_x = g_x1 + p.o1 * kRows;
-    const int64_t d = std::min(p.d1, p.d3), columns = d * kRows, padded = round_up<T>(p.W);
-    for (int64_t v = 0; v < p.V; ++v) {
-      const T* w = weight + p.weight + v * p.W;
-      couple(p, v);
-      const T *left = x, *right = g;  // g_weight[u, w] = sum over columns of left[u, .] right[w, .]
+  // y holds the gradient of the output; g_x1, g_x2 and shared sums are added to, weights of rows are written.
+  void backward(const Path& p, const Weights<T>& weights, bool need_x1, bool need_x2, const WeightSums<T>& sums) {
+    if (p.swapped) std::swap(need_x1, need_x2);
+    const bool need_weight = sums && p.weight >= 0;
+    if (!p.mixes) return backward_each(p, weights, need_x1, need_x2, need_weight, sums);
+    const T *x = (p.swapped ? x2 : x1) + p.o1 * kRows, *g = y + p.o3 * kRows;
+    T* g_x = (p.swapped ? g_x2 : g_x1) + p.o1 * kRows;
+    if (p.meet == Meet::equal) {
+      if (need_x1 || need_x2) unmix(p, everything(p), weights, g, t, false);
+      p.groups([&](const Group& group) {
+        const int64_t at = group.b * p.d1 * kRows, to = group.b * p.d3 * kRows;
+        couple(p, group.b);
+        if (need_x1) contract<true>(p, 1, t + to, g_x + at, true);
+        if (need_x2) g_couple(p, group.b, 1, x + at, t + to);
+        if (need_weight) contract<false>(p, 1, x + at, s + to, false);
+      });
+      if (need_weight) g_mix(p, everything(p), s, g, sums);
+      return;
+    }
+    p.groups([&](const Group& group) {
+      const int64_t at = group.first * p.d1 * kRows;
+      couple(p, group.b);
       if (p.channels_first) {
         contract<true>(p, p.W, g, s, false);  // s[w, i, z]
-        right = s;
-        if (need_x1) matmul<T>(p.U, columns, p.W, w, p.V * p.W, 1, s, columns, g_x, columns, true);
-        if (need_x2) matmul<T>(p.W, columns, p.U, w, 1, p.V * p.W, x, columns, t, columns, false);
-        if (need_x2) g_couple(p, v, p.W, t, g);
+        if (need_x1) unmix(p, group, weights, s, g_x + at, true);
+        if (need_weight) g_mix(p, group, x + at, s, sums);
+        if (need_x2) mix(p, group, weights, x + at, t, false);
+        if (need_x2) g_couple(p, group.b, p.W, t, g);
       } else {
-        if (need_x1 || need_x2) matmul<T>(p.U, columns, p.W, w, p.V * p.W, 1, g, columns, t, columns, false);
-        if (need_x1) contract<true>(p, p.U, t, g_x, true);
-        if (need_x2) g_couple(p, v, p.U, x, t);
-        if (g_weight) contract<false>(p, p.U, x, t, false);
-        left = t;
+        if (need_x1 || need_x2) unmix(p, group, weights, g, t, false);
+        if (need_x1) contract<true>(p, group.count, t, g_x + at, true);
+        if (need_x2) g_couple(p, group.b, group.count, x + at, t);
+        if (need_weight) contract<false>(p, group.count, x + at, t, false);
+        if (need_weight) g_mix(p, group, t, g, sums);
       }
-      if (g_weight) {
-        transpose<T>(right, p.W, columns, columns, turned, padded);  // what stands beyond W stays in the padding
-        matmul<T>(p.U, p.W, columns, left, columns, 1, turned, padded, g_weight + p.padded + v * padded, p.V * padded,
-                  true);
-      }
-    }
+    });
   }
 
-  // y (pre-activation) -> gate_out
-  void gate(const Gate& f) {
-    for (int64_t c = 0; c < f.scalars; ++c)
-      lanes_of_row<T>([&](int64_t z) {
-        const Vec<T> x = load(y + c * kRows + z);
-        store(gate_out + c * kRows + z, static_cast<T>(f.scalar_gain) * x * sigmoid_of<T>(x));
-      });
-    int64_t from = f.scalars + f.gates, to = f.scalars, gate = f.scalars;
-    for (size_t n = 0; n < f.gated.size(); n += 2) {
-      const int64_t d = f.gated[n + 1];
-      for (int64_t m = 0; m < f.gated[n]; ++m, ++gate, from += d, to += d)
-        lanes_of_row<T>([&](int64_t z) {
-          const Vec<T> factor = static_cast<T>(f.gate_gain) * sigmoid_of<T>(load(y + gate * kRows + z));
-          for (int64_t k = 0; k < d; ++k)
-            store(gate_out + (to + k) * kRows + z, factor * load(y + (from + k) * kRows + z));
-        });
-    }
-  }
+  void gate(const Gate& f) { f.forward<T>(y, gate_out); }
+  void gate_backward(const Gate& f) { f.backward<T>(gate_out, y); }
 
-  // y (pre-activation) and gate_out (gradient of the gate's output) -> y (gradient of the pre-activation)
-  void gate_backward(const Gate& f) {
-    for (int64_t c = 0; c < f.scalars; ++c)
-      lanes_of_row<T>([&](int64_t z) {
-        const Vec<T> x = load(y + c * kRows + z), s = sigmoid_of<T>(x);
-        store(y + c * kRows + z, static_cast<T>(f.scalar_gain) * load(gate_out + c * kRows + z) * s *
-                                     (T(1) + x * (T(1) - s)));
-      });
-    int64_t from = f.scalars + f.gates, to = f.scalars, gate = f.scalars;
-    for (size_t n = 0; n < f.gated.size(); n += 2) {
-      const int64_t d = f.gated[n + 1];
-      for (int64_t m = 0; m < f.gated[n]; ++m, ++gate, from += d, to += d)
-        lanes_of_row<T>([&](int64_t z) {
-          const Vec<T> s = sigmoid_of<T>(load(y + gate * kRows + z));
-          const Vec<T> factor = static_cast<T>(f.gate_gain) * s;
-          Vec<T> sum{};
-          for (int64_t k = 0; k < d; ++k) {
-            const Vec<T> g = load(gate_out + (to + k) * kRows + z);
-            sum += g * load(y + (from + k) * kRows + z);
-            store(y + (from + k) * kRows + z, factor * g);
-          }
-          store(y + gate * kRows + z, sum * factor * (T(1) - s));
-        });
-    }
-  }
-
-  T sum_row(int64_t c) const {
-    Vec<T> sum{};
-    lanes_of_row<T>([&](int64_t z) { sum += load(y + c * kRows + z); });
-    T total = 0;
-    for (int l = 0; l < lanes<T>; ++l) total += sum[l];
-    return total;
-  }
+  T sum_row(int64_t c) const { return sum_lanes(y + c * kRows); }
 
   Scratch<T> x1, x2, y, g_x1, g_x2, gate_out;
 
  private:
-  static int64_t widest(const Path& p) { return std::max(p.U, p.W) * std::min(p.d1, p.d3); }
+  static int64_t widest(const Path& p) { return std::max(round_up<T>(p.U), round_up<T>(p.W)) * std::max(p.d1, p.d3); }
+  static int64_t elements(const Path& p) { return p.mixes ? (p.weight < 0 ? p.rows() * p.W : 1) : p.rows(); }
   template <class F>
   static int64_t largest(const std::vector<Path>& paths, F&& f) {
     int64_t most = 1;
@@ -222,21 +151,190 @@ class Block {
     return most;
   }
 
-  // g_x2[v, j, z] += sum over pairs of C_ijk sum_m a[m, i, z] b[m, k, z]
-  void g_couple(const Path& p, int64_t v, int64_t count, const T* a, const T* b) {
+  static Group everything(const Path& p) { return {0, 0, p.U, 0, 1}; }
+
+  static T sum_lanes(const T* row) {
+    Vec<T> sum{};
+    lanes_of_row<T>([&](int64_t z) { sum += load(row + z); });
+    T total = 0;
+    for (int l = 0; l < lanes<T>; ++l) total += sum[l];
+    return total;
+  }
+
+  // The path's shared weights, ones where it has none; null where every row has its own.
+  const T* shared_weights(const Path& p, const Weights<T>& weights) const {
+    if (p.weight < 0) return ones;
+    return weights.shared ? weights.shared + p.weight : nullptr;
+  }
+
+  // to[w, m, z] (+)= sum_a W[a, w] from[a, m, z] for the channels a of a group and m < p.d
+  void mix(const Path& p, const Group& g, const Weights<T>& weights, const T* from, T* to, bool add) {
+    const int64_t columns = p.d * kRows, width = round_up<T>(p.W);
+    if (const T* w = shared_weights(p, weights))
+      return matmul<T>(p.W, columns, g.count, w + g.weight * p.W, 1, g.step * p.W, from, columns, to, columns, add);
+    // A row at a time, as its weights lie; the last channels are copied, so that no vector reaches beyond.
+    const int64_t ld = g.step * p.W, ends = std::min(g.count, ceil_div(width - p.W, ld)), whole = g.count - ends;
+    for (int64_t z = 0; z < weights.rows.count; ++z) {
+      const T* w = weights.rows.at[z] + p.weight + g.weight * p.W;
+      T* row = turned + z * p.d * width;
+      matmul<T>(p.d, p.W, whole, from + z, kRows, columns, w, ld, row, width, false);
+      if (!ends) continue;
+      for (int64_t a = 0; a < ends; ++a) std::copy_n(w + (whole + a) * ld, p.W, last + a * width);
+      matmul<T>(p.d, p.W, ends, from + z + whole * columns, kRows, columns, last, width, row, width, true);
+    }
+    turn_back(p.d, p.W, weights.rows.count, to, add);
+  }
+
+  // to[a, m, z] (+)= sum_w W[a, w] from[w, m, z]
+  void unmix(const Path& p, const Group& g, const Weights<T>& weights, const T* from, T* to, bool add) {
+    constexpr int L = lanes<T>;
+    const int64_t columns = p.d * kRows, width = round_up<T>(p.W), high = round_up<T>(g.count), ld = g.step * p.W;
+    if (const T* w = shared_weights(p, weights))
+      return matmul<T>(g.count, columns, p.W, w + g.weight * p.W, ld, 1, from, columns, to, columns, add);
+    turn(p.d, p.W, from);
+    for (int64_t z = 0; z < weights.rows.count; ++z)
+      for (int64_t a = 0; a < g.count; a += L)
+        for (int64_t m = 0; m < p.d; ++m) {
+          const T *w = weights.rows.at[z] + p.weight + (g.weight + a * g.step) * p.W, *row = turned + (z * p.d + m) * width;
+          Vec<T> sums[L] = {};
+          for (int64_t l = 0; l < std::min<int64_t>(L, g.count - a); ++l)
+            for (int64_t c = 0; c < p.W; c += L) sums[l] += load_first(w + l * ld + c, p.W - c) * load(row + c);
+          store(back + (z * p.d + m) * high + a, sum_each<T>(sums));
+        }
+    turned.swap(back);
+    turn_back(p.d, g.count, weights.rows.count, to, add);
+  }
+
+  // Gradient of a group's weights: sum over m (and over z where they are shared) of left[a, m, z] right[w, m, z]
+  void g_mix(const Path& p, const Group& g, const T* left, const T* right, const WeightSums<T>& sums) {
+    const int64_t columns = p.d * kRows, width = round_up<T>(p.W);
+    if (sums.shared) {
+      transpose<T>(right, p.W, columns, columns, turned, width);  // what stands beyond W stays in the padding
+      return matmul<T>(g.count, p.W, columns, left, columns, 1, turned, width,
+                       sums.shared + p.padded + g.weight * width, g.step * width, true);
+    }
+    turn(p.d, p.W, right);
+    for (int64_t z = 0; z < sums.rows.count; ++z) {
+      T* to = sums.rows.at[z] + p.weight + g.weight * p.W;
+      const T* row = turned + z * p.d * width;
+      if (width == p.W) {
+        matmul<T>(g.count, p.W, p.d, left + z, columns, kRows, row, width, to, g.step * p.W, false);
+        continue;
+      }
+      matmul<T>(g.count, p.W, p.d, left + z, columns, kRows, row, width, back, width, false);
+      for (int64_t a = 0; a < g.count; ++a) std::copy_n(back + a * width, p.W, to + a * g.step * p.W);
+    }
+  }
+
+  // turned[z][m][w, zeros up to whole vectors] = from[w, m, z]
+  void turn(int64_t d, int64_t n, const T* from) {
+    const int64_t width = round_up<T>(n);
+    for (int64_t m = 0; m < d; ++m) {
+      transpose<T>(from + m * kRows, n, kRows, d * kRows, turned + m * width, d * width);
+      for (int64_t z = 0; z < kRows; ++z) std::fill(turned + (z * d + m) * width + n, turned + (z * d + m + 1) * width, T(0));
+    }
+  }
+
+  // to[w, m, z] (+)= turned[z][m][w] for z < rows, zero for the others
+  void turn_back(int64_t d, int64_t n, int64_t rows, T* to, bool add) {
+    const int64_t width = round_up<T>(n);
+    std::fill(turned + rows * d * width, turned + kRows * d * width, T(0));
+    T* target = add ? static_cast<T*>(back) : to;
+    for (int64_t m = 0; m < d; ++m) transpose<T>(turned + m * width, kRows, n, d * width, target + m * kRows, d * kRows);
+    for (int64_t i = 0; add && i < n * d * kRows; i += lanes<T>) store(to + i, load(to + i) + load(back + i));
+  }
+
+  // g_x2[b, j, z] += sum over pairs of C_ijk sum_m a[m, i, z] c[m, k, z], or g_x1 where side 2 is in1
+  void g_couple(const Path& p, int64_t b, int64_t count, const T* a, const T* c) {
+    T* g_x = (p.swapped ? g_x1 : g_x2) + (p.o2 + b * p.d2) * kRows;
     for (size_t n = 0; n < p.pairs.size(); ++n)
       lanes_of_row<T>([&](int64_t z) {
         Vec<T> sum{};
         for (int64_t m = 0; m < count; ++m)
-          sum += load(a + (m * p.d1 + p.pairs[n].i) * kRows + z) * load(b + (m * p.d3 + p.pairs[n].k) * kRows + z);
+          sum += load(a + (m * p.d1 + p.pairs[n].i) * kRows + z) * load(c + (m * p.d3 + p.pairs[n].k) * kRows + z);
         for (const Term& term : p.pairs[n].terms) {
-          T* target = g_x2 + (p.o2 + v * p.d2 + term.j) * kRows + z;
+          T* target = g_x + term.j * kRows + z;
           store(target, load(target) + static_cast<T>(term.c) * sum);
         }
       });
   }
 
-  Scratch<T> coupling, t, s, turned;
+  // f(channel of side 1, output channel, weight) for the channels of a group
+  template <class F>
+  static void each(const Path& p, const Group& g, F&& f) {
+    for (int64_t n = 0; n < g.count; ++n) {
+      const int64_t weight = g.weight + n * g.step;
+      f(g.first + n, p.spreads ? weight : g.first + n, weight);
+    }
+  }
+
+  // The weight of a pair, of every row: f(z) gives a vector.
+  template <class F>
+  void with_weight(const Path& p, const Weights<T>& weights, F&& f) {
+    if (const T* w = shared_weights(p, weights)) return f([w](int64_t n, int64_t) { return splat<T>(w[n]); });
+    const T* w = lane_weights;
+    product::load_rows<T>(shifted(weights.rows, p.weight), {{0, p.rows(), 1}}, lane_weights);
+    f([w](int64_t n, int64_t z) { return load(w + n * kRows + z); });
+  }
+
+  template <class P>
+  static Rows<P> shifted(Rows<P> rows, int64_t offset) {
+    for (int64_t z = 0; z < rows.count; ++z) rows.at[z] += offset;
+    return rows;
+  }
+
+  // Each pair has a weight and an output channel of its own.
+  void forward_each(const Path& p, const Weights<T>& weights) {
+    const T* x = (p.swapped ? x2 : x1) + p.o1 * kRows;
+    with_weight(p, weights, [&](auto&& weight_of) {
+      p.groups([&](const Group& g) {
+        couple(p, g.b);
+        each(p, g, [&](int64_t a, int64_t to, int64_t n) {
+          contract<false>(p, 1, x + a * p.d1 * kRows, t, false);
+          T* target = y + (p.o3 + to * p.d3) * kRows;
+          lanes_of_row<T>([&](int64_t z) {
+            const Vec<T> w = weight_of(n, z);
+            for (int64_t k = 0; k < p.d3; ++k)
+              store(target + k * kRows + z, load(target + k * kRows + z) + w * load(t + k * kRows + z));
+          });
+        });
+      });
+    });
+  }
+
+  void backward_each(const Path& p, const Weights<T>& weights, bool need_1, bool need_2, bool need_weight,
+                     const WeightSums<T>& sums) {
+    const T *x = (p.swapped ? x2 : x1) + p.o1 * kRows, *g = y + p.o3 * kRows;
+    T* g_x = (p.swapped ? g_x2 : g_x1) + p.o1 * kRows;
+    with_weight(p, weights, [&](auto&& weight_of) {
+      p.groups([&](const Group& group) {
+        couple(p, group.b);
+        each(p, group, [&](int64_t a, int64_t from, int64_t n) {
+          const int64_t at = a * p.d1 * kRows, scaled = (a - group.first) * p.d3 * kRows;
+          contract<true>(p, 1, g + from * p.d3 * kRows, s, false);  // s[i, z] = sum_k coupling g
+          lanes_of_row<T>([&](int64_t z) {
+            const Vec<T> w = weight_of(n, z);
+            Vec<T> sum{};
+            for (int64_t i = 0; i < p.d1; ++i) {
+              const Vec<T> h = load(s + i * kRows + z);
+              sum += h * load(x + at + i * kRows + z);
+              if (need_1) store(g_x + at + i * kRows + z, load(g_x + at + i * kRows + z) + w * h);
+            }
+            store(lane_sums + n * kRows + z, sum);
+            for (int64_t k = 0; need_2 && k < p.d3; ++k)
+              store(t + scaled + k * kRows + z, w * load(g + (from * p.d3 + k) * kRows + z));
+          });
+        });
+        if (need_2) g_couple(p, group.b, group.count, x + group.first * p.d1 * kRows, t);
+      });
+    });
+    if (need_weight && !sums.shared)
+      product::store_rows<T>(lane_sums, {{0, p.rows(), 1}}, shifted(sums.rows, p.weight));
+    for (int64_t n = 0; need_weight && sums.shared && n < p.rows(); ++n)
+      sums.shared[p.padded + n] += sum_lanes(lane_sums + n * kRows);
+  }
+
+  Scratch<T> coupling, t, s, turned, back, lane_weights, lane_sums, last, ones;
 };
 
 }  // namespace ace::product

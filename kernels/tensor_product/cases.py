@@ -13,7 +13,7 @@ from .table import GateTable, Path, ProductTable, unpack
 
 ALL = (True, True, True, True)
 # backends that take shared "uvw" weights in mul_ir only
-GENERAL = ("cpu", "triton")
+GENERAL = ("triton",)
 
 
 def table(in1: str, in2: str, out: str, bias: bool = True) -> ProductTable:

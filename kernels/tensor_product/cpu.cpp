@@ -29,6 +29,19 @@ struct Chunks {
 
 struct Static { std::vector<int64_t> dims, paths, slots; };  // as in op.py: dims, paths, bias_slots
 
+int64_t biases_of(const Static& fixed) {
+  int64_t n = 0;
+  for (size_t s = 1; s < fixed.slots.size(); s += 2) n += fixed.slots[s];
+  return n;
+}
+
+// The weights [n] or [Z, n], or their gradients, of `count` rows from z on.
+template <class P>
+WeightsOf<P> weights_of(P data, const Tensor& weight, int64_t z, int64_t count) {
+  if (weight.dim() == 1) return data;
+  return rows_from(data, z, count, weight.size(1));
+}
+
 // pre [Z, dims[2]], and with a gate out [Z, dims[2] - gates]
 std::tuple<Tensor, Tensor> forward(const Tensor& x1_, const Tensor& x2_, const Tensor& weight_,
                                    const std::optional<Tensor>& bias_, const Tensor& index, const Tensor& value,
@@ -36,22 +49,24 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x1_, const Tensor& x2_, const T
   const Tensor x1 = dense(x1_), x2 = dense(x2_), weight = dense(weight_);
   const std::optional<Tensor> bias = bias_ ? std::optional<Tensor>(dense(*bias_)) : std::nullopt;
   const int64_t rows = x1.size(0), dim1 = fixed.dims[0], dim2 = fixed.dims[1], dim3 = fixed.dims[2];
-  const int64_t dim_out = gate ? dim3 - gate->gates : 0;
+  const int64_t dim_out = gate ? gate->dim_out() : 0;
   Tensor pre = empty(x1, {rows, dim3}), gated = empty(x1, {gate ? rows : 0, dim_out});
   dispatch(x1, [&]<class T>() {
     const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value);
+    const Layout layout(paths, fixed.dims);
     Chunks(rows).run([&](int64_t, auto&& visit) {
       Block<T> block(dim1, dim2, dim3, paths);
       visit([&](int64_t z, int64_t n) {
-        block.load_rows(in<T>(x1) + z * dim1, dim1, n, block.x1);
-        block.load_rows(in<T>(x2) + z * dim2, dim2, n, block.x2);
-        block.prefetch_next(in<T>(x1), z, dim1, rows);
+        load_rows<T>(rows_from(in<T>(x1), z, n, dim1), layout.in1, block.x1);
+        load_rows<T>(rows_from(in<T>(x2), z, n, dim2), layout.in2, block.x2);
+        prefetch_rows(in<T>(x1), dim1, z + n, std::min(rows, z + n + kRows));
         std::fill_n(static_cast<T*>(block.y), dim3 * kRows, T(0));
         const T* b = bias ? in<T>(*bias) : nullptr;
         for (size_t s = 0; b && s < fixed.slots.size(); s += 2)
           for (int64_t m = 0; m < fixed.slots[s + 1]; ++m) std::fill_n(block.y + (fixed.slots[s] + m) * kRows, kRows, *b++);
-        for (const Path& path : paths) block.forward(path, in<T>(weight));
-        block.store_rows(block.y, dim3, n, out<T>(pre) + z * dim3);
+        const Weights<T> weights = weights_of(in<T>(weight), weight, z, n);
+        for (const Path& path : paths) block.forward(path, weights);
+        store_rows<T>(block.y, layout.out, rows_from(out<T>(pre), z, n, dim3));
         if (gate) {
           block.gate(*gate);
           block.store_rows(block.gate_out, dim_out, n, out<T>(gated) + z * dim_out);
@@ -62,17 +77,18 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x1_, const Tensor& x2_, const T
   return {gated, pre};
 }
 
-// out[u, v, w] = sum over chunks of padded[chunk][u, v, w]
+// out[row, w] = sum over chunks of padded[chunk][row, w]
 template <class T>
 void sum_chunks(const std::vector<Path>& paths, const T* padded, int64_t chunks, int64_t stride, T* out) {
   for (const Path& path : paths) {
-    const int64_t width = round_up<T>(path.W);
-    parallel(path.U * path.V, std::max<int64_t>(1, 16384 / (chunks * width)), [&](int64_t row) {
-      T* target = out + path.weight + row * path.W;
+    if (path.weight < 0) continue;
+    const int64_t columns = path.mixes ? path.W : path.rows(), width = path.mixes ? round_up<T>(path.W) : columns;
+    parallel(path.mixes ? path.rows() : 1, std::max<int64_t>(1, 16384 / (chunks * width + 1)), [&](int64_t row) {
+      T* target = out + path.weight + row * columns;
       const T* source = padded + path.padded + row * width;
-      std::copy_n(source, path.W, target);
+      std::copy_n(source, columns, target);
       for (int64_t c = 1; c < chunks; ++c)
-        for (int64_t w = 0; w < path.W; ++w) target[w] += source[c * stride + w];
+        for (int64_t w = 0; w < columns; ++w) target[w] += source[c * stride + w];
     });
   }
 }
@@ -85,17 +101,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
   const Tensor g = dense(g_), pre = pre_ ? dense(*pre_) : g, x1 = dense(x1_), x2 = dense(x2_), weight = dense(weight_);
   const int64_t rows = x1.size(0), dim1 = fixed.dims[0], dim2 = fixed.dims[1], dim3 = fixed.dims[2];
   const bool need_x1 = needs & 1, need_x2 = needs & 2, need_weight = needs & 4, need_bias = needs & 8;
-  int64_t biases = 0;
-  for (size_t s = 1; s < fixed.slots.size(); s += 2) biases += fixed.slots[s];
+  const bool shared = weight.dim() == 1;
+  const int64_t biases = biases_of(fixed);
   Tensor g_x1 = empty(x1, need_x1 ? std::vector<int64_t>{rows, dim1} : std::vector<int64_t>{0});
   Tensor g_x2 = empty(x1, need_x2 ? std::vector<int64_t>{rows, dim2} : std::vector<int64_t>{0});
-  Tensor g_weight = empty(x1, {need_weight ? weight.size(0) : 0}), g_bias = empty(x1, {need_bias ? biases : 0});
+  Tensor g_weight = need_weight ? torch::stable::empty_like(weight) : empty(x1, {0});
+  Tensor g_bias = empty(x1, {need_bias ? biases : 0});
   dispatch(x1, [&]<class T>() {
     const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value);
+    const Layout layout(paths, fixed.dims);
     const Chunks chunks(rows);
-    int64_t padded = 0;
-    for (const Path& path : paths) padded += path.U * path.V * round_up<T>(path.W);
-    const int64_t stride = round_up<T>(padded + biases);
+    const int64_t padded = need_weight && shared ? padded_weights<T>(paths) : 0, stride = round_up<T>(padded + biases);
     Scratch<T> partial(std::max<int64_t>(chunks.count, 1) * stride);  // [chunk][padded weights, biases]
     std::fill_n(static_cast<T*>(partial), stride, T(0));
     chunks.run([&](int64_t chunk, auto&& visit) {
@@ -103,28 +119,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
       T* sums = partial + chunk * stride;
       std::fill_n(sums, stride, T(0));
       visit([&](int64_t z, int64_t n) {
-        block.load_rows(in<T>(x1) + z * dim1, dim1, n, block.x1);
-        block.load_rows(in<T>(x2) + z * dim2, dim2, n, block.x2);
-        block.load_rows(in<T>(pre) + z * dim3, dim3, n, block.y);
-        block.prefetch_next(in<T>(x1), z, dim1, rows);
-        block.prefetch_next(in<T>(pre), z, dim3, rows);
+        load_rows<T>(rows_from(in<T>(x1), z, n, dim1), layout.in1, block.x1);
+        load_rows<T>(rows_from(in<T>(x2), z, n, dim2), layout.in2, block.x2);
+        load_rows<T>(rows_from(in<T>(pre), z, n, dim3), layout.out, block.y);
+        prefetch_rows(in<T>(x1), dim1, z + n, std::min(rows, z + n + kRows));
+        prefetch_rows(in<T>(pre), dim3, z + n, std::min(rows, z + n + kRows));
         if (gate) {
-          block.load_rows(in<T>(g) + z * (dim3 - gate->gates), dim3 - gate->gates, n, block.gate_out);
+          block.load_rows(in<T>(g) + z * gate->dim_out(), gate->dim_out(), n, block.gate_out);
           block.gate_backward(*gate);
         }
         if (need_x1) std::fill_n(static_cast<T*>(block.g_x1), dim1 * kRows, T(0));
         if (need_x2) std::fill_n(static_cast<T*>(block.g_x2), dim2 * kRows, T(0));
-        for (const Path& path : paths)
-          block.backward(path, in<T>(weight), need_x1, need_x2, need_weight ? sums : nullptr);
-        if (need_x1) block.store_rows(block.g_x1, dim1, n, out<T>(g_x1) + z * dim1);
-        if (need_x2) block.store_rows(block.g_x2, dim2, n, out<T>(g_x2) + z * dim2);
+        const Weights<T> weights = weights_of(in<T>(weight), weight, z, n);
+        WeightSums<T> g_weights = nullptr;
+        if (need_weight) g_weights = shared ? sums : weights_of(out<T>(g_weight), weight, z, n);
+        for (const Path& path : paths) block.backward(path, weights, need_x1, need_x2, g_weights);
+        if (need_x1) store_rows<T>(block.g_x1, layout.in1, rows_from(out<T>(g_x1), z, n, dim1));
+        if (need_x2) store_rows<T>(block.g_x2, layout.in2, rows_from(out<T>(g_x2), z, n, dim2));
         T* b = sums + padded;
         for (size_t s = 0; need_bias && s < fixed.slots.size(); s += 2)
           for (int64_t m = 0; m < fixed.slots[s + 1]; ++m, ++b) *b += block.sum_row(fixed.slots[s] + m);
       });
     });
     const int64_t count = std::max<int64_t>(chunks.count, 1);
-    if (need_weight) sum_chunks<T>(paths, partial, count, stride, out<T>(g_weight));
+    if (need_weight && shared) sum_chunks<T>(paths, partial, count, stride, out<T>(g_weight));
     for (int64_t m = 0; need_bias && m < biases; ++m) {
       T sum = 0;
       for (int64_t c = 0; c < count; ++c) sum += partial[c * stride + padded + m];
@@ -134,11 +152,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
   return {g_x1, g_x2, g_weight, g_bias};
 }
 
-using Ints = std::vector<int64_t>;
-
-Gate read_gate(const Ints& layout, double scalar_gain, double gate_gain) {
-  return {layout[0], layout[1], Ints(layout.begin() + 2, layout.end()), scalar_gain, gate_gain};
+// The gate alone: out [Z, dim - gates] of pre [Z, dim], and the gradient of pre from g [Z, dim - gates].
+Tensor apply_gate(const Tensor& pre_, const Gate& gate, bool ir_mul) {
+  const Tensor pre = dense(pre_);
+  const int64_t rows = pre.size(0), dim = gate.dim_in(), dim_out = gate.dim_out();
+  const std::vector<Slice> slices_in = gate.slices_in(ir_mul), slices_out = gate.slices_out(ir_mul);
+  Tensor gated = empty(pre, {rows, dim_out});
+  dispatch(pre, [&]<class T>() {
+    Chunks(rows).run([&](int64_t, auto&& visit) {
+      const Scratch<T> y(dim * kRows), to(dim_out * kRows);
+      visit([&](int64_t z, int64_t n) {
+        load_rows<T>(rows_from(in<T>(pre), z, n, dim), slices_in, y);
+        gate.forward<T>(y, to);
+        store_rows<T>(to, slices_out, rows_from(out<T>(gated), z, n, dim_out));
+      });
+    });
+  });
+  return gated;
 }
+
+Tensor apply_gate_backward(const Tensor& g_, const Tensor& pre_, const Gate& gate, bool ir_mul) {
+  const Tensor g = dense(g_), pre = dense(pre_);
+  const int64_t rows = pre.size(0), dim = gate.dim_in(), dim_out = gate.dim_out();
+  const std::vector<Slice> slices_in = gate.slices_in(ir_mul), slices_out = gate.slices_out(ir_mul);
+  Tensor g_pre = empty(pre, {rows, dim});
+  dispatch(pre, [&]<class T>() {
+    Chunks(rows).run([&](int64_t, auto&& visit) {
+      const Scratch<T> y(dim * kRows), to(dim_out * kRows);
+      visit([&](int64_t z, int64_t n) {
+        load_rows<T>(rows_from(in<T>(pre), z, n, dim), slices_in, y);
+        load_rows<T>(rows_from(in<T>(g), z, n, dim_out), slices_out, to);
+        gate.backward<T>(to, y);
+        store_rows<T>(y, slices_in, rows_from(out<T>(g_pre), z, n, dim));
+      });
+    });
+  });
+  return g_pre;
+}
+
+using Ints = std::vector<int64_t>;
 
 Tensor tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias, Tensor index, Tensor value,
                       Ints dims, Ints paths, Ints slots) {
@@ -151,11 +203,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_bwd(Tensor g, Tensor x
   return backward(g, nullptr, x1, x2, weight, index, value, {dims, paths, slots}, nullptr, needs);
 }
 
+// The epilogue is fused in mul_ir; in ir_mul, where the slices of the gate need not be the product's, it runs on its own.
 std::tuple<Tensor, Tensor> gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias,
                                                 Tensor index, Tensor value, Ints dims, Ints paths, Ints slots,
                                                 Ints layout, double scalar_gain, double gate_gain) {
-  const Gate gate = read_gate(layout, scalar_gain, gate_gain);
-  return forward(x1, x2, weight, bias, index, value, {dims, paths, slots}, &gate);
+  const Gate gate(layout, scalar_gain, gate_gain);
+  if (!dims[3]) return forward(x1, x2, weight, bias, index, value, {dims, paths, slots}, &gate);
+  const Tensor pre = std::get<1>(forward(x1, x2, weight, bias, index, value, {dims, paths, slots}, nullptr));
+  return {apply_gate(pre, gate, true), pre};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2,
@@ -163,8 +218,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g, Te
                                                                     Ints dims, Ints paths, Ints slots, Ints layout,
                                                                     double scalar_gain, double gate_gain,
                                                                     int64_t needs) {
-  const Gate gate = read_gate(layout, scalar_gain, gate_gain);
-  return backward(g, &pre, x1, x2, weight, index, value, {dims, paths, slots}, &gate, needs);
+  const Gate gate(layout, scalar_gain, gate_gain);
+  const Static fixed{dims, paths, slots};
+  if (!dims[3]) return backward(g, &pre, x1, x2, weight, index, value, fixed, &gate, needs);
+  return backward(apply_gate_backward(g, pre, gate, true), nullptr, x1, x2, weight, index, value, fixed, nullptr, needs);
+}
+
+Tensor gate(Tensor pre, Ints layout, double scalar_gain, double gate_gain, bool ir_mul) {
+  return apply_gate(pre, Gate(layout, scalar_gain, gate_gain), ir_mul);
+}
+
+Tensor gate_bwd(Tensor g, Tensor pre, Ints layout, double scalar_gain, double gate_gain, bool ir_mul) {
+  return apply_gate_backward(g, pre, Gate(layout, scalar_gain, gate_gain), ir_mul);
 }
 
 }  // namespace
@@ -180,6 +245,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_native, m) {
         ") -> (Tensor, Tensor)");
   m.def("gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, " TABLES ", " GATE
         ", int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("gate(Tensor pre, " GATE ", bool ir_mul) -> Tensor");
+  m.def("gate_bwd(Tensor g, Tensor pre, " GATE ", bool ir_mul) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ace_fast_native, CPU, m) {
@@ -187,4 +254,6 @@ STABLE_TORCH_LIBRARY_IMPL(ace_fast_native, CPU, m) {
   m.impl("tensor_product_bwd", TORCH_BOX(&tensor_product_bwd));
   m.impl("gated_tensor_product", TORCH_BOX(&gated_tensor_product));
   m.impl("gated_tensor_product_bwd", TORCH_BOX(&gated_tensor_product_bwd));
+  m.impl("gate", TORCH_BOX(&gate));
+  m.impl("gate_bwd", TORCH_BOX(&gate_bwd));
 }

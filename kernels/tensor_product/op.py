@@ -35,7 +35,6 @@ BACKENDS = {
         backward=lambda *a: _native.tensor_product_bwd(*a[:-1], _mask(a[-1])),
         gated_forward=lambda *a: _native.gated_tensor_product(*a),
         gated_backward=lambda *a: _native.gated_tensor_product_bwd(*a[:-1], _mask(a[-1])),
-        refuses=_fully_connected_only,
     ),
     "cuda": SimpleNamespace(
         forward=lambda *a: _cuda.tensor_product(*a),

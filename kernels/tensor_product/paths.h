@@ -1,0 +1,108 @@
+// The operator's integer tables as the CPU kernels read them: paths as pairs of channels and what they are summed into.
+#pragma once
+
+#include "rows.h"
+
+namespace ace::product {
+
+struct Term { int64_t j; double c; };                    // one coefficient of a pair
+struct Pair { int64_t i, k; std::vector<Term> terms; };  // components of side 1 and out that the path couples
+struct Source { int64_t component, pair; };              // what a component of a contraction is summed from
+
+// Channels first .. first + count - 1 of side 1 meet channel `b` of side 2; their weights are at weight, weight + step ..
+struct Group { int64_t b, first, count, weight, step; };
+
+enum Mode { UVW, UVU, UVV, UUW, UUU, UVUV, UVU_V, U_VW };  // table.py, MODES
+enum class Meet { all, equal, ordered };                   // which channels of the two sides form pairs
+
+// One instruction (table.py, Path). Side 1 is in1 and side 2 is in2, or the other way round where `swapped`: the channels
+// of side 2 are coupled one after the other, those of side 1 contracted with each. A pair's weights are W numbers that
+// mix it into all output channels (`mixes`), or one number, and then its output channel is the one of side 1 or, where it
+// `spreads`, its own.
+struct Path {
+  int64_t o1, U, d1, o2, V, d2, o3, W, d3, weight;  // weight: offset of its block, -1 where it has none
+  int64_t padded;                                   // the offset in padded sums, whose rows of W are whole vectors
+  int64_t d;                                        // components on which channels are mixed
+  Meet meet;
+  bool swapped, mixes, spreads, channels_first;  // channels_first: channels are mixed before the contraction
+  std::vector<Pair> pairs;                       // coefficients grouped by (i, k)
+  std::vector<std::vector<Source>> of_k, of_i;   // the pairs of each component of out, of side 1
+
+  int64_t rows() const { return meet == Meet::all ? U * V : meet == Meet::equal ? U : U * (U - 1) / 2; }
+  int64_t columns() const { return mixes ? W : 1; }
+  int64_t weights() const { return weight < 0 ? 0 : rows() * columns(); }
+
+  // f(Group) for every channel of side 2.
+  template <class F>
+  void groups(F&& f) const {
+    for (int64_t b = 0; b < V; ++b) {
+      if (meet == Meet::equal) f(Group{b, b, 1, b, 1});
+      else if (meet == Meet::ordered) f(Group{b, b + 1, U - b - 1, b * U - b * (b + 1) / 2, 1});
+      else if (swapped) f(Group{b, 0, U, b * U, 1});
+      else f(Group{b, 0, U, b, V});
+    }
+  }
+};
+
+template <class T>
+std::vector<Path> read_paths(const std::vector<int64_t>& flat, const Tensor& index, const Tensor& value) {
+  const Tensor ijk = dense(index), coefficients = dense(value);
+  const int64_t* row = in<int64_t>(ijk);
+  const double* c = in<double>(coefficients);
+  std::vector<Path> paths;
+  int64_t padded = 0;
+  for (size_t p = 0; p < flat.size(); p += 13) {
+    const int64_t *f = flat.data() + p, mode = f[12];
+    const bool swapped = mode == UVV || mode == UVU_V || mode == U_VW, mixes = mode == UVW || mode == UUW || mode == U_VW;
+    const int64_t *a = swapped ? f + 3 : f, *b = swapped ? f : f + 3;
+    Path path{a[0], a[1], a[2], b[0], b[1], b[2], f[6], f[7], f[8], f[9], padded, 0, Meet::all, swapped, mixes,
+              mode == UVUV || mode == UVU_V, false, {}, {}, {}};
+    if (mode == UUW || mode == UUU) path.meet = Meet::equal;
+    if (mode == UVU_V || mode == U_VW) path.meet = Meet::ordered;
+    path.channels_first = mixes && path.meet != Meet::equal && path.d1 < path.d3;
+    path.d = path.channels_first ? path.d1 : path.d3;
+    if (path.weight >= 0) padded += path.rows() * (mixes ? round_up<T>(path.W) : 1);
+    path.of_k.resize(path.d3);
+    path.of_i.resize(path.d1);
+    std::vector<Pair> grid(path.d1 * path.d3);
+    for (int64_t n = f[10]; n < f[11]; ++n) {
+      const int64_t i = row[3 * n + swapped], j = row[3 * n + 1 - swapped];
+      grid[row[3 * n + 2] * path.d1 + i].terms.push_back({j, c[n]});
+    }
+    for (int64_t g = 0; g < path.d1 * path.d3; ++g) {
+      if (grid[g].terms.empty()) continue;
+      const int64_t i = g % path.d1, k = g / path.d1, n = path.pairs.size();
+      path.of_k[k].push_back({i, n});
+      path.of_i[i].push_back({k, n});
+      path.pairs.push_back({i, k, std::move(grid[g].terms)});
+    }
+    paths.push_back(std::move(path));
+  }
+  return paths;
+}
+
+// Length of the padded sums of all paths.
+template <class T>
+int64_t padded_weights(const std::vector<Path>& paths) {
+  int64_t n = 0;
+  for (const Path& p : paths)
+    if (p.weight >= 0) n = p.padded + p.rows() * (p.mixes ? round_up<T>(p.W) : 1);
+  return n;
+}
+
+// Slices of in1, in2 and out.
+struct Layout {
+  std::vector<Slice> in1, in2, out;
+  Layout(const std::vector<Path>& paths, const std::vector<int64_t>& dims) {
+    for (const Path& p : paths) {
+      (p.swapped ? in2 : in1).push_back({p.o1, p.U, p.d1});
+      (p.swapped ? in1 : in2).push_back({p.o2, p.V, p.d2});
+      out.push_back({p.o3, p.W, p.d3});
+    }
+    in1 = fill_slices(in1, dims[0], dims[3]);
+    in2 = fill_slices(in2, dims[1], dims[3]);
+    out = fill_slices(out, dims[2], dims[3]);
+  }
+};
+
+}  // namespace ace::product
