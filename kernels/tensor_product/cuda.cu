@@ -1,8 +1,8 @@
 // tensor_product and gated_tensor_product on CUDA: which kernels run for a table.
+#include "dense_weight.cuh"
 #include "elementwise.cuh"
-#include "general.cuh"
+#include "plan.h"
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -16,14 +16,12 @@ constexpr int64_t kRowsApart = 64, kStretches = 64;  // a sum over rows: at leas
 
 struct Static {
   const Ints &dims, &paths, &slots;
-  int64_t dim1() const { return dims[0]; }
-  int64_t dim2() const { return dims[1]; }
-  int64_t dim3() const { return dims[2]; }
+  bool tf32;
   bool ir_mul() const { return dims[3] != 0; }
-  int biases() const {
+  int64_t biases() const {
     int64_t n = 0;
     for (size_t s = 1; s < slots.size(); s += 2) n += slots[s];
-    return static_cast<int>(n);
+    return n;
   }
 };
 
@@ -44,57 +42,68 @@ Slots read_slots(const Ints& flat) {
 template <class T>
 struct Call {
   const Static& fixed;
-  std::vector<Path> paths;
   Operands<T> in;
   int64_t Z;
   const Stream& stream;
 
-  // f(paths of one launch, bytes of shared memory for one row of the largest of them)
-  template <class F>
-  void launches(F&& f) const {
-    for (size_t first = 0; first < paths.size(); first += kPaths) {
-      Paths some{static_cast<int>(std::min<size_t>(kPaths, paths.size() - first)), {}};
-      std::copy_n(paths.begin() + first, some.count, some.path);
-      f(some);
-    }
-  }
-
-  static size_t columns(const Paths& some, bool backward) {
-    int most = 0;
-    for (int n = 0; n < some.count; ++n) {
-      const Path& p = some.path[n];
-      most = std::max(most, backward ? 2 * p.d3 + p.d1 + p.d2 : p.d3);
-    }
-    return most * kPairs * sizeof(T);
-  }
-
-  void start(const T* bias, T* out) const {
-    const int64_t size = Z * fixed.dim3();
-    stream.launch("start_kernel", start_kernel<T>, grid(ceil_div(size, kThreads)), kThreads, 0, read_slots(fixed.slots),
-                  bias, out, size, fixed.dim3());
-  }
-
-  void forward(T* out) const {
-    launches([&](const Paths& some) {
-      stream.launch("general_fwd_kernel", general_fwd_kernel<T>, grid(Z), kPairs, columns(some, false), some, in, out,
-                    fixed.dim3());
+  // out [Z, dim_out]: the dense kernel writes what it reaches; where that is not all, it adds to start_kernel's.
+  void forward(const T* bias, T* out) const {
+    const auto [dense, others] = split_paths(read_paths(fixed.paths), in.ld_weight == 0);
+    const int64_t dim = fixed.dims[2], size = Z * dim;
+    const bool start = !others.empty() || !reaches<Role::forward>(dense, dim);
+    if (start)
+      stream.launch("start_kernel", start_kernel<T>, grid(ceil_div(size, kThreads)), kThreads, 0,
+                    read_slots(fixed.slots), bias, out, size, static_cast<int>(dim));
+    run_general(others, false, [&](const Paths& some, size_t shared) {
+      stream.launch("general_fwd_kernel", general_fwd_kernel<T>, grid(Z), kPairs, shared, some, in, out, dim);
     });
+    run_dense<Role::forward>(dense, in.x1, in.ld_x1, start ? nullptr : bias, out, dim, start);
   }
 
-  void backward(const Gradients<T>& to, int64_t rows) const {
-    launches([&](const Paths& some) {
-      stream.launch("general_bwd_kernel", general_bwd_kernel<T>, grid(ceil_div(Z, rows)), kPairs, columns(some, true),
-                    some, in, to, Z, static_cast<int>(rows));
-    });
+  // Gradients in x1 and x2, and in weights of every row; those of `to` that are not null.
+  void backward(const Gradients<T>& to) const {
+    const auto [dense, others] = split_paths(read_paths(fixed.paths), in.ld_weight == 0 && to.x1);
+    const bool start = !others.empty() || !reaches<Role::gradient>(dense, to.ld_x1);
+    if (to.x1 && start) stream.zero(to.x1, Z * to.ld_x1 * sizeof(T));
+    if (to.x2) stream.zero(to.x2, Z * to.ld_x2 * sizeof(T));
+    if (to.weight) stream.zero(to.weight, Z * to.ld_weight * sizeof(T));
+    const auto general = [&](const std::vector<Path>& paths, const Gradients<T>& wanted) {
+      if (!wanted.x1 && !wanted.x2 && !wanted.weight) return;
+      run_general(paths, true, [&](const Paths& some, size_t shared) {
+        stream.launch("general_bwd_kernel", general_bwd_kernel<T>, grid(Z), kPairs, shared, some, in, wanted, Z, 1);
+      });
+    };
+    general(others, to);
+    general(dense, {nullptr, to.x2, nullptr, 0, to.ld_x2, 0});
+    if (to.x1) run_dense<Role::gradient>(dense, in.g, in.ld_g, nullptr, to.x1, to.ld_x1, start);
   }
 
-  // Gradient of shared weights: stretches of rows, then their sum.
+  // Gradient of shared weights [n]: stretches of rows, then their sum.
   void backward_shared(T* g_weight, int64_t n, const Tensor& like) const {
     const int64_t rows = stretch_rows(Z), stretches = ceil_div(Z, rows);
     const Tensor part = empty(like, {stretches * n});
-    stream.zero(out<T>(part), stretches * n * sizeof(T));
-    backward({nullptr, nullptr, out<T>(part), 0, 0, n}, rows);
-    reduce(in_part(part), g_weight, n, stretches);
+    const auto [dense, others] = split_paths(weighted(read_paths(fixed.paths)), true);
+    if (weights_of(dense) != n) stream.zero(out<T>(part), stretches * n * sizeof(T));
+    const Gradients<T> to{nullptr, nullptr, out<T>(part), 0, 0, n};
+    run_general(others, true, [&](const Paths& some, size_t shared) {
+      stream.launch("general_bwd_kernel", general_bwd_kernel<T>, grid(stretches), kPairs, shared, some, in, to, Z,
+                    static_cast<int>(rows));
+    });
+    WeightOperands<T> operands{in.g, in.x1, in.x2, in.ld_g, in.ld_x1, in.ld_x2, Z, rows, in.table, out<T>(part), n,
+                               in.ir_mul, fixed.tf32, 0, 0};
+    for_launches(dense, [&](const Paths& some) {
+      int64_t tiles = 0;
+      for (int i = 0; i < some.count; ++i) {
+        const Path& p = some.path[i];
+        tiles += p.V * ceil_div(p.U, kHigh) * ceil_div(p.W, kWide);
+        operands.space = std::max(operands.space, dense_size(p));
+        operands.rows_of_m = std::max(operands.rows_of_m, p.d1 * kAtOnce);
+      }
+      const size_t shared = (operands.space + operands.rows_of_m * kRows + kWeightTile) * sizeof(T);
+      stream.launch("dense_weight_kernel", dense_weight_kernel<T>, grid(stretches, tiles), kTeam, shared, some,
+                    operands);
+    });
+    reduce(ace::in<T>(part), g_weight, n, stretches);
   }
 
   void bias_gradient(T* g_bias, const Tensor& like) const {
@@ -102,10 +111,43 @@ struct Call {
     const Tensor part = empty(like, {stretches * n});
     stream.launch("bias_bwd_kernel", bias_bwd_kernel<T>, grid(stretches, ceil_div(n, 32)), kThreads, 0,
                   read_slots(fixed.slots), in.g, in.ld_g, Z, rows, out<T>(part), static_cast<int>(n));
-    reduce(in_part(part), g_bias, n, stretches);
+    reduce(ace::in<T>(part), g_bias, n, stretches);
   }
 
-  static const T* in_part(const Tensor& part) { return ace::in<T>(part); }
+ private:
+  // f(paths, bytes of shared memory) for each launch of the general kernels.
+  template <class F>
+  static void run_general(const std::vector<Path>& paths, bool backward, F&& f) {
+    for_launches(paths, [&](const Paths& some) {
+      int most = 0;
+      for (int n = 0; n < some.count; ++n) {
+        const Path& p = some.path[n];
+        most = std::max(most, backward ? 2 * p.d3 + p.d1 + p.d2 : p.d3);
+      }
+      f(some, most * kPairs * sizeof(T));
+    });
+  }
+
+  template <Role role>
+  void run_dense(const std::vector<Path>& paths, const T* left, int64_t ld_left, const T* bias, T* to, int64_t ld_out,
+                 bool add) const {
+    DenseOperands<T> operands{left, in.x2, in.weight, bias, ld_left, in.ld_x2, ld_out, Z, in.table, to, in.ir_mul,
+                              fixed.tf32, 0, 0};
+    for (const DenseLaunch& plan : plan_dense<role>(paths, bias ? fixed.slots : Ints{}, add)) {
+      operands.space = plan.space;
+      operands.rows_of_m = plan.rows_of_m;
+      const bool two = ceil_div(Z, 2 * kRows) * plan.jobs.count >= 2 * stream.multiprocessors() &&
+                       plan.template shared<T>(2) <= stream.max_shared();
+      const int teams = two ? 2 : 1;
+      const auto launch = [&](auto kernel) {
+        stream.launch("dense_kernel", kernel, grid(ceil_div(Z, teams * kRows), plan.jobs.count), teams * kTeam,
+                      plan.template shared<T>(teams), plan.jobs, operands);
+      };
+      if constexpr (sizeof(T) == 8) launch(dense_kernel<T, role, 7>);
+      else if (plan.components <= 5) launch(dense_kernel<T, role, 5>);
+      else launch(dense_kernel<T, role, 7>);
+    }
+  }
 
   void reduce(const T* part, T* to, int64_t n, int64_t stretches) const {
     stream.launch("reduce_kernel", reduce_kernel<T>, grid(ceil_div(n, kThreads)), kThreads, 0, part, to, n,
@@ -116,8 +158,9 @@ struct Call {
 template <class T>
 Operands<T> operands(const Tensor* g, const Tensor& x1, const Tensor& x2, const Tensor& weight, const Tensor& index,
                      const Tensor& value, const Static& fixed) {
-  return {g ? in<T>(*g) : nullptr, in<T>(x1), in<T>(x2), in<T>(weight), g ? g->stride(0) : 0, x1.stride(0), x2.stride(0),
-          weight.dim() == 2 ? weight.size(1) : 0, {in<int64_t>(index), in<double>(value)}, fixed.ir_mul()};
+  return {g ? in<T>(*g) : nullptr, in<T>(x1), in<T>(x2), in<T>(weight), g ? g->stride(0) : 0, x1.stride(0),
+          x2.stride(0), weight.dim() == 2 ? weight.size(1) : 0, {in<int64_t>(index), in<double>(value)},
+          fixed.ir_mul()};
 }
 
 Tensor forward(const Tensor& x1_, const Tensor& x2_, const Tensor& weight_, const std::optional<Tensor>& bias_,
@@ -125,13 +168,11 @@ Tensor forward(const Tensor& x1_, const Tensor& x2_, const Tensor& weight_, cons
   const Tensor x1 = dense_rows(x1_), x2 = dense_rows(x2_), weight = dense(weight_);
   const Tensor index = dense(index_), value = dense(value_), bias = bias_ ? dense(*bias_) : weight;
   const int64_t Z = x1.size(0);
-  Tensor y = empty(x1, {Z, fixed.dim3()});  // [Z, dim_out]
+  Tensor y = empty(x1, {Z, fixed.dims[2]});  // [Z, dim_out]
   const Stream stream(x1);
   dispatch(x1, [&]<class T>() {
-    const Call<T> call{fixed, read_paths(fixed.paths), operands<T>(nullptr, x1, x2, weight, index, value, fixed), Z,
-                       stream};
-    call.start(bias_ ? in<T>(bias) : nullptr, out<T>(y));
-    call.forward(out<T>(y));
+    const Call<T> call{fixed, operands<T>(nullptr, x1, x2, weight, index, value, fixed), Z, stream};
+    call.forward(bias_ ? in<T>(bias) : nullptr, out<T>(y));
   });
   return y;
 }
@@ -147,18 +188,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
   const bool per_row = weight.dim() == 2;
   const auto like = [&](bool need, Ints size) { return empty(x1, need ? size : Ints{0}); };
   const int64_t n = weight.size(per_row ? 1 : 0);
-  Tensor g_x1 = like(need_x1, {Z, fixed.dim1()}), g_x2 = like(need_x2, {Z, fixed.dim2()});
+  Tensor g_x1 = like(need_x1, {Z, fixed.dims[0]}), g_x2 = like(need_x2, {Z, fixed.dims[1]});
   Tensor g_weight = like(need_weight, per_row ? Ints{Z, n} : Ints{n}), g_bias = like(need_bias, {fixed.biases()});
   const Stream stream(x1);
   dispatch(x1, [&]<class T>() {
-    const Call<T> call{fixed, read_paths(fixed.paths), operands<T>(&g, x1, x2, weight, index, value, fixed), Z, stream};
-    const auto start = [&](const Tensor& x, bool need) {
-      if (need) stream.zero(out<T>(x), x.numel() * sizeof(T));
-      return need ? out<T>(x) : nullptr;
-    };
-    const Gradients<T> to{start(g_x1, need_x1), start(g_x2, need_x2), start(g_weight, need_weight && per_row),
-                          fixed.dim1(), fixed.dim2(), n};
-    if (to.x1 || to.x2 || to.weight) call.backward(to, 1);
+    const Call<T> call{fixed, operands<T>(&g, x1, x2, weight, index, value, fixed), Z, stream};
+    call.backward({need_x1 ? out<T>(g_x1) : nullptr, need_x2 ? out<T>(g_x2) : nullptr,
+                   need_weight && per_row ? out<T>(g_weight) : nullptr, fixed.dims[0], fixed.dims[1], n});
     if (need_weight && !per_row) call.backward_shared(out<T>(g_weight), n, x1);
     if (need_bias) call.bias_gradient(out<T>(g_bias), x1);
   });
@@ -178,20 +214,20 @@ GateSlices read_gate(const Ints& layout, double scalar_gain, double gate_gain, c
 }
 
 Tensor tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias, Tensor index, Tensor value,
-                      Ints dims, Ints paths, Ints slots) {
-  return forward(x1, x2, weight, bias, index, value, {dims, paths, slots});
+                      Ints dims, Ints paths, Ints slots, bool tf32) {
+  return forward(x1, x2, weight, bias, index, value, {dims, paths, slots, tf32});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight,
                                                               Tensor index, Tensor value, Ints dims, Ints paths,
-                                                              Ints slots, int64_t needs) {
-  return backward(g, x1, x2, weight, index, value, {dims, paths, slots}, needs);
+                                                              Ints slots, int64_t needs, bool tf32) {
+  return backward(g, x1, x2, weight, index, value, {dims, paths, slots, tf32}, needs);
 }
 
 std::tuple<Tensor, Tensor> gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias,
                                                 Tensor index, Tensor value, Ints dims, Ints paths, Ints slots,
-                                                Ints layout, double scalar_gain, double gate_gain) {
-  const Tensor pre = forward(x1, x2, weight, bias, index, value, {dims, paths, slots});
+                                                Ints layout, double scalar_gain, double gate_gain, bool tf32) {
+  const Tensor pre = forward(x1, x2, weight, bias, index, value, {dims, paths, slots, tf32});
   const GateSlices gate = read_gate(layout, scalar_gain, gate_gain, dims);
   const int64_t Z = pre.size(0), dim = pre.size(1), size = Z * (dim - gate.gates);
   Tensor y = empty(pre, {Z, dim - gate.gates});
@@ -207,7 +243,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g_, T
                                                                     Tensor weight, Tensor index, Tensor value,
                                                                     Ints dims, Ints paths, Ints slots, Ints layout,
                                                                     double scalar_gain, double gate_gain,
-                                                                    int64_t needs) {
+                                                                    int64_t needs, bool tf32) {
   const Tensor g = dense(g_), pre = dense(pre_);
   const GateSlices gate = read_gate(layout, scalar_gain, gate_gain, dims);
   Tensor g_pre = empty(pre, {pre.size(0), pre.size(1)});
@@ -217,7 +253,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g_, T
     stream.launch("gate_bwd_kernel", gate_bwd_kernel<T>, grid(ceil_div(size, kThreads)), kThreads, 0, gate, in<T>(g),
                   in<T>(pre), out<T>(g_pre), size, static_cast<int>(pre.size(1)));
   });
-  return backward(g_pre, x1, x2, weight, index, value, {dims, paths, slots}, needs);
+  return backward(g_pre, x1, x2, weight, index, value, {dims, paths, slots, tf32}, needs);
 }
 
 }  // namespace
@@ -226,13 +262,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g_, T
 #define GATE "int[] layout, float scalar_gain, float gate_gain"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_cuda, m) {
-  m.def("tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ") -> Tensor");
+  m.def("tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ", bool tf32) -> Tensor");
   m.def("tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, " TABLES
-        ", int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+        ", int needs, bool tf32) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ", " GATE
-        ") -> (Tensor, Tensor)");
+        ", bool tf32) -> (Tensor, Tensor)");
   m.def("gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, " TABLES ", " GATE
-        ", int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+        ", int needs, bool tf32) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 ACE_CUDA_IMPL(m) {

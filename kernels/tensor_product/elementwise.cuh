@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads) start_kernel(ACE_ARGUMENT(Slots) slo
 
 // part [stretch, b]: sums of g [Z, dim] over a stretch of rows, in a fixed order. Blocks of 32 columns x 8 rows.
 template <class T>
-__global__ void __launch_bounds__(kThreads) bias_bwd_kernel(ACE_ARGUMENT(Slots) slots, const T* g, int64_t ld, int64_t Z,
-                                                            int64_t rows, T* part, int biases) {
+__global__ void __launch_bounds__(kThreads) bias_bwd_kernel(ACE_ARGUMENT(Slots) slots, const T* g, int64_t ld,
+                                                            int64_t Z, int64_t rows, T* part, int biases) {
   ACE_SHARED(T, sums, kThreads);
   const int lane = threadIdx.x % 32, team = threadIdx.x / 32, m = blockIdx.y * 32 + lane;
   int c = -1;

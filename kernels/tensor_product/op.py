@@ -8,6 +8,7 @@ from torch import Tensor
 from ...backend import pick
 from ..define import check_constant, check_tensors, define, fail, no_forward_mode, vjp
 from ..multilinear import second_derivative
+from ..triton_common import allow_tf32
 from . import reference, triton_kernels
 from .table import MODES, GateTable, Path, ProductTable, weight_numel, with_weight
 
@@ -37,10 +38,10 @@ BACKENDS = {
         gated_backward=lambda *a: _native.gated_tensor_product_bwd(*a[:-1], _mask(a[-1])),
     ),
     "cuda": SimpleNamespace(
-        forward=lambda *a: _cuda.tensor_product(*a),
-        backward=lambda *a: _cuda.tensor_product_bwd(*a[:-1], _mask(a[-1])),
-        gated_forward=lambda *a: _cuda.gated_tensor_product(*a),
-        gated_backward=lambda *a: _cuda.gated_tensor_product_bwd(*a[:-1], _mask(a[-1])),
+        forward=lambda *a: _cuda.tensor_product(*a, allow_tf32(a[0])),
+        backward=lambda *a: _cuda.tensor_product_bwd(*a[:-1], _mask(a[-1]), allow_tf32(a[0])),
+        gated_forward=lambda *a: _cuda.gated_tensor_product(*a, allow_tf32(a[0])),
+        gated_backward=lambda *a: _cuda.gated_tensor_product_bwd(*a[:-1], _mask(a[-1]), allow_tf32(a[0])),
     ),
     "triton": SimpleNamespace(
         forward=triton_kernels.forward, backward=triton_kernels.backward, gated_forward=triton_kernels.gated_forward,

@@ -1,0 +1,124 @@
+// How the paths of a product are shared out over launches of the CUDA kernels.
+#pragma once
+
+#include "dense.cuh"
+
+#include <algorithm>
+
+namespace ace::product {
+
+// The paths that the dense kernels take (fully connected, shared weights, l <= 6, U and W below 850), and the others.
+inline std::pair<std::vector<Path>, std::vector<Path>> split_paths(const std::vector<Path>& paths, bool shared) {
+  std::pair<std::vector<Path>, std::vector<Path>> found;
+  const auto jobs = [](int mul, int d) { return ceil_div(d, 5) * ceil_div(mul, kWide); };
+  for (const Path& p : paths) {
+    const bool small = std::max({p.d1, p.d2, p.d3}) <= 13 && std::max(jobs(p.U, p.d1), jobs(p.W, p.d3)) <= kJobs;
+    (shared && p.mode == kUVW && small ? found.first : found.second).push_back(p);
+  }
+  return found;
+}
+
+inline std::vector<Path> weighted(std::vector<Path> paths) {
+  paths.erase(std::remove_if(paths.begin(), paths.end(), [](const Path& p) { return p.weight < 0; }), paths.end());
+  return paths;
+}
+
+// Numbers in the "uvw" weights of these paths.
+inline int64_t weights_of(const std::vector<Path>& paths) {
+  int64_t n = 0;
+  for (const Path& p : paths) n += int64_t(p.U) * p.V * p.W;
+  return n;
+}
+
+// f(paths of one launch)
+template <class F>
+void for_launches(const std::vector<Path>& paths, F&& f) {
+  for (size_t first = 0; first < paths.size(); first += kPaths) {
+    Paths some{static_cast<int>(std::min<size_t>(kPaths, paths.size() - first)), {}};
+    std::copy_n(paths.begin() + first, some.count, some.path);
+    f(some);
+  }
+}
+
+template <Role role> int slice_offset(const Path& p) { return role == Role::forward ? p.o3 : p.o1; }
+template <Role role> int slice_mul(const Path& p) { return role == Role::forward ? p.W : p.U; }
+template <Role role> int slice_d(const Path& p) { return role == Role::forward ? p.d3 : p.d1; }
+template <Role role>
+bool earlier(const Path& a, const Path& b) { return slice_offset<role>(a) < slice_offset<role>(b); }
+
+// Whether the paths write every one of `dim` columns.
+template <Role role>
+bool reaches(std::vector<Path> paths, int64_t dim) {
+  std::sort(paths.begin(), paths.end(), earlier<role>);
+  int64_t next = 0;
+  for (const Path& p : paths)
+    if (slice_offset<role>(p) == next) next += int64_t(slice_mul<role>(p)) * slice_d<role>(p);
+  return next == dim;
+}
+
+// One launch of the dense kernel.
+struct DenseLaunch {
+  DenseJobs jobs{};
+  int components = 1, space = 0, rows_of_m = 0;  // at once in a tile; values for coefficients and for a row's M
+
+  template <class T>
+  size_t shared(int teams) const {
+    const size_t team = (kRows * rows_of_m + 3) / 4 * 4 + components * kRows * kLeftStride;
+    return ((space + 3) / 4 * 4 + kRightSize + teams * team) * sizeof(T);
+  }
+};
+
+inline int bias_of(const std::vector<int64_t>& slots, const Path& p) {
+  int first = 0;
+  for (size_t s = 0; s + 1 < slots.size(); first += static_cast<int>(slots[s + 1]), s += 2)
+    if (slots[s] == p.o3 && slots[s + 1] == p.W) return first;
+  return -1;
+}
+
+// Adds the jobs of one slice of the output, whose paths begin at `first` of the launch.
+template <Role role>
+void add_jobs(DenseLaunch& plan, int first, int bias, bool add) {
+  DenseJobs& jobs = plan.jobs;
+  const Path& p = jobs.path[first];
+  const int d = slice_d<role>(p), at_once = d <= 1 ? 1 : d <= 3 ? 3 : d <= 5 ? 5 : 7;
+  plan.components = std::max(plan.components, at_once);
+  int space = 0;
+  for (int n = first; n < jobs.paths; ++n) {
+    space += dense_size(jobs.path[n]);
+    plan.space = std::max(plan.space, dense_size(jobs.path[n]));
+    const int a_d = role == Role::forward ? jobs.path[n].d1 : jobs.path[n].d3;
+    plan.rows_of_m = std::max(plan.rows_of_m, a_d * at_once);
+  }
+  plan.space = std::max(plan.space, std::min(space, kDenseSpace));
+  for (int component = 0; component < d; component += at_once)
+    for (int channel = 0; channel < slice_mul<role>(p); channel += kWide)
+      jobs.job[jobs.count++] = {first, jobs.paths, component, channel, bias, add};
+}
+
+// Launches that together write (or add to) every slice that the paths reach. A slice with more paths than a launch
+// takes is written by the first and added to by the next.
+template <Role role>
+std::vector<DenseLaunch> plan_dense(std::vector<Path> paths, const std::vector<int64_t>& slots, bool add) {
+  std::stable_sort(paths.begin(), paths.end(), earlier<role>);
+  std::vector<DenseLaunch> plans;
+  for (size_t first = 0, end; first < paths.size(); first = end) {
+    const int offset = slice_offset<role>(paths[first]);
+    for (end = first; end < paths.size() && slice_offset<role>(paths[end]) == offset;) ++end;
+    const int64_t jobs = ceil_div(slice_d<role>(paths[first]), 5) * ceil_div(slice_mul<role>(paths[first]), kWide);
+    bool again = add;
+    for (size_t n = first; n < end; again = true) {
+      const size_t some = std::min<size_t>(end - n, kDensePaths);
+      if (plans.empty() || plans.back().jobs.paths + some > kDensePaths || plans.back().jobs.count + jobs > kJobs)
+        plans.emplace_back();
+      DenseJobs& to = plans.back().jobs;
+      const int begin = to.paths;
+      std::copy_n(paths.begin() + n, some, to.path + begin);
+      to.paths += static_cast<int>(some);
+      add_jobs<role>(plans.back(), begin, again ? -1 : bias_of(slots, paths[first]), again);
+      n += some;
+    }
+  }
+  return plans;
+}
+
+}  // namespace ace::product
