@@ -27,9 +27,10 @@ def _check_k(k: int, smallest: int, include_self: bool) -> None:
     """1 <= k <= 64, and no more than the candidates in a cloud of `smallest` points."""
     if not 1 <= k <= MAX_K:
         fail(_OP, "k", f"in 1..{MAX_K}", k)
-    if k > smallest - (not include_self):
+    most = smallest - int(not include_self)  # int: torch 2.11 cannot subtract a bool from a symbolic size
+    if k > most:
         whose = "the points of the smallest cloud" + ("" if include_self else " without itself")
-        fail(_OP, "k", f"at most {smallest - (not include_self)}, {whose}", k,
+        fail(_OP, "k", f"at most {most}, {whose}", k,
              "take a smaller k, or leave out the clouds that are too small")
 
 
