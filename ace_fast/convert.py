@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from . import convert_e3nn, convert_vn
+from . import convert_cue, convert_e3nn, convert_nequip, convert_vn
 from .kernels.tensor_product.op import BACKENDS
 
 # each knows one library: of_interest, is_ours, describe, why_not, way, replacement, changed_since, put_back
-_LIBRARIES = (convert_e3nn, convert_vn)
+_LIBRARIES = (convert_cue, convert_e3nn, convert_nequip, convert_vn)
 
 
 class Entry(NamedTuple):

@@ -1,5 +1,6 @@
 """Layers with the originals' constructors, parameter names and numbers, on the fused operators."""
 
+from .conv import TensorProductConv
 from .gate import Gate
 from .linear import Linear
 from .norm import BatchNorm, InstanceNorm
@@ -30,6 +31,7 @@ __all__ = [
     "O3TensorProductSwishGate",
     "RelaxedLinear",
     "TensorProduct",
+    "TensorProductConv",
     "TensorSquare",
     "VNBatchNorm",
     "VNEdgeConv",

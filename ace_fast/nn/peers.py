@@ -12,6 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from ..graph import Graph
 from ..kernels.tensor_product import GateTable, ProductTable, reference
 from ..kernels.tensor_product.table import MODES, Path, unpack, weight_shape
 
@@ -229,17 +230,21 @@ def adapter(name: str, table: ProductTable, shared: bool, dtype: torch.dtype, de
 
 
 def run(name: str, table: ProductTable, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None,
-        gate: GateTable | None = None) -> Tensor:
+        gate: GateTable | None = None, graph: Graph | None = None) -> Tensor:
     """tensor_product by library `name`: x [Z, dim1], y [Z, dim2], weight [n] or [Z, n] -> [Z, dim_out].
 
-    Bias and gate, which the libraries do not have, are plain torch.
+    With a graph tensor_product_conv: x [N, dim1], y [E, dim2], weight [n] or [E, n] -> [N, dim_out]. Bias and gate,
+    which the libraries do not have, are plain torch.
     """
-    peer = adapter(name, table, weight.dim() == 1, x.dtype, x.device)
+    peer = adapter(name, table, weight.dim() == 1, x.dtype, x.device, graph is not None)
     ours = "ir_mul" if table.dims[3] else "mul_ir"
     in1, in2, out = ([(mul, ir.dim) for mul, ir in irreps] for irreps in table.irreps)
     if peer.layout != ours:
         x, y = transpose(x, in1, peer.layout), transpose(y, in2, peer.layout)
-    z = peer.product(x, y, peer.to_theirs(weight))
+    if graph is None:
+        z = peer.product(x, y, peer.to_theirs(weight))
+    else:
+        z = peer.convolution(x, y, peer.to_theirs(weight), *graph.edge_index, graph.num_targets)
     if peer.layout != ours:
         z = transpose(z, out, ours)
     if bias is not None:
