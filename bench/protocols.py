@@ -5,7 +5,6 @@ that misses the gate's bound by less than LOOSE is timed and says so: several pe
 """
 
 import argparse
-import functools
 import gc
 import json
 import os
@@ -28,8 +27,9 @@ from .protocol_cases import BOTH, DOUBLE, FORWARD, PROTOCOLS, Problem
 from .protocol_versions import Inputs, Version
 from .roofline import Roofline
 
+PLAIN = ("eager", "compiled", "torch_scatter")  # with edge tensors and outer products
 LOOSE = 100  # times the gate's bound; the fast version has to keep the bound itself
-BUDGET_S = {"cpu": 20.0, "cuda": 1.0}  # of timing for one row
+BUDGET_S = {"cpu": 12.0, "cuda": 1.0}  # of timing for one row
 BLOCK = {"cpu": 2**30, "cuda": 2**33}  # bytes of a block of the float64 reference
 CPU_LIMIT = 12 * 2**30  # bytes that e3nn's eager step may need where memory is not the accelerator's
 SEEN = {FORWARD: ("output",), BOTH: ("output", "gradient of"), DOUBLE: ("output", "gradient of", "second gradient of")}
@@ -70,15 +70,15 @@ def measure(case: Case, roof: Roofline, repeats: int = 15, budget_s: float | Non
     """One row for each direction of the case; `error` where ace_fast is wrong or fails."""
     names = versions_of.CONVOLUTION if case.problem.convolution else versions_of.PRODUCT
     given = versions_of.load(case.problem, case.rows, case.device, case.dtype)
-    judge = _Judge(case, given)
     made, first, reasons = _made(case, given, [n for n in names if case.compiled or n != "compiled"])
     if not case.compiled:
         reasons["compiled"] = "not asked for (--no-compile)"
+    verdicts = _verdicts(case, given, made)
     measured: dict[str, Any] = {}
     for direction in case.directions:
         row = _about(case, direction, given, names)
         row |= {f"{name}_reason": reason for name, reason in reasons.items()}
-        steps = _right(case, given, made, judge, direction, row)
+        steps = _right(case, given, made, {n: found[direction] for n, found in verdicts.items()}, direction, row)
         if "fast" in steps:
             steps["again"] = steps["fast"]
         times = timing.interleaved(steps, case.device, repeats, wall=False,
@@ -90,34 +90,62 @@ def measure(case: Case, roof: Roofline, repeats: int = 15, budget_s: float | Non
         gc.collect()
 
 
-class _Judge:
-    """Verdicts on the numbers of one case; the reference is formed once, to the deepest derivative."""
+class Verdict(NamedTuple):
+    """What became of one version in one direction."""
 
-    def __init__(self, case: Case, given: Inputs):
-        block = BLOCK[case.device]
-        make = functools.partial(versions_of.reference, case.problem, given, case.deepest)
-        self.gold = make(torch.float64, block)
-        self.limit = gate.limits(self.gold, make(torch.float32, block), case.dtype)
+    error: str  # why it is wrong or could not run
+    worst: float | None = None  # largest error relative to its tensor
+    near: bool = False  # LOOSE would let it pass
 
-    def __call__(self, mine: Numbers, direction: str) -> tuple[str, float, bool]:
-        """(why the numbers are wrong, largest error relative to its tensor, whether LOOSE would let them pass)."""
-        gold = {n: x for n, x in self.gold.items() if n.startswith(SEEN[direction])}
-        error, worst = gate.verdict(mine, gold, self.limit)
-        if not error:
-            return "", worst, False
-        wide, worst = gate.verdict(mine, gold, {n: LOOSE * x for n, x in self.limit.items()})
-        return error, worst, not wide
+
+def _verdicts(case: Case, given: Inputs, made: dict[str, Version]) -> dict[str, dict[str, Verdict]]:
+    """The numbers of every version against e3nn in float64, its limit from e3nn in float32; see bench/gate.py."""
+    block, own = BLOCK[case.device], None
+    gold = versions_of.reference(case.problem, given, case.deepest, torch.float64, block)
+    if "eager" in made and case.dtype == torch.float32 and not _too_large(case, case.deepest):
+        own = _numbers(case, given, made["eager"], case.deepest)
+    single = own if isinstance(own, dict) else versions_of.reference(case.problem, given, case.deepest, torch.float32,
+                                                                     block)
+    limit = gate.limits(gold, single, case.dtype)
+    del own, single
+    found: dict[str, dict[str, Verdict]] = {}
+    for name, version in made.items():
+        found[name], mine = {}, None
+        for direction in sorted(case.directions, key=cases_of.ALL.index, reverse=True):
+            if not isinstance(mine, dict):  # the deepest that can be run has the numbers of the others too
+                large = _too_large(case, direction) if name in PLAIN else ""
+                mine = ValueError(large) if large else _numbers(case, given, version, direction)
+            seen = {n: x for n, x in gold.items() if n.startswith(SEEN[direction])}
+            found[name][direction] = _verdict(mine, seen, limit) if isinstance(mine, dict) else Verdict(_said(mine))
+    return found
+
+
+def _numbers(case: Case, given: Inputs, version: Version, direction: str) -> Numbers | Exception:
+    try:
+        return versions_of.numbers(version, case.problem, given, direction)
+    except Exception as error:
+        if case.device == "cuda":
+            torch.cuda.empty_cache()  # where memory was short, the next version gets all that is left
+        return error.with_traceback(None)  # whose frames hold tensors
+
+
+def _verdict(mine: Numbers, gold: Numbers, limit: dict[str, float]) -> Verdict:
+    error, worst = gate.verdict(mine, gold, limit)
+    if not error:
+        return Verdict("", worst)
+    wide, worst = gate.verdict(mine, gold, {n: LOOSE * x for n, x in limit.items()})
+    return Verdict(f"wrong: {error}", worst, not wide)
 
 
 def _made(case: Case, given: Inputs, names: list[str]) -> tuple[dict[str, Version], dict[str, float], dict[str, str]]:
-    """Versions, milliseconds of their construction with the first forward and backward, and reasons of the others."""
+    """Versions, milliseconds of their construction and first call with gradients, and reasons of the others."""
     made, first, reasons = {}, {}, {}
-    direction = FORWARD if case.deepest == FORWARD else BOTH
+    direction = case.directions[:2][-1]
     for name in names:
         start = time.perf_counter()
         try:
             version = versions_of.make(name, case.problem, given)
-            if name not in ("eager", "torch_scatter") or not _too_large(case, direction):
+            if name not in PLAIN or not _too_large(case, direction):
                 versions_of.step(version, case.problem, version.inputs(given), direction)()
             _wait(case.device)
         except Exception as error:  # a row with the reason, never a missing row
@@ -144,30 +172,26 @@ def _too_large(case: Case, direction: str) -> str:
     return f"not run on the CPU: it needs about {needed / 2**30:.0f} GiB, more than {CPU_LIMIT / 2**30:.0f}"
 
 
-def _right(case: Case, given: Inputs, made: dict[str, Version], judge: _Judge, direction: str, row: dict) -> dict:
+def _right(case: Case, given: Inputs, made: dict[str, Version], verdicts: dict[str, Verdict], direction: str,
+           row: dict) -> dict:
     """The steps of the versions that passed the gate; reasons and errors go into the row."""
     steps = {}
     for name, version in made.items():
-        large = _too_large(case, direction) if name in ("eager", "compiled", "torch_scatter") else ""
+        verdict = verdicts[name]
+        row |= {f"{name}_max_relative_error": verdict.worst} | ({f"{name}_method": version.method} if version.method
+                                                               else {})
+        if verdict.error and (name == "fast" or not verdict.near):
+            row[f"{name}_reason"] = verdict.error
+            continue
+        if verdict.error:
+            row[f"{name}_loose"] = verdict.error.removeprefix("wrong: ")
+        step = versions_of.step(version, case.problem, version.inputs(given), direction)
         try:
-            if large:
-                raise ValueError(large)
-            x = version.inputs(given)
-            error, row[f"{name}_max_relative_error"], near = judge(
-                versions_of.numbers(version, case.problem, given, direction), direction)
-            if error and near and name != "fast":
-                row[f"{name}_loose"] = error
-            elif error:
-                raise ValueError(f"wrong: {error}")
-            step = versions_of.step(version, case.problem, x, direction)
             step()
-            steps[name] = step
         except Exception as error:
             row[f"{name}_reason"] = _said(error)
-            if case.device == "cuda":
-                torch.cuda.empty_cache()  # where memory was short, the next version gets all that is left
-        if version.method:
-            row[f"{name}_method"] = version.method
+            continue
+        steps[name] = step
     if "fast_reason" in row:
         row["error"] = f"fast: {row['fast_reason']}"
     return steps
