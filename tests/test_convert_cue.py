@@ -11,8 +11,7 @@ from ace_fast.convert import convert, restore
 
 cue = pytest.importorskip("cuequivariance")
 cuet = pytest.importorskip("cuequivariance_torch")
-pytestmark = pytest.mark.filterwarnings("ignore:.*only the reference backend is left",
-                                        "ignore:.*Falling back to naive", "ignore:.*falling back to `naive`",
+pytestmark = pytest.mark.filterwarnings("ignore:.*Falling back to naive", "ignore:.*falling back to `naive`",
                                         "ignore:`use_fallback` is deprecated:DeprecationWarning")
 LAYOUTS = {"mul_ir": {"layout": "mul_ir"}, "ir_mul": {"layout": "ir_mul"},
            "mixed": {"layout_in1": "ir_mul", "layout_in2": "mul_ir", "layout_out": "mul_ir"}}

@@ -13,7 +13,6 @@ from ace_fast import nn as fast
 from ace_fast.convert import convert, restore
 from ace_fast.convert_nequip import TensorProductScatter as ConvertedScatter
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*only the reference backend is left")
 NODE, EDGE = "4x0e+2x0o+4x1o", "0e+1o"
 
 

@@ -8,7 +8,6 @@ from e3nn import o3
 from ace_fast import Graph
 from ace_fast.nn import TensorProduct, TensorProductConv
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*only the reference backend is left")
 IRREPS = ("4x0e+3x1o", "1x0e+1x1o", "4x0e+3x1o+3x0e")
 PATHS = [(0, 0, 0, "uvu", True), (1, 0, 1, "uvu", True), (1, 1, 2, "uvu", True), (0, 1, 1, "uvw", True)]
 EDGES = torch.tensor([[0, 2, 1, 0, 2, 2], [3, 0, 1, 3, 3, 0]])

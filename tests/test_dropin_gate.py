@@ -9,7 +9,6 @@ from torch.nn.functional import silu
 
 from ace_fast.nn import Gate
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*only the reference backend is left")
 ODD = ("16x0o", [torch.tanh], "32x0o", [torch.tanh], "16x1e+16x1o")
 SPECS = {
     "odd": ODD,

@@ -8,7 +8,6 @@ from e3nn.util.test import assert_equivariant, assert_normalized
 
 from ace_fast.nn import Linear, TensorProduct
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*only the reference backend is left")
 IRREPS = ("2x0e+3x0o+2x1o+0x2e", "3x0e+1x0o+4x1o+2x0e")
 OPTIONS = [
     {}, {"biases": True}, {"biases": [True, False, False, True]}, {"path_normalization": "path"},

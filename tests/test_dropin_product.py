@@ -8,7 +8,6 @@ from e3nn.util.test import assert_equivariant
 
 from ace_fast.nn import FullyConnectedTensorProduct, TensorProduct
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*only the reference backend is left")
 # degrees and parities of in1, in2 and out, connection mode, whether it has weights; every mode, every kind of degree
 CASES = [
     ("0e", "0e", "0e", "uvw", True), ("1o", "1o", "2e", "uvw", True), ("2e", "1o", "1o", "uvu", True),

@@ -8,7 +8,6 @@ from e3nn.util.test import assert_equivariant, assert_normalized
 
 from ace_fast import nn
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*only the reference backend is left")
 IRREPS = "1e+2e+3x3o"
 # class name, arguments, whether a second input is taken
 LAYERS = {
