@@ -58,13 +58,21 @@ def _places(model: nn.Module, prefix: str = "", seen: set[nn.Module] | None = No
 
 
 def convert(model: nn.Module, backend: str = "auto") -> Report:
-    """Replaces e3nn's and vnn's layers anywhere inside `model`, in place, by ours.
+    """Replaces the layers of e3nn, NequIP, cuequivariance_torch and vnn anywhere inside `model`, in place, by ours.
 
     The new modules hold the very Parameter objects of the old ones: optimisers, parameter groups and checkpoints stay
     valid. A module that occurs in several places is replaced by one module in all of them.
 
     e3nn: TensorProduct, FullyConnectedTensorProduct, FullTensorProduct, ElementwiseTensorProduct, TensorSquare and
-    Linear of `e3nn.o3`, and `e3nn.nn.Gate`; their subclasses stay.
+    Linear of `e3nn.o3`, and `e3nn.nn.Gate`; their subclasses stay. Blocks that compute `tp(x[src], edge_attr, weight)`
+    and scatter keep doing so, on our product.
+
+    NequIP: a class TensorProductScatter whose child `tp` is e3nn's product becomes one convolution without edge
+    features; of an InteractionBlock that gathers and sums itself, the layers inside are replaced.
+
+    cuequivariance_torch: FullyConnectedTensorProduct, ChannelWiseTensorProduct (with its gather and sum) and Linear
+    (with weight classes), in any group of odd-dimensional irreps and any layouts. Their weights have our order, so the
+    Parameter [1, n] is the same object.
 
     Vector-neuron layers (VNLinear, VNLeakyReLU, VNBatchNorm, VNLinearLeakyReLU, VNMaxPool, VNStdFeature) are recognised
     by class name, children and shapes, without importing anybody's code: a class of these names that computes something

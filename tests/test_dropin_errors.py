@@ -125,6 +125,13 @@ def test_devices(number):
         layer(*inputs)
 
 
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripting(number):
+    with pytest.raises(NotImplementedError, match="torch.jit.script is not supported; use torch.compile, or"):
+        torch.jit.script(torch.nn.Sequential(layers_and_inputs()[number][0]))
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match=r"tensor_product: backend must be one of \['auto', .*\], got 'fast'"):
         product(backend="fast")(torch.zeros(4, 5), torch.zeros(4, 4))

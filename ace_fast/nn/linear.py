@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels.tensor_product import ProductTable
 from ..kernels.tensor_product.table import LAYOUTS
-from .tensor_product import apply_product
+from .tensor_product import apply_product, no_script
 
 
 class Linear(nn.Module):
@@ -122,6 +122,9 @@ class Linear(nn.Module):
         except RuntimeError:
             return False
         return out.shape == (module.irreps_out.dim,)
+
+    def __prepare_scriptable__(self):
+        no_script(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.irreps_in} -> {self.irreps_out} | {self.weight_numel} weights)"

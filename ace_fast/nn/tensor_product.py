@@ -57,6 +57,12 @@ def apply_product(name: str, x: Tensor, y: Tensor, weight: Tensor, table: Produc
     return out if len(lead) == 1 else out.reshape(*lead, out.shape[-1])
 
 
+def no_script(layer: nn.Module) -> None:
+    """What torch.jit.script hears of a layer of ours."""
+    raise NotImplementedError(f"{type(layer).__name__}: torch.jit.script is not supported; use torch.compile, or "
+                              "ace_fast.restore(model) before scripting a converted model")
+
+
 def _check_options(name: str, options: dict) -> None:
     for option, choices in _CHOICES.items():
         if option in options and options[option] not in choices:
@@ -240,6 +246,9 @@ class TensorProduct(nn.Module):
             if ins.has_weight:
                 view = self.weight_view_for_instruction(n, weight)
                 yield (n, ins, view) if yield_instruction else view
+
+    def __prepare_scriptable__(self):
+        no_script(self)
 
     def visualize(self, *args, **kwargs):
         """e3nn's drawing of the paths: (matplotlib figure, axes)."""
