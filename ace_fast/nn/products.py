@@ -93,7 +93,7 @@ class TensorSquare(TensorProduct):
 
     Example:
         >>> ace_fast.nn.TensorSquare("2x1o").irreps_out
-        2x0e+1x0e+1x1e+2x2e+1x2e
+        1x0e+2x0e+1x1e+1x2e+2x2e
     """
 
     def __init__(self, irreps_in, irreps_out=None, filter_ir_out=None, irrep_normalization=None, **kwargs):
