@@ -132,6 +132,14 @@ def test_scripting(number):
         torch.jit.script(torch.nn.Sequential(layers_and_inputs()[number][0]))
 
 
+def test_autocast_runs_in_single_precision():
+    for layer, dims in layers_and_inputs()[:3]:
+        inputs = [torch.randn(3, d).to(torch.bfloat16) for d in dims]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = layer(*inputs)
+        assert_close(out, layer(*(x.float() for x in inputs)))
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match=r"tensor_product: backend must be one of \['auto', .*\], got 'fast'"):
         product(backend="fast")(torch.zeros(4, 5), torch.zeros(4, 4))
