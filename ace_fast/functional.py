@@ -4,6 +4,7 @@ from .kernels.dual_update import dual_update
 from .kernels.knn import knn
 from .kernels.relaxed_linear import relaxed_linear
 from .kernels.segment_sum import gather, segment_sum
+from .kernels.steerable_message import steerable_message
 from .kernels.tensor_product import GateTable, ProductTable, tensor_product
 from .kernels.tensor_product_conv import tensor_product_conv
 from .kernels.vn_edge_conv import vn_edge_conv, vn_edge_select, vn_edge_stats
@@ -17,6 +18,7 @@ __all__ = [
     "knn",
     "relaxed_linear",
     "segment_sum",
+    "steerable_message",
     "tensor_product",
     "tensor_product_conv",
     "vn_edge_conv",

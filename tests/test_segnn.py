@@ -195,7 +195,7 @@ def test_strict_forward_makes_the_strict_models_calls(double, monkeypatch):
     """A branch that is switched off costs nothing: same operators in the same order."""
     batch = random_batch()
     calls = []
-    for name in ("tensor_product", "segment_sum", "gather", "relaxed_linear"):
+    for name in ("tensor_product", "segment_sum", "gather", "relaxed_linear", "steerable_message"):
         original = getattr(functional, name)
 
         def record(*args, _name=name, _original=original, **kwargs):
@@ -213,7 +213,8 @@ def test_strict_forward_makes_the_strict_models_calls(double, monkeypatch):
         seen.append(list(calls))
     strict, off, on = seen
     assert off == strict and "relaxed_linear" not in off
-    assert on.count("relaxed_linear") == 12 and on.count("tensor_product") == strict.count("tensor_product") == 11
+    assert on.count("relaxed_linear") == 12 and on.count("tensor_product") == strict.count("tensor_product") == 7
+    assert on.count("steerable_message") == strict.count("steerable_message") == 2 and "gather" not in on
 
 
 def test_probe(double):

@@ -81,8 +81,7 @@ class SEGNNLayer(nn.Module):
                 batch: Tensor | Segments | None, additional_message_features: Tensor | None = None) -> Tensor:
         """x [N, D], edge_attr [E, A], node_attr [N, B], batch [N], additional features [E, F] -> [N, D]."""
         graph = edge_index if isinstance(edge_index, Graph) else Graph(edge_index, x.shape[0])
-        message = self.message(x, graph, edge_attr, additional_message_features)
-        x = self.update(functional.segment_sum(message, graph.targets, backend=self.backend), x, node_attr)
+        x = self.update(self.message(x, graph, edge_attr, additional_message_features), x, node_attr)
         if self.norm == "batch":
             x = self.feature_norm(x)
         elif self.norm == "instance":
@@ -90,11 +89,17 @@ class SEGNNLayer(nn.Module):
         return x
 
     def message(self, x: Tensor, graph: Graph, edge_attr: Tensor, additional: Tensor | None) -> Tensor:
-        """The messages of all edges, [E, D]."""
+        """The sum of the messages that arrive at each node, [N, D]."""
+        one, two = self.message_layer_1, self.message_layer_2
+        if self.message_norm is None:
+            return functional.steerable_message(
+                x, edge_attr, graph, one.tp.weight, one.table, two.tp.weight, two.table, extra=additional,
+                bias1=one.biases, bias2=two.biases, gate1=one.gate_table, gate2=two.gate_table, backend=self.backend)
+        # batch norm takes its statistics from the messages of all edges, so they must exist
         ends = [functional.gather(x, s, backend=self.backend) for s in (graph.targets, graph.sources)]
         message = torch.cat(ends if additional is None else [*ends, additional], 1)  # [E, 2 D + F]
-        message = self.message_layer_2(self.message_layer_1(message, edge_attr), edge_attr)
-        return message if self.message_norm is None else self.message_norm(message)
+        message = self.message_norm(two(one(message, edge_attr), edge_attr))
+        return functional.segment_sum(message, graph.targets, backend=self.backend)
 
     def update(self, message: Tensor, x: Tensor, node_attr: Tensor) -> Tensor:
         """The new features [N, D] from the summed messages [N, D]."""

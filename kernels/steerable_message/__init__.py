@@ -1,0 +1,3 @@
+from .op import steerable_message
+
+__all__ = ["steerable_message"]

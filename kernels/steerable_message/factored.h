@@ -1,0 +1,269 @@
+// The first product with its weights at the nodes: an edge adds what its two ends prepared and contracts the sum with
+// its attributes, channels as vector lanes; the extra features are multiplied edge by edge.
+#pragma once
+
+#include "nodes.h"
+
+namespace ace::message {
+
+// The contraction for one thread: the coupling of a block of edges, rows of pre-activations, a tile's gradients.
+template <class T>
+class Contraction {
+ public:
+  explicit Contraction(const Nodes<T>& nodes)
+      : rows(kRows * nodes.row), g_table(kRows * nodes.ld), nodes_(nodes), coupling_(nodes.couplings * kRows),
+        turned_(nodes.width * kRows), g_h_(nodes.a.D * kRows), g_rows_(kRows * nodes.a.D) {
+    std::fill_n(static_cast<T*>(rows), kRows * nodes.row, T(0));  // beyond a slice's channels they stay zero
+  }
+
+  // attr [A][kRows] -> coupling[v, i, k] = sum_j C_ijk a[v, j] of every column
+  void couple(const T* attr) {
+    for (const Class& of : nodes_.classes)
+      for (const Column& column : of.columns) {
+        const Path& p = *column.path;
+        T* to = coupling_ + column.coupling * kRows;
+        std::fill_n(to, p.V * column.rows() * kRows, T(0));
+        for (int64_t v = 0; v < p.V; ++v, to += column.rows() * kRows)
+          for (const auto& pair : p.pairs)
+            lanes_of_row<T>([&](int64_t z) {
+              Vec<T> sum{};
+              for (const auto& term : pair.terms)
+                sum += static_cast<T>(term.c) * load(attr + (p.o2 + v * p.d2 + term.j) * kRows + z);
+              store(to + (column.diagonal ? pair.i : pair.i * p.d3 + pair.k) * kRows + z, sum);
+            });
+      }
+  }
+
+  // y, edge z's row of pre-activations, += the contraction of t, a row of products
+  void contract(int64_t z, const T* t, T* y) const {
+    each([&](const Column& column, const T* c, int64_t at, int64_t step) {
+      const Path& p = *column.path;
+      const int64_t ld = round_up<T>(p.W);
+      if (column.diagonal)
+        for (int64_t i = 0; i < p.d1; ++i) add_scaled(c[i * kRows + z], t + at + i * step, p.W, y + column.y + i * ld);
+      else
+        stretches(0, p.d3, [&](int64_t k, auto K) {
+          contract_components<K>(t + at, step, p, c + k * kRows + z, y + column.y + k * ld, ld);
+        });
+    });
+  }
+
+  // t, a row of gradients of products, += the transposed contraction of y
+  void spread(int64_t z, const T* y, T* t) const {
+    each([&](const Column& column, const T* c, int64_t at, int64_t step) {
+      const Path& p = *column.path;
+      const int64_t ld = round_up<T>(p.W);
+      if (column.diagonal)
+        for (int64_t i = 0; i < p.d1; ++i) add_scaled(c[i * kRows + z], y + column.y + i * ld, p.W, t + at + i * step);
+      else
+        stretches(0, p.d3, [&](int64_t k, auto K) {
+          spread_components<K>(t + at, step, p, c + k * kRows + z, y + column.y + k * ld, ld);
+        });
+    });
+  }
+
+  // The gradient of a tile's table in a role -> gradients of h (written, or added to) and of the padded weights.
+  void close(int64_t role, const Tile& tile, T* h, bool add, T* weight) {
+    const int64_t D = nodes_.a.D;
+    if (h) Edges<T>::clear(g_h_, D);
+    nodes_.backward(role, tile.node, tile.nodes, g_table, turned_, h ? static_cast<T*>(g_h_) : nullptr, weight);
+    if (!h) return;
+    Block<T>::store_rows(g_h_, D, tile.nodes, add ? static_cast<T*>(g_rows_) : h + tile.node * D);
+    if (add) add_row(h + tile.node * D, static_cast<const T*>(g_rows_), tile.nodes * D);
+  }
+
+  Scratch<T> rows, g_table;  // [kRows][row], [kRows][ld]
+
+ private:
+  // f(column, its coupling with one attribute v, offset and step of the components in a row of products)
+  template <class F>
+  void each(F&& f) const {
+    for (const Class& of : nodes_.classes)
+      for (const Column& column : of.columns)
+        for (int64_t v = 0; v < column.path->V; ++v)
+          f(column, coupling_ + (column.coupling + v * column.rows()) * kRows, of.at + column.at + v * column.path->W,
+            of.width);
+  }
+
+  // f(k, K as a constant) for 0..d3-1 in stretches of at most eight
+  template <int K = 8, class F>
+  static void stretches(int64_t k, int64_t d3, F&& f) {
+    if constexpr (K > 1) {
+      if (d3 - k < K) return stretches<K - 1>(k, d3, f);
+    }
+    if (k >= d3) return;
+    f(k, std::integral_constant<int, K>{});
+    stretches<K>(k + K, d3, f);
+  }
+
+  static void add_scaled(T c, const T* from, int64_t W, T* to) {
+    for (int64_t w = 0; w < W; w += lanes<T>) store(to + w, load(to + w) + c * load(from + w));
+  }
+
+  template <int K>
+  static void contract_components(const T* t, int64_t step, const Path& p, const T* c, T* y, int64_t ld) {
+    for (int64_t w = 0; w < p.W; w += lanes<T>) {
+      Vec<T> sum[K];
+      for (int k = 0; k < K; ++k) sum[k] = load(y + k * ld + w);
+      for (int64_t i = 0; i < p.d1; ++i) {
+        const Vec<T> x = load(t + i * step + w);
+        for (int k = 0; k < K; ++k) sum[k] += c[(i * p.d3 + k) * kRows] * x;
+      }
+      for (int k = 0; k < K; ++k) store(y + k * ld + w, sum[k]);
+    }
+  }
+
+  template <int K>
+  static void spread_components(T* t, int64_t step, const Path& p, const T* c, const T* y, int64_t ld) {
+    for (int64_t w = 0; w < p.W; w += lanes<T>) {
+      Vec<T> g[K];
+      for (int k = 0; k < K; ++k) g[k] = load(y + k * ld + w);
+      for (int64_t i = 0; i < p.d1; ++i) {
+        Vec<T> sum = load(t + i * step + w);
+        for (int k = 0; k < K; ++k) sum += c[(i * p.d3 + k) * kRows] * g[k];
+        store(t + i * step + w, sum);
+      }
+    }
+  }
+
+  const Nodes<T>& nodes_;
+  Scratch<T> coupling_, turned_, g_h_, g_rows_;
+};
+
+template <class T>
+class Factored {
+ public:
+  explicit Factored(const Arguments<T>& a)
+      : a(a), target_(paths_within(a.one.paths, 0, a.D)), source_(paths_within(a.one.paths, a.D, 2 * a.D)),
+        extra(paths_within(a.one.paths, 2 * a.D, 2 * a.D + a.X)), nodes(a, target_, source_),
+        table(a.source.nodes * nodes.ld), sent_width(nodes.row) {
+    for (Path& p : extra) {
+      p.padded = extra_sums;
+      extra_sums += p.U * p.V * round_up<T>(p.W);
+    }
+    sums = extra_sums + nodes.sums;
+  }
+
+  // The sources' table, which edges read anywhere; that of the targets is made tile by tile.
+  void prepare() {
+    parallel(ceil_div(a.source.nodes, kRows), 1, [&](int64_t n) {
+      nodes.tables(1, n * kRows, std::min(kRows, a.source.nodes - n * kRows), table + n * kRows * nodes.ld);
+    });
+  }
+
+  class Worker {
+   public:
+    explicit Worker(const Factored& form)
+        : a(form.a), block(a, a.X, form.extra), form_(form), nodes_(form.nodes), contraction_(nodes_),
+          table_(kRows * nodes_.ld), sum_(nodes_.ld), zeros_(nodes_.ld), rows_(kRows * nodes_.row) {
+      std::fill_n(static_cast<T*>(zeros_), nodes_.ld, T(0));
+    }
+
+    void open(const Tile& tile, const Gradients<T>* to) {
+      tile_ = tile.node;
+      nodes_.tables(0, tile.node, tile.nodes, table_);
+      if (to) std::fill_n(static_cast<T*>(contraction_.g_table), tile.nodes * nodes_.ld, T(0));
+    }
+
+    // block.first.y becomes the pre-activation with its bias.
+    void forward() {
+      auto& first = block.first;
+      contraction_.couple(first.x2);
+      std::fill_n(static_cast<T*>(rows_), kRows * nodes_.row, T(0));
+      for (int64_t z = 0; z < block.edges; ++z) {
+        const T* target = block.target[z] < 0 ? zeros_ : table_ + (block.target[z] - tile_) * nodes_.ld;
+        const T* source = block.source[z] < 0 ? zeros_ : form_.table + block.source[z] * nodes_.ld;
+        for (int64_t c = 0; c < nodes_.width; c += lanes<T>) store(sum_ + c, load(target + c) + load(source + c));
+        contraction_.contract(z, sum_, rows_ + z * nodes_.row);
+      }
+      block.clear(first.y, a.one.dim3);
+      for (const auto& s : nodes_.slices)
+        for (int64_t k = 0; k < s.d3; ++k)
+          transpose<T>(rows_ + s.y + k * round_up<T>(s.W), kRows, s.W, nodes_.row, first.y + (s.o3 + k) * kRows,
+                       s.d3 * kRows);
+      block.add_bias(a.one, first.y);
+      if (a.X) block.gather(a.extra, a.X, block.id, first.x1);
+      for (const Path& path : form_.extra) first.forward(path, a.one.weight);
+    }
+
+    // block.first.y holds its gradient; `weight`: this chunk's sums, or null. There is no gradient of the attributes.
+    void backward(const Gradients<T>& to, T* weight) {
+      auto& first = block.first;
+      if (to.sent) {
+        T* rows = contraction_.rows;
+        for (const auto& s : nodes_.slices)
+          for (int64_t k = 0; k < s.d3; ++k)
+            transpose<T>(first.y + (s.o3 + k) * kRows, s.W, kRows, s.d3 * kRows, rows + s.y + k * round_up<T>(s.W),
+                         nodes_.row);
+        for (int64_t z = 0; z < block.edges; ++z) {
+          if (block.id[z] < 0) continue;
+          std::copy_n(rows + z * nodes_.row, nodes_.row, to.sent + block.id[z] * nodes_.row);
+          contraction_.spread(z, rows + z * nodes_.row, contraction_.g_table + (block.target[z] - tile_) * nodes_.ld);
+        }
+      }
+      if (to.extra) block.clear(first.g_x1, a.X);
+      for (const Path& path : form_.extra) first.backward(path, a.one.weight, to.extra != nullptr, false, weight);
+      if (to.extra) block.store_edges(first.g_x1, a.X, to.extra);
+    }
+
+    void close(const Tile& tile, const Gradients<T>& to, T* weight) {
+      contraction_.close(0, tile, to.h, false, weight ? weight + form_.extra_sums : nullptr);
+    }
+
+    const Arguments<T>& a;
+    Edges<T> block;
+
+   private:
+    const Factored& form_;
+    const Nodes<T>& nodes_;
+    Contraction<T> contraction_;
+    Scratch<T> table_, sum_, zeros_, rows_;
+    int64_t tile_ = 0;
+  };
+
+  // The sources' part of the gradients, from `sent` in the order of each node's edges.
+  void receive(const Gradients<T>& to, T* g_weight) const {
+    if (!to.sent) return;
+    const Chunks chunks(a.source);
+    Scratch<T> sums_of(chunks.count * nodes.sums);
+    chunks.run([&](int64_t chunk, auto&& visit) {
+      Contraction<T> contraction(nodes);
+      Scratch<T> attr(a.A * kRows), zeros(a.A);
+      std::fill_n(static_cast<T*>(zeros), a.A, T(0));
+      T* weight = g_weight ? sums_of + chunk * nodes.sums : nullptr;
+      if (weight) std::fill_n(weight, nodes.sums, T(0));
+      visit([&](const Tile& tile) {
+        std::fill_n(static_cast<T*>(contraction.g_table), tile.nodes * nodes.ld, T(0));
+        Taken::each(a.source, tile, [&](const Taken& taken) {
+          gather_rows(a.attr, a.A, taken.id, taken.edges, static_cast<const T*>(zeros), static_cast<T*>(attr));
+          contraction.couple(attr);
+          for (int64_t z = 0; z < taken.edges; ++z)
+            if (taken.id[z] >= 0)
+              contraction.spread(z, to.sent + taken.id[z] * nodes.row,
+                                 contraction.g_table + (taken.node[z] - tile.node) * nodes.ld);
+        });
+        contraction.close(1, tile, to.h, true, weight);
+      });
+    });
+    if (g_weight) nodes.weight_gradient(1, sums_of, chunks.count, nodes.sums, g_weight);
+  }
+
+  // The gradient of the weights of the targets and of the extra features from the sums of all chunks.
+  void weight_gradient(const T* from, int64_t chunks, int64_t stride, T* out) const {
+    sum_weights(extra, from, chunks, stride, out);
+    nodes.weight_gradient(0, from + extra_sums, chunks, stride, out);
+  }
+
+  const Arguments<T>& a;
+
+ private:
+  const std::vector<Path> target_, source_;
+
+ public:
+  std::vector<Path> extra;
+  const Nodes<T> nodes;
+  Scratch<T> table;  // [N][ld]
+  int64_t sums = 0, extra_sums = 0, sent_width;
+};
+
+}  // namespace ace::message

@@ -1,0 +1,183 @@
+// What the first product needs of a node: the products W h of its features with the weights of each role (target,
+// source), once per node, in the order in which an edge contracts them; and back.
+#pragma once
+
+#include "edges.h"
+
+namespace ace::message {
+
+// The paths of in1 = (h_i, h_j, extra) that read columns low..high-1, their offsets counted from low.
+inline std::vector<Path> paths_within(const std::vector<Path>& paths, int64_t low, int64_t high) {
+  std::vector<Path> found;
+  for (const Path& p : paths) {
+    const int64_t first = std::max(p.o1, low), last = std::min(p.o1 + p.U * p.d1, high);
+    if (first >= last) continue;
+    Path part = p;
+    part.weight += (first - p.o1) / p.d1 * p.V * p.W;
+    part.o1 = first - low;
+    part.U = (last - first) / p.d1;
+    found.push_back(std::move(part));
+  }
+  return found;
+}
+
+// What one path leaves at a node: [d1][V][W] numbers, and how an edge contracts them.
+struct Column {
+  const Path* path;
+  int64_t at, y;              // its offset in a component of its class, of its slice in a row of pre-activations
+  int64_t coupling;           // its first row in an edge's coupling
+  bool diagonal;              // couples i with k = i alone
+  int64_t rows() const { return diagonal ? path->d1 : path->d1 * path->d3; }
+};
+
+inline bool same(const Path& a, const Path& b) {
+  if (a.d1 != b.d1 || a.o2 != b.o2 || a.V != b.V || a.d2 != b.d2 || a.o3 != b.o3 || a.W != b.W || a.d3 != b.d3 ||
+      a.pairs.size() != b.pairs.size())
+    return false;
+  for (size_t n = 0; n < a.pairs.size(); ++n) {
+    const auto &p = a.pairs[n], &q = b.pairs[n];
+    if (p.i != q.i || p.k != q.k || p.terms.size() != q.terms.size()) return false;
+    for (size_t t = 0; t < p.terms.size(); ++t)
+      if (p.terms[t].j != q.terms[t].j || p.terms[t].c != q.terms[t].c) return false;
+  }
+  return true;
+}
+
+// The columns of slices that take part in the same paths: component i of all of them lies at `at` + i * width.
+struct Class { int64_t d1, width, at; std::vector<Column> columns; };
+
+// One slice of h in one role: its weights packed as [U][width of its class].
+struct Part { int64_t role, o1, U, cls, packed, sums; std::vector<const Path*> paths; };
+
+template <class T>
+class Nodes {
+ public:
+  // target, source: the paths of both roles; they must outlive this.
+  Nodes(const Arguments<T>& a, const std::vector<Path>& target, const std::vector<Path>& source) : a(a) {
+    add_parts(0, target);
+    add_parts(1, source);
+    for (Class& c : classes) {
+      c.at = width;
+      width += c.d1 * c.width;
+      for (Column& column : c.columns) {
+        column.coupling = couplings;
+        couplings += column.path->V * column.rows();
+        column.y = slice_of(*column.path);
+      }
+    }
+    ld = round_up<T>(width) + lanes<T>;
+    int64_t packed = 0;
+    for (Part& p : parts) {
+      p.packed = packed;
+      p.sums = sums;
+      packed += p.U * classes[p.cls].width;
+      sums += p.U * round_up<T>(classes[p.cls].width);
+    }
+    packed_.resize(packed + lanes<T>);
+    for (const Part& p : parts)
+      for (size_t c = 0; c < p.paths.size(); ++c) {
+        const Path& path = *p.paths[c];
+        const Class& of = classes[p.cls];
+        for (int64_t u = 0; u < p.U; ++u)
+          std::copy_n(a.one.weight + path.weight + u * path.V * path.W, path.V * path.W,
+                      packed_.data() + p.packed + u * of.width + of.columns[c].at);
+      }
+  }
+
+  // Rows node .. node + nodes - 1 of a role's table into to[nodes][ld].
+  void tables(int64_t role, int64_t node, int64_t nodes, T* to) const {
+    for (size_t c = 0; c < classes.size(); ++c)
+      for (int64_t i = 0; i < classes[c].d1; ++i) {  // in the order of their offsets: a product may write beyond its end
+        const int64_t n = classes[c].width;
+        T* target = to + classes[c].at + i * n;
+        bool add = false;
+        for (const Part& p : parts) {
+          if (p.role != role || p.cls != static_cast<int64_t>(c)) continue;
+          matmul<T>(nodes, n, p.U, a.h + node * a.D + p.o1 + i, a.D, classes[c].d1, packed_.data() + p.packed, n, target,
+                    ld, add);
+          add = true;
+        }
+        for (int64_t m = 0; !add && m < nodes; ++m) std::fill_n(target + m * ld, n, T(0));
+      }
+  }
+
+  // g[nodes][ld], the gradient of those rows -> g_h[D][kRows], and the padded sums of the role's weights; both added to.
+  void backward(int64_t role, int64_t node, int64_t nodes, const T* g, T* turned, T* g_h, T* weight) const {
+    if (g_h) transpose(g, nodes, width, ld, turned, kRows);
+    for (const Part& p : parts) {
+      if (p.role != role) continue;
+      const Class& c = classes[p.cls];
+      for (int64_t i = 0; i < c.d1; ++i) {
+        const int64_t at = c.at + i * c.width, component = p.o1 + i;
+        if (g_h)
+          matmul<T>(p.U, nodes, c.width, packed_.data() + p.packed, c.width, 1, turned + at * kRows, kRows,
+                    g_h + component * kRows, c.d1 * kRows, true);
+        if (weight)
+          matmul<T>(p.U, c.width, nodes, a.h + node * a.D + component, c.d1, a.D, g + at, ld, weight + p.sums,
+                    round_up<T>(c.width), true);
+      }
+    }
+  }
+
+  // The gradient of a role's weights from the sums of all chunks.
+  void weight_gradient(int64_t role, const T* from, int64_t chunks, int64_t stride, T* out) const {
+    for (const Part& p : parts)
+      for (size_t c = 0; p.role == role && c < p.paths.size(); ++c) {
+        const Path& path = *p.paths[c];
+        sum_chunks(from + p.sums + classes[p.cls].columns[c].at, chunks, stride, p.U, path.V * path.W,
+                   round_up<T>(classes[p.cls].width), out + path.weight);
+      }
+  }
+
+  struct Slice { int64_t o3, W, d3, y; };  // of the pre-activations: [d3][W padded] at `y` of a row
+
+  const Arguments<T>& a;
+  std::vector<Class> classes;
+  std::vector<Part> parts;
+  std::vector<Slice> slices;
+  int64_t width = 0, ld = 0, couplings = 0, row = 0, sums = 0;  // row: length of a row of pre-activations
+
+ private:
+  void add_parts(int64_t role, const std::vector<Path>& paths) {
+    std::vector<Part> found;
+    for (const Path& p : paths) {
+      if (p.U * p.V * p.W == 0) continue;
+      auto part = std::find_if(found.begin(), found.end(), [&](const Part& q) { return q.o1 == p.o1; });
+      if (part == found.end()) part = found.insert(found.end(), Part{role, p.o1, p.U, 0, 0, 0, {}});
+      part->paths.push_back(&p);
+    }
+    for (Part& part : found) {
+      part.cls = class_of(part.paths);
+      parts.push_back(std::move(part));
+    }
+  }
+
+  int64_t class_of(const std::vector<const Path*>& paths) {
+    const auto equal = [&](const Class& c) {
+      return std::equal(c.columns.begin(), c.columns.end(), paths.begin(), paths.end(),
+                        [](const Column& x, const Path* y) { return same(*x.path, *y); });
+    };
+    const auto found = std::find_if(classes.begin(), classes.end(), equal);
+    if (found != classes.end()) return found - classes.begin();
+    Class made{paths[0]->d1, 0, 0, {}};
+    for (const Path* p : paths) {
+      const bool diagonal = std::all_of(p->pairs.begin(), p->pairs.end(), [](const auto& q) { return q.i == q.k; });
+      made.columns.push_back({p, made.width, 0, 0, diagonal});
+      made.width += p->V * p->W;
+    }
+    classes.push_back(std::move(made));
+    return classes.size() - 1;
+  }
+
+  int64_t slice_of(const Path& p) {
+    for (const Slice& s : slices)
+      if (s.o3 == p.o3) return s.y;
+    slices.push_back({p.o3, p.W, p.d3, row});
+    row += p.d3 * round_up<T>(p.W);
+    return slices.back().y;
+  }
+
+  std::vector<T> packed_;
+};
+
+}  // namespace ace::message
