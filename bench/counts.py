@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ace_fast.kernels.steerable_message import cost
 from ace_fast.kernels.tensor_product.table import MODES, Path, unpack
 
 from . import vn_counts
@@ -137,6 +138,32 @@ def gated_tensor_product_bwd(inputs: dict[str, Any]) -> int:
     return tensor_product_bwd(inputs) + 2 * inputs["x1"].shape[0] * gate_row(inputs)
 
 
+def _message_parts(inputs: dict[str, Any]) -> tuple[int, int, int]:
+    """First product (weights where that is cheaper), second product, gates and the sum: of all edges and nodes."""
+    nodes, edges = inputs["h"].shape[0], inputs["attr"].shape[0]
+    one, two = ({name: inputs[f"{name}{n}"] for name in ("paths", "cg_index", "layout")} for n in (1, 2))
+    first = edges * product_row(one)
+    if cost.roles(list(inputs["paths1"]), inputs["h"].shape[1]) is not None:
+        found = cost.factored(list(inputs["paths1"]), inputs["h"].shape[1])
+        first = min(first, edges * found.edge_flops + nodes * found.node_flops)
+    gates = sum(gate_row(x) for x in (one, two) if x["layout"])
+    return first, edges * product_row(two), edges * (gates + inputs["dims1"][2] + 2 * inputs["dims2"][2])
+
+
+def steerable_message(inputs: dict[str, Any]) -> int:
+    """Both products of every edge, biases, gates and the sum."""
+    return sum(_message_parts(inputs))
+
+
+def steerable_message_bwd(inputs: dict[str, Any]) -> int:
+    """A forward, since nothing of it is kept; then one product for each gradient wanted, two gates."""
+    first, second, rest = _message_parts(inputs)
+    h, extra, attr, weight1, bias1, weight2, _ = inputs["needs"]
+    inner = h or extra or attr or weight1 or bias1
+    return (first + second + rest + second * (inner + attr + weight2) + first * ((h or extra) + attr + weight1)
+            + 2 * rest)
+
+
 def _gelu(inputs: dict[str, Any]) -> bool:
     return inputs.get("activation", "none") == "gelu"
 
@@ -167,8 +194,8 @@ FLOPS = {
     f.__name__: f
     for f in (
         segment_sum, segment_sum_bwd, tensor_product, tensor_product_bwd, tensor_product_conv,
-        tensor_product_conv_bwd, gated_tensor_product, gated_tensor_product_bwd, relaxed_linear,
-        relaxed_linear_bwd, dual_update,
+        tensor_product_conv_bwd, gated_tensor_product, gated_tensor_product_bwd, steerable_message,
+        steerable_message_bwd, relaxed_linear, relaxed_linear_bwd, dual_update,
     )
 } | vn_counts.FLOPS
 
@@ -177,6 +204,7 @@ _VECTORS = ("p", "d", "mean", "var", "weight", "bias")
 # what the `needs` of an operator's _bwd stand for
 NEEDS = {
     "tensor_product": _PRODUCT, "tensor_product_conv": _PRODUCT[:3], "gated_tensor_product": _PRODUCT,
+    "steerable_message": ("h", "extra", "attr", "weight1", "bias1", "weight2", "bias2"),
     "relaxed_linear": ("x", "weight", "bias", "gamma"),
     "vn_linear": ("x", "weight", "dense", "bias", "gamma"), "vn_norm_stats": (), "vn_edge_stats": (),
     "vn_leaky_relu": _VECTORS, "vn_edge_conv": _VECTORS,

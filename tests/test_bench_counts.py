@@ -112,6 +112,19 @@ def test_counts_of_a_convolution():
     assert only == 12 * 492
 
 
+def test_counts_of_a_whole_message():
+    """Three nodes, ten edges, scalars only: by hand, the weights at the nodes and at the edges."""
+    one, two = product("64x0e", "1x0e", "32x0e", 10), product("32x0e", "1x0e", "32x0e", 10)
+    inputs = tensors(h=(3, 32), attr=(10, 1)) | {"extra": None, "needs": (True, False, False, True, True, True, True)}
+    for n, found in ((1, one), (2, two)):
+        inputs |= {f"{name}{n}": found[name] for name in ("paths", "cg_index", "dims")} | {f"layout{n}": (32, 0)}
+    # an edge: 2*32*2*32 and 2 for the coupling, 64 for the contraction; at the nodes 2*2*32*32 each and 96 an edge
+    first, second = 3 * 4096 + 10 * 96, 10 * (2 * 32 * 32 + 2 + 64)
+    rest = 10 * (2 * 32 * 6 + 32 + 64)  # SiLU and gain twice, bias, bias and sum
+    assert counts.steerable_message(inputs) == first + second + rest
+    assert counts.steerable_message_bwd(inputs) == 3 * (first + second + rest)
+
+
 def test_counts_of_a_segnn_message():
     """The second message of SEGNN N-body: each path takes the cheaper order."""
     inputs = product("32x0e+32x1o", "1x0e+1x1o", "64x0e+32x1o", 1)

@@ -150,7 +150,7 @@ void gather_rows(const T* matrix, int64_t width, const int64_t* which, int64_t n
   for (int64_t z = 0; z < n; ++z) rows[z] = which[z] < 0 ? zeros : matrix + which[z] * width;
   if (n < kRows)
     for (int64_t c = 0; c < width; ++c) std::fill(to + c * kRows + n, to + (c + 1) * kRows, T(0));
-  transpose_rows([&](int64_t z) { return rows[z]; }, n, width, to, kRows);
+  transpose_rows<T>([&](int64_t z) { return rows[z]; }, n, width, [=](int64_t c) { return to + c * kRows; });
 }
 
 // Everything in [component][kRows]: first.y -> message, and from its gradient back to first.y. `dim1` and `paths` are
