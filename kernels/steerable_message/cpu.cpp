@@ -15,16 +15,18 @@ template <class T, class Form>
 void forward(const Arguments<T>& a, T* out) {
   Form form(a);
   form.prepare();
-  Chunks(a.target).run([&](int64_t, auto&& visit) {
+  Chunks(a.target).run([&](auto&& each_chunk) {
     typename Form::Worker worker(form);
-    visit([&](const Tile& tile) {
-      std::fill_n(out + tile.node * a.two.width(), tile.nodes * a.two.width(), T(0));
-      worker.open(tile, nullptr);
-      Taken::each(a.target, tile, [&](const Taken& taken) {
-        worker.block.take(taken);
-        worker.forward();
-        worker.block.second_product();
-        worker.block.add_messages(out);
+    each_chunk([&](int64_t, auto&& each_tile) {
+      each_tile([&](const Tile& tile) {
+        std::fill_n(out + tile.node * a.two.width(), tile.nodes * a.two.width(), T(0));
+        worker.open(tile, nullptr);
+        Taken::each(a.target, tile, [&](const Taken& taken) {
+          worker.block.take(taken);
+          worker.forward();
+          worker.block.second_product();
+          worker.block.add_messages(out);
+        });
       });
     });
   });
@@ -47,22 +49,24 @@ void backward(const Arguments<T>& a, const T* g, Gradients<T> to, const Paramete
   const int64_t at2 = round_up<T>(form.sums), at_bias1 = at2 + a.two.padded, at_bias2 = at_bias1 + a.one.biases;
   const int64_t stride = round_up<T>(at_bias2 + a.two.biases);
   Scratch<T> sums(chunks.count * stride);
-  chunks.run([&](int64_t chunk, auto&& visit) {
+  chunks.run([&](auto&& each_chunk) {
     typename Form::Worker worker(form);
-    T* mine = sums + chunk * stride;
-    std::fill_n(mine, stride, T(0));
-    const auto part = [&](const T* wanted, int64_t at) { return wanted ? mine + at : nullptr; };
-    visit([&](const Tile& tile) {
-      worker.open(tile, &to);
-      Taken::each(a.target, tile, [&](const Taken& taken) {
-        worker.block.take(taken);
-        worker.forward();
-        worker.block.second_product();
-        worker.block.second_backward(g, first, to.attr, part(out.weight2, at2), part(out.bias2, at_bias2),
-                                     part(out.bias1, at_bias1));
-        if (first) worker.backward(to, part(out.weight1, 0));
+    each_chunk([&](int64_t chunk, auto&& each_tile) {
+      T* mine = sums + chunk * stride;
+      std::fill_n(mine, stride, T(0));
+      const auto part = [&](const T* wanted, int64_t at) { return wanted ? mine + at : nullptr; };
+      each_tile([&](const Tile& tile) {
+        worker.open(tile, &to);
+        Taken::each(a.target, tile, [&](const Taken& taken) {
+          worker.block.take(taken);
+          worker.forward();
+          worker.block.second_product();
+          worker.block.second_backward(g, first, to.attr, part(out.weight2, at2), part(out.bias2, at_bias2),
+                                       part(out.bias1, at_bias1));
+          if (first) worker.backward(to, part(out.weight1, 0));
+        });
+        worker.close(tile, to, part(out.weight1, 0));
       });
-      worker.close(tile, to, part(out.weight1, 0));
     });
   });
   if (out.weight1) form.weight_gradient(sums, chunks.count, stride, out.weight1);

@@ -80,12 +80,16 @@ class Chunks {
                        before.begin());
   }
 
-  // f(chunk, visit) on torch's threads; visit(g) calls g(tile) for each tile of the chunk.
+  // f(each_chunk) on torch's threads, once for all chunks that a thread gets: each_chunk(g) calls g(chunk, each_tile)
+  // for each of them, each_tile(h) calls h(tile) for each tile of the chunk.
   template <class F>
   void run(F&& f) const {
-    parallel(count, 1, [&](int64_t chunk) {
-      f(chunk, [&](auto&& g) {
-        for (int64_t t = first_[chunk]; t < first_[chunk + 1]; ++t) g(tiles_[t]);
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      f([&](auto&& g) {
+        for (int64_t chunk = begin; chunk < end; ++chunk)
+          g(chunk, [&](auto&& h) {
+            for (int64_t t = first_[chunk]; t < first_[chunk + 1]; ++t) h(tiles_[t]);
+          });
       });
     });
   }

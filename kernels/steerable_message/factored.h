@@ -34,16 +34,18 @@ class Contraction {
       }
   }
 
-  // y, edge z's row of pre-activations, += the contraction of t, a row of products
-  void contract(int64_t z, const T* t, T* y) const {
+  // y, edge z's row of pre-activations, += the contraction of s + t, the products of both ends
+  void contract(int64_t z, const T* s, const T* t, T* y) const {
     each([&](const Column& column, const T* c, int64_t at, int64_t step) {
       const Path& p = *column.path;
       const int64_t ld = round_up<T>(p.W);
       if (column.diagonal)
-        for (int64_t i = 0; i < p.d1; ++i) add_scaled(c[i * kRows + z], t + at + i * step, p.W, y + column.y + i * ld);
+        for (int64_t i = 0; i < p.d1; ++i)
+          for (int64_t w = 0, n = at + i * step; w < p.W; w += lanes<T>)
+            add_scaled(c[i * kRows + z], load(s + n + w) + load(t + n + w), y + column.y + i * ld + w);
       else
         stretches(0, p.d3, [&](int64_t k, auto K) {
-          contract_components<K>(t + at, step, p, c + k * kRows + z, y + column.y + k * ld, ld);
+          contract_components<K>(s + at, t + at, step, p, c + k * kRows + z, y + column.y + k * ld, ld);
         });
     });
   }
@@ -54,7 +56,9 @@ class Contraction {
       const Path& p = *column.path;
       const int64_t ld = round_up<T>(p.W);
       if (column.diagonal)
-        for (int64_t i = 0; i < p.d1; ++i) add_scaled(c[i * kRows + z], y + column.y + i * ld, p.W, t + at + i * step);
+        for (int64_t i = 0; i < p.d1; ++i)
+          for (int64_t w = 0; w < p.W; w += lanes<T>)
+            add_scaled(c[i * kRows + z], load(y + column.y + i * ld + w), t + at + i * step + w);
       else
         stretches(0, p.d3, [&](int64_t k, auto K) {
           spread_components<K>(t + at, step, p, c + k * kRows + z, y + column.y + k * ld, ld);
@@ -96,17 +100,15 @@ class Contraction {
     stretches<K>(k + K, d3, f);
   }
 
-  static void add_scaled(T c, const T* from, int64_t W, T* to) {
-    for (int64_t w = 0; w < W; w += lanes<T>) store(to + w, load(to + w) + c * load(from + w));
-  }
+  static void add_scaled(T c, Vec<T> x, T* to) { store(to, load(to) + c * x); }
 
   template <int K>
-  static void contract_components(const T* t, int64_t step, const Path& p, const T* c, T* y, int64_t ld) {
+  static void contract_components(const T* s, const T* t, int64_t step, const Path& p, const T* c, T* y, int64_t ld) {
     for (int64_t w = 0; w < p.W; w += lanes<T>) {
       Vec<T> sum[K];
       for (int k = 0; k < K; ++k) sum[k] = load(y + k * ld + w);
       for (int64_t i = 0; i < p.d1; ++i) {
-        const Vec<T> x = load(t + i * step + w);
+        const Vec<T> x = load(s + i * step + w) + load(t + i * step + w);
         for (int k = 0; k < K; ++k) sum[k] += c[(i * p.d3 + k) * kRows] * x;
       }
       for (int k = 0; k < K; ++k) store(y + k * ld + w, sum[k]);
@@ -134,12 +136,15 @@ template <class T>
 class Factored {
  public:
   explicit Factored(const Arguments<T>& a)
-      : a(a), target_(paths_within(a.one.paths, 0, a.D)), source_(paths_within(a.one.paths, a.D, 2 * a.D)),
-        extra(paths_within(a.one.paths, 2 * a.D, 2 * a.D + a.X)), nodes(a, target_, source_),
-        table(a.source.nodes * nodes.ld), sent_width(nodes.row) {
-    for (Path& p : extra) {
+      : a(a), nodes(a), table(a.source.nodes * nodes.ld), sent_width(nodes.row) {
+    for (const Share& s : shares(a.one.paths, 2 * a.D, 2 * a.D + a.X)) {
+      Path p = *s.path;
+      p.o1 = s.o1;
+      p.U = s.U;
+      p.weight = s.weight;
       p.padded = extra_sums;
       extra_sums += p.U * p.V * round_up<T>(p.W);
+      extra.push_back(std::move(p));
     }
     sums = extra_sums + nodes.sums;
   }
@@ -155,7 +160,7 @@ class Factored {
    public:
     explicit Worker(const Factored& form)
         : a(form.a), block(a, a.X, form.extra), form_(form), nodes_(form.nodes), contraction_(nodes_),
-          table_(kRows * nodes_.ld), sum_(nodes_.ld), zeros_(nodes_.ld), rows_(kRows * nodes_.row) {
+          table_(kRows * nodes_.ld), zeros_(nodes_.ld), rows_(kRows * nodes_.row) {
       std::fill_n(static_cast<T*>(zeros_), nodes_.ld, T(0));
     }
 
@@ -173,10 +178,9 @@ class Factored {
       for (int64_t z = 0; z < block.edges; ++z) {
         const T* target = block.target[z] < 0 ? zeros_ : table_ + (block.target[z] - tile_) * nodes_.ld;
         const T* source = block.source[z] < 0 ? zeros_ : form_.table + block.source[z] * nodes_.ld;
-        for (int64_t c = 0; c < nodes_.width; c += lanes<T>) store(sum_ + c, load(target + c) + load(source + c));
-        contraction_.contract(z, sum_, rows_ + z * nodes_.row);
+        contraction_.contract(z, target, source, rows_ + z * nodes_.row);
       }
-      block.clear(first.y, a.one.dim3);
+      if (nodes_.covered < a.one.dim3) block.clear(first.y, a.one.dim3);
       for (const auto& s : nodes_.slices)
         for (int64_t k = 0; k < s.d3; ++k)
           transpose<T>(rows_ + s.y + k * round_up<T>(s.W), kRows, s.W, nodes_.row, first.y + (s.o3 + k) * kRows,
@@ -217,7 +221,7 @@ class Factored {
     const Factored& form_;
     const Nodes<T>& nodes_;
     Contraction<T> contraction_;
-    Scratch<T> table_, sum_, zeros_, rows_;
+    Scratch<T> table_, zeros_, rows_;
     int64_t tile_ = 0;
   };
 
@@ -226,23 +230,25 @@ class Factored {
     if (!to.sent) return;
     const Chunks chunks(a.source);
     Scratch<T> sums_of(chunks.count * nodes.sums);
-    chunks.run([&](int64_t chunk, auto&& visit) {
+    chunks.run([&](auto&& each_chunk) {
       Contraction<T> contraction(nodes);
       Scratch<T> attr(a.A * kRows), zeros(a.A);
       std::fill_n(static_cast<T*>(zeros), a.A, T(0));
-      T* weight = g_weight ? sums_of + chunk * nodes.sums : nullptr;
-      if (weight) std::fill_n(weight, nodes.sums, T(0));
-      visit([&](const Tile& tile) {
-        std::fill_n(static_cast<T*>(contraction.g_table), tile.nodes * nodes.ld, T(0));
-        Taken::each(a.source, tile, [&](const Taken& taken) {
-          gather_rows(a.attr, a.A, taken.id, taken.edges, static_cast<const T*>(zeros), static_cast<T*>(attr));
-          contraction.couple(attr);
-          for (int64_t z = 0; z < taken.edges; ++z)
-            if (taken.id[z] >= 0)
-              contraction.spread(z, to.sent + taken.id[z] * nodes.row,
-                                 contraction.g_table + (taken.node[z] - tile.node) * nodes.ld);
+      each_chunk([&](int64_t chunk, auto&& each_tile) {
+        T* weight = g_weight ? sums_of + chunk * nodes.sums : nullptr;
+        if (weight) std::fill_n(weight, nodes.sums, T(0));
+        each_tile([&](const Tile& tile) {
+          std::fill_n(static_cast<T*>(contraction.g_table), tile.nodes * nodes.ld, T(0));
+          Taken::each(a.source, tile, [&](const Taken& taken) {
+            gather_rows(a.attr, a.A, taken.id, taken.edges, static_cast<const T*>(zeros), static_cast<T*>(attr));
+            contraction.couple(attr);
+            for (int64_t z = 0; z < taken.edges; ++z)
+              if (taken.id[z] >= 0)
+                contraction.spread(z, to.sent + taken.id[z] * nodes.row,
+                                   contraction.g_table + (taken.node[z] - tile.node) * nodes.ld);
+          });
+          contraction.close(1, tile, to.h, true, weight);
         });
-        contraction.close(1, tile, to.h, true, weight);
       });
     });
     if (g_weight) nodes.weight_gradient(1, sums_of, chunks.count, nodes.sums, g_weight);
@@ -255,13 +261,8 @@ class Factored {
   }
 
   const Arguments<T>& a;
-
- private:
-  const std::vector<Path> target_, source_;
-
- public:
-  std::vector<Path> extra;
   const Nodes<T> nodes;
+  std::vector<Path> extra;  // what is multiplied edge by edge
   Scratch<T> table;  // [N][ld]
   int64_t sums = 0, extra_sums = 0, sent_width;
 };

@@ -6,17 +6,16 @@
 
 namespace ace::message {
 
-// The paths of in1 = (h_i, h_j, extra) that read columns low..high-1, their offsets counted from low.
-inline std::vector<Path> paths_within(const std::vector<Path>& paths, int64_t low, int64_t high) {
-  std::vector<Path> found;
+// What a path reads of one of h_i, h_j and extra, its offset counted from that part's begin.
+struct Share { const Path* path; int64_t o1, U, weight; };
+
+// The shares of columns low..high-1 of in1 = (h_i, h_j, extra).
+inline std::vector<Share> shares(const std::vector<Path>& paths, int64_t low, int64_t high) {
+  std::vector<Share> found;
   for (const Path& p : paths) {
     const int64_t first = std::max(p.o1, low), last = std::min(p.o1 + p.U * p.d1, high);
-    if (first >= last) continue;
-    Path part = p;
-    part.weight += (first - p.o1) / p.d1 * p.V * p.W;
-    part.o1 = first - low;
-    part.U = (last - first) / p.d1;
-    found.push_back(std::move(part));
+    if (first < last)
+      found.push_back({&p, first - low, (last - first) / p.d1, p.weight + (first - p.o1) / p.d1 * p.V * p.W});
   }
   return found;
 }
@@ -47,15 +46,14 @@ inline bool same(const Path& a, const Path& b) {
 struct Class { int64_t d1, width, at; std::vector<Column> columns; };
 
 // One slice of h in one role: its weights packed as [U][width of its class].
-struct Part { int64_t role, o1, U, cls, packed, sums; std::vector<const Path*> paths; };
+struct Part { int64_t role, o1, U, cls, packed, sums; std::vector<Share> shares; };
 
 template <class T>
 class Nodes {
  public:
-  // target, source: the paths of both roles; they must outlive this.
-  Nodes(const Arguments<T>& a, const std::vector<Path>& target, const std::vector<Path>& source) : a(a) {
-    add_parts(0, target);
-    add_parts(1, source);
+  explicit Nodes(const Arguments<T>& a) : a(a) {
+    add_parts(0, shares(a.one.paths, 0, a.D));
+    add_parts(1, shares(a.one.paths, a.D, 2 * a.D));
     for (Class& c : classes) {
       c.at = width;
       width += c.d1 * c.width;
@@ -75,11 +73,11 @@ class Nodes {
     }
     packed_.resize(packed + lanes<T>);
     for (const Part& p : parts)
-      for (size_t c = 0; c < p.paths.size(); ++c) {
-        const Path& path = *p.paths[c];
+      for (size_t c = 0; c < p.shares.size(); ++c) {
         const Class& of = classes[p.cls];
+        const int64_t count = p.shares[c].path->V * p.shares[c].path->W;
         for (int64_t u = 0; u < p.U; ++u)
-          std::copy_n(a.one.weight + path.weight + u * path.V * path.W, path.V * path.W,
+          std::copy_n(a.one.weight + p.shares[c].weight + u * count, count,
                       packed_.data() + p.packed + u * of.width + of.columns[c].at);
       }
   }
@@ -122,10 +120,10 @@ class Nodes {
   // The gradient of a role's weights from the sums of all chunks.
   void weight_gradient(int64_t role, const T* from, int64_t chunks, int64_t stride, T* out) const {
     for (const Part& p : parts)
-      for (size_t c = 0; p.role == role && c < p.paths.size(); ++c) {
-        const Path& path = *p.paths[c];
+      for (size_t c = 0; p.role == role && c < p.shares.size(); ++c) {
+        const Path& path = *p.shares[c].path;
         sum_chunks(from + p.sums + classes[p.cls].columns[c].at, chunks, stride, p.U, path.V * path.W,
-                   round_up<T>(classes[p.cls].width), out + path.weight);
+                   round_up<T>(classes[p.cls].width), out + p.shares[c].weight);
       }
   }
 
@@ -135,35 +133,34 @@ class Nodes {
   std::vector<Class> classes;
   std::vector<Part> parts;
   std::vector<Slice> slices;
-  int64_t width = 0, ld = 0, couplings = 0, row = 0, sums = 0;  // row: length of a row of pre-activations
+  int64_t width = 0, ld = 0, couplings = 0, sums = 0;
+  int64_t row = 0, covered = 0;  // length of a row of pre-activations, how many of them the slices hold
 
  private:
-  void add_parts(int64_t role, const std::vector<Path>& paths) {
-    std::vector<Part> found;
-    for (const Path& p : paths) {
-      if (p.U * p.V * p.W == 0) continue;
-      auto part = std::find_if(found.begin(), found.end(), [&](const Part& q) { return q.o1 == p.o1; });
-      if (part == found.end()) part = found.insert(found.end(), Part{role, p.o1, p.U, 0, 0, 0, {}});
-      part->paths.push_back(&p);
+  void add_parts(int64_t role, const std::vector<Share>& all) {
+    const size_t before = parts.size();
+    for (const Share& s : all) {
+      if (s.path->V * s.path->W == 0) continue;
+      auto part = std::find_if(parts.begin() + before, parts.end(), [&](const Part& p) { return p.o1 == s.o1; });
+      if (part == parts.end()) part = parts.insert(part, Part{role, s.o1, s.U, 0, 0, 0, {}});
+      part->shares.push_back(s);
     }
-    for (Part& part : found) {
-      part.cls = class_of(part.paths);
-      parts.push_back(std::move(part));
-    }
+    for (size_t p = before; p < parts.size(); ++p) parts[p].cls = class_of(parts[p].shares);
   }
 
-  int64_t class_of(const std::vector<const Path*>& paths) {
+  int64_t class_of(const std::vector<Share>& found) {
     const auto equal = [&](const Class& c) {
-      return std::equal(c.columns.begin(), c.columns.end(), paths.begin(), paths.end(),
-                        [](const Column& x, const Path* y) { return same(*x.path, *y); });
+      return std::equal(c.columns.begin(), c.columns.end(), found.begin(), found.end(),
+                        [](const Column& x, const Share& y) { return same(*x.path, *y.path); });
     };
-    const auto found = std::find_if(classes.begin(), classes.end(), equal);
-    if (found != classes.end()) return found - classes.begin();
-    Class made{paths[0]->d1, 0, 0, {}};
-    for (const Path* p : paths) {
-      const bool diagonal = std::all_of(p->pairs.begin(), p->pairs.end(), [](const auto& q) { return q.i == q.k; });
-      made.columns.push_back({p, made.width, 0, 0, diagonal});
-      made.width += p->V * p->W;
+    const auto known = std::find_if(classes.begin(), classes.end(), equal);
+    if (known != classes.end()) return known - classes.begin();
+    Class made{found[0].path->d1, 0, 0, {}};
+    for (const Share& s : found) {
+      const auto& pairs = s.path->pairs;
+      const bool diagonal = std::all_of(pairs.begin(), pairs.end(), [](const auto& q) { return q.i == q.k; });
+      made.columns.push_back({s.path, made.width, 0, 0, diagonal});
+      made.width += s.path->V * s.path->W;
     }
     classes.push_back(std::move(made));
     return classes.size() - 1;
@@ -174,6 +171,7 @@ class Nodes {
       if (s.o3 == p.o3) return s.y;
     slices.push_back({p.o3, p.W, p.d3, row});
     row += p.d3 * round_up<T>(p.W);
+    covered += p.d3 * p.W;
     return slices.back().y;
   }
 

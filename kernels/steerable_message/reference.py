@@ -108,7 +108,7 @@ def compose(segments, product) -> SimpleNamespace:
         if h:
             g_h = segments.forward(g_row[:, :d], *a[10:13]) + segments.forward(g_row[:, d:2 * d], *a[7:10])
         if extra:
-            g_extra = g_row[:, 2 * d:].contiguous()
+            g_extra = g_row[:, 2 * d:].clone(memory_format=torch.contiguous_format)
         return g_h, g_extra, g_attr + g_attr1, *one, *two
 
     return SimpleNamespace(forward=forward, backward=backward)
