@@ -94,9 +94,8 @@ struct Tables {
   Product<T> read() const {
     Product<T> p{dims[0], dims[1], dims[2], product::read_paths<T>(paths, index, value), slots, std::nullopt,
                  in<T>(weight), bias ? in<T>(*bias) : nullptr, 0, biases_of(slots)};
-    if (!layout.empty())
-      p.gate = Gate{layout[0], layout[1], Ints(layout.begin() + 2, layout.end()), scalar_gain, gate_gain};
-    for (const Path& path : p.paths) p.padded += path.U * path.V * round_up<T>(path.W);
+    if (!layout.empty()) p.gate.emplace(layout, scalar_gain, gate_gain);
+    p.padded = product::padded_weights<T>(p.paths);
     return p;
   }
 };

@@ -29,7 +29,7 @@ struct Product {
   std::optional<Gate> gate;
   const T *weight, *bias;
   int64_t padded, biases;  // lengths of a chunk's weight gradient (Block::backward) and of the bias
-  int64_t width() const { return gate ? dim3 - gate->gates : dim3; }
+  int64_t width() const { return gate ? gate->dim_out() : dim3; }
 };
 
 template <class T>
@@ -155,6 +155,14 @@ void gather_rows(const T* matrix, int64_t width, const int64_t* which, int64_t n
   if (n < kRows)
     for (int64_t c = 0; c < width; ++c) std::fill(to + c * kRows + n, to + (c + 1) * kRows, T(0));
   transpose_rows<T>([&](int64_t z) { return rows[z]; }, n, width, [=](int64_t c) { return to + c * kRows; });
+}
+
+// Asks for the rows of a matrix of edges that are read next, in an order that no processor foresees.
+template <class T>
+void prefetch(const T* matrix, int64_t width, const Taken& taken) {
+  for (int64_t z = 0; z < taken.edges; ++z)
+    for (int64_t c = 0; taken.id[z] >= 0 && c < width; c += 64 / sizeof(T))
+      __builtin_prefetch(matrix + taken.id[z] * width + c);
 }
 
 // Everything in [component][kRows]: first.y -> message, and from its gradient back to first.y. `dim1` and `paths` are

@@ -36,33 +36,21 @@ class Contraction {
 
   // y, edge z's row of pre-activations, += the contraction of s + t, the products of both ends
   void contract(int64_t z, const T* s, const T* t, T* y) const {
-    each([&](const Column& column, const T* c, int64_t at, int64_t step) {
-      const Path& p = *column.path;
-      const int64_t ld = round_up<T>(p.W);
-      if (column.diagonal)
-        for (int64_t i = 0; i < p.d1; ++i)
-          for (int64_t w = 0, n = at + i * step; w < p.W; w += lanes<T>)
-            add_scaled(c[i * kRows + z], load(s + n + w) + load(t + n + w), y + column.y + i * ld + w);
-      else
-        stretches(0, p.d3, [&](int64_t k, auto K) {
-          contract_components<K>(s + at, t + at, step, p, c + k * kRows + z, y + column.y + k * ld, ld);
-        });
+    each(z, [=](int64_t d1, int64_t d3, int64_t W, bool diagonal, const T* c, int64_t at, int64_t step, int64_t to) {
+      if (diagonal) return contract_diagonal(s + at, t + at, step, d1, W, c, y + to);
+      stretches(0, d3, [=](int64_t k, auto K) {
+        contract_components<K>(s + at, t + at, step, d1, d3, W, c + k * kRows, y + to + k * round_up<T>(W));
+      });
     });
   }
 
   // t, a row of gradients of products, += the transposed contraction of y
   void spread(int64_t z, const T* y, T* t) const {
-    each([&](const Column& column, const T* c, int64_t at, int64_t step) {
-      const Path& p = *column.path;
-      const int64_t ld = round_up<T>(p.W);
-      if (column.diagonal)
-        for (int64_t i = 0; i < p.d1; ++i)
-          for (int64_t w = 0; w < p.W; w += lanes<T>)
-            add_scaled(c[i * kRows + z], load(y + column.y + i * ld + w), t + at + i * step + w);
-      else
-        stretches(0, p.d3, [&](int64_t k, auto K) {
-          spread_components<K>(t + at, step, p, c + k * kRows + z, y + column.y + k * ld, ld);
-        });
+    each(z, [=](int64_t d1, int64_t d3, int64_t W, bool diagonal, const T* c, int64_t at, int64_t step, int64_t to) {
+      if (diagonal) return spread_diagonal(t + at, step, d1, W, c, y + to);
+      stretches(0, d3, [=](int64_t k, auto K) {
+        spread_components<K>(t + at, step, d1, d3, W, c + k * kRows, y + to + k * round_up<T>(W));
+      });
     });
   }
 
@@ -79,14 +67,16 @@ class Contraction {
   Scratch<T> rows, g_table;  // [kRows][row], [kRows][ld]
 
  private:
-  // f(column, its coupling with one attribute v, offset and step of the components in a row of products)
+  // f(2l+1 of in1, of out, channels, whether diagonal, coupling, offset and step of the components in a row of products,
+  // offset in a row of pre-activations) for every column and attribute v; by value, so that no store makes it unsure.
   template <class F>
-  void each(F&& f) const {
+  void each(int64_t z, F&& f) const {
     for (const Class& of : nodes_.classes)
       for (const Column& column : of.columns)
         for (int64_t v = 0; v < column.path->V; ++v)
-          f(column, coupling_ + (column.coupling + v * column.rows()) * kRows, of.at + column.at + v * column.path->W,
-            of.width);
+          f(column.path->d1, column.path->d3, column.path->W, column.diagonal,
+            coupling_ + (column.coupling + v * column.rows()) * kRows + z, of.at + column.at + v * column.path->W, of.width,
+            column.y);
   }
 
   // f(k, K as a constant) for 0..d3-1 in stretches of at most eight
@@ -100,29 +90,41 @@ class Contraction {
     stretches<K>(k + K, d3, f);
   }
 
-  static void add_scaled(T c, Vec<T> x, T* to) { store(to, load(to) + c * x); }
+  static void contract_diagonal(const T* s, const T* t, int64_t step, int64_t d1, int64_t W, const T* c, T* y) {
+    for (int64_t i = 0; i < d1; ++i, s += step, t += step, y += round_up<T>(W))
+      for (int64_t w = 0; w < W; w += lanes<T>)
+        store(y + w, load(y + w) + c[i * kRows] * (load(s + w) + load(t + w)));
+  }
+
+  static void spread_diagonal(T* t, int64_t step, int64_t d1, int64_t W, const T* c, const T* y) {
+    for (int64_t i = 0; i < d1; ++i, t += step, y += round_up<T>(W))
+      for (int64_t w = 0; w < W; w += lanes<T>) store(t + w, load(t + w) + c[i * kRows] * load(y + w));
+  }
 
   template <int K>
-  static void contract_components(const T* s, const T* t, int64_t step, const Path& p, const T* c, T* y, int64_t ld) {
-    for (int64_t w = 0; w < p.W; w += lanes<T>) {
+  static void contract_components(const T* s, const T* t, int64_t step, int64_t d1, int64_t d3, int64_t W, const T* c,
+                                  T* y) {
+    const int64_t ld = round_up<T>(W);
+    for (int64_t w = 0; w < W; w += lanes<T>) {
       Vec<T> sum[K];
       for (int k = 0; k < K; ++k) sum[k] = load(y + k * ld + w);
-      for (int64_t i = 0; i < p.d1; ++i) {
+      for (int64_t i = 0; i < d1; ++i) {
         const Vec<T> x = load(s + i * step + w) + load(t + i * step + w);
-        for (int k = 0; k < K; ++k) sum[k] += c[(i * p.d3 + k) * kRows] * x;
+        for (int k = 0; k < K; ++k) sum[k] += c[(i * d3 + k) * kRows] * x;
       }
       for (int k = 0; k < K; ++k) store(y + k * ld + w, sum[k]);
     }
   }
 
   template <int K>
-  static void spread_components(T* t, int64_t step, const Path& p, const T* c, const T* y, int64_t ld) {
-    for (int64_t w = 0; w < p.W; w += lanes<T>) {
+  static void spread_components(T* t, int64_t step, int64_t d1, int64_t d3, int64_t W, const T* c, const T* y) {
+    const int64_t ld = round_up<T>(W);
+    for (int64_t w = 0; w < W; w += lanes<T>) {
       Vec<T> g[K];
       for (int k = 0; k < K; ++k) g[k] = load(y + k * ld + w);
-      for (int64_t i = 0; i < p.d1; ++i) {
+      for (int64_t i = 0; i < d1; ++i) {
         Vec<T> sum = load(t + i * step + w);
-        for (int k = 0; k < K; ++k) sum += c[(i * p.d3 + k) * kRows] * g[k];
+        for (int k = 0; k < K; ++k) sum += c[(i * d3 + k) * kRows] * g[k];
         store(t + i * step + w, sum);
       }
     }
@@ -240,6 +242,7 @@ class Factored {
         each_tile([&](const Tile& tile) {
           std::fill_n(static_cast<T*>(contraction.g_table), tile.nodes * nodes.ld, T(0));
           Taken::each(a.source, tile, [&](const Taken& taken) {
+            prefetch(to.sent, nodes.row, taken);
             gather_rows(a.attr, a.A, taken.id, taken.edges, static_cast<const T*>(zeros), static_cast<T*>(attr));
             contraction.couple(attr);
             for (int64_t z = 0; z < taken.edges; ++z)
