@@ -12,8 +12,6 @@ using namespace ace;
 using namespace ace::product;
 using Ints = std::vector<int64_t>;
 
-constexpr int64_t kRowsApart = 64, kStretches = 64;  // a sum over rows: at least so many in a stretch, at most so many
-
 struct Static {
   const Ints &dims, &paths, &slots;
   bool tf32;
@@ -25,8 +23,10 @@ struct Static {
   }
 };
 
-// Rows whose terms one block adds, a number that depends on Z alone.
-int64_t stretch_rows(int64_t Z) { return std::max(kRowsApart, ceil_div(Z, kStretches)); }
+// Rows whose terms one block (or, where stretches are short, one warp) adds: this depends on Z and on the paths alone.
+int64_t stretch_rows(int64_t Z, bool short_ones = false) {
+  return short_ones ? std::max<int64_t>(16, ceil_div(Z, 512)) : std::max<int64_t>(64, ceil_div(Z, 64));
+}
 
 Slots read_slots(const Ints& flat) {
   STD_TORCH_CHECK(flat.size() <= 2 * kSlices, "tensor_product: bias_slots must be at most ", kSlices, " slices, got ",
@@ -46,63 +46,51 @@ struct Call {
   int64_t Z;
   const Stream& stream;
 
-  // out [Z, dim_out]: the dense kernel writes what it reaches; where that is not all, it adds to start_kernel's.
+  // out [Z, dim_out]: one kernel writes it, or, where it does not reach everything, all add to start_kernel's.
   void forward(const T* bias, T* out) const {
-    const auto [dense, others] = split_paths(read_paths(fixed.paths), in.ld_weight == 0);
+    const Parts parts = split_paths(read_paths(fixed.paths), in.ld_weight == 0);
     const int64_t dim = fixed.dims[2], size = Z * dim;
-    const bool start = !others.empty() || !reaches<Role::forward>(dense, dim);
+    const bool start = !reaches_all<Role::forward>(parts, dim) || (bias && parts.dense.empty());
     if (start)
       stream.launch("start_kernel", start_kernel<T>, grid(ceil_div(size, kThreads)), kThreads, 0,
                     read_slots(fixed.slots), bias, out, size, static_cast<int>(dim));
-    run_general(others, false, [&](const Paths& some, size_t shared) {
+    run_general(parts.others, false, [&](const Paths& some, size_t shared) {
       stream.launch("general_fwd_kernel", general_fwd_kernel<T>, grid(Z), kPairs, shared, some, in, out, dim);
     });
-    run_dense<Role::forward>(dense, in.x1, in.ld_x1, start ? nullptr : bias, out, dim, start);
+    run_channels<Role::forward>(parts.channels, start, channel_rows(), [&]<int G>(const ChannelLaunch& plan, dim3 grid,
+                                                                                  int rows) {
+      stream.launch("channel_fwd_kernel", channel_fwd_kernel<T, G>, grid, 32 * kWarps, plan.template shared<T>(),
+                    plan.paths, in, out, dim, Z, rows, plan.space);
+    });
+    run_dense<Role::forward>(parts.dense, in.x1, in.ld_x1, start ? nullptr : bias, out, dim, start);
   }
 
   // Gradients in x1 and x2, and in weights of every row; those of `to` that are not null.
   void backward(const Gradients<T>& to) const {
-    const auto [dense, others] = split_paths(read_paths(fixed.paths), in.ld_weight == 0 && to.x1);
-    const bool start = !others.empty() || !reaches<Role::gradient>(dense, to.ld_x1);
+    if (!to.x1 && !to.x2 && !to.weight) return;
+    const Parts parts = split_paths(read_paths(fixed.paths), in.ld_weight == 0);
+    const bool start = !reaches_all<Role::gradient>(parts, to.ld_x1);
     if (to.x1 && start) stream.zero(to.x1, Z * to.ld_x1 * sizeof(T));
     if (to.x2) stream.zero(to.x2, Z * to.ld_x2 * sizeof(T));
-    if (to.weight) stream.zero(to.weight, Z * to.ld_weight * sizeof(T));
-    const auto general = [&](const std::vector<Path>& paths, const Gradients<T>& wanted) {
-      if (!wanted.x1 && !wanted.x2 && !wanted.weight) return;
-      run_general(paths, true, [&](const Paths& some, size_t shared) {
-        stream.launch("general_bwd_kernel", general_bwd_kernel<T>, grid(Z), kPairs, shared, some, in, wanted, Z, 1);
-      });
-    };
-    general(others, to);
-    general(dense, {nullptr, to.x2, nullptr, 0, to.ld_x2, 0});
-    if (to.x1) run_dense<Role::gradient>(dense, in.g, in.ld_g, nullptr, to.x1, to.ld_x1, start);
+    if (to.weight && weights_of({}, parts.channels) != to.ld_weight)
+      stream.zero(to.weight, Z * to.ld_weight * sizeof(T));
+    run_general_gradients(parts.others, to, Z, 1);
+    run_general_gradients(parts.dense, {nullptr, to.x2, nullptr, 0, to.ld_x2, 0}, Z, 1);
+    run_channel_gradients(parts.channels, to, start, channel_rows());
+    if (to.x1) run_dense<Role::gradient>(parts.dense, in.g, in.ld_g, nullptr, to.x1, to.ld_x1, start);
   }
 
   // Gradient of shared weights [n]: stretches of rows, then their sum.
   void backward_shared(T* g_weight, int64_t n, const Tensor& like) const {
-    const int64_t rows = stretch_rows(Z), stretches = ceil_div(Z, rows);
+    const Parts parts = split_paths(weighted(read_paths(fixed.paths)), true);
+    const int64_t rows = stretch_rows(Z, !parts.channels.empty()), stretches = ceil_div(Z, rows);
     const Tensor part = empty(like, {stretches * n});
-    const auto [dense, others] = split_paths(weighted(read_paths(fixed.paths)), true);
-    if (weights_of(dense) != n) stream.zero(out<T>(part), stretches * n * sizeof(T));
+    const bool start = !parts.channels.empty() || weights_of(parts.dense, {}) != n;
+    if (start) stream.zero(out<T>(part), stretches * n * sizeof(T));
     const Gradients<T> to{nullptr, nullptr, out<T>(part), 0, 0, n};
-    run_general(others, true, [&](const Paths& some, size_t shared) {
-      stream.launch("general_bwd_kernel", general_bwd_kernel<T>, grid(stretches), kPairs, shared, some, in, to, Z,
-                    static_cast<int>(rows));
-    });
-    WeightOperands<T> operands{in.g, in.x1, in.x2, in.ld_g, in.ld_x1, in.ld_x2, Z, rows, in.table, out<T>(part), n,
-                               in.ir_mul, fixed.tf32, 0, 0};
-    for_launches(dense, [&](const Paths& some) {
-      int64_t tiles = 0;
-      for (int i = 0; i < some.count; ++i) {
-        const Path& p = some.path[i];
-        tiles += p.V * ceil_div(p.U, kHigh) * ceil_div(p.W, kWide);
-        operands.space = std::max(operands.space, dense_size(p));
-        operands.rows_of_m = std::max(operands.rows_of_m, p.d1 * kAtOnce);
-      }
-      const size_t shared = (operands.space + operands.rows_of_m * kRows + kWeightTile) * sizeof(T);
-      stream.launch("dense_weight_kernel", dense_weight_kernel<T>, grid(stretches, tiles), kTeam, shared, some,
-                    operands);
-    });
+    run_general_gradients(parts.others, to, stretches, rows);
+    run_channel_gradients(parts.channels, to, false, rows);
+    run_dense_weight(parts.dense, out<T>(part), n, rows, stretches);
     reduce(ace::in<T>(part), g_weight, n, stretches);
   }
 
@@ -115,6 +103,12 @@ struct Call {
   }
 
  private:
+  // Rows of a warp of the channel-wise kernels, which loads the coefficients once for them: as many as leave every
+  // multiprocessor busy.
+  int64_t channel_rows() const {
+    return std::clamp<int64_t>(Z / (stream.multiprocessors() * 16 * kWarps), 1, 8);
+  }
+
   // f(paths, bytes of shared memory) for each launch of the general kernels.
   template <class F>
   static void run_general(const std::vector<Path>& paths, bool backward, F&& f) {
@@ -125,6 +119,50 @@ struct Call {
         most = std::max(most, backward ? 2 * p.d3 + p.d1 + p.d2 : p.d3);
       }
       f(some, most * kPairs * sizeof(T));
+    });
+  }
+
+  void run_general_gradients(const std::vector<Path>& paths, const Gradients<T>& to, int64_t blocks,
+                             int64_t rows) const {
+    if (!to.x1 && !to.x2 && !to.weight) return;
+    run_general(paths, true, [&](const Paths& some, size_t shared) {
+      stream.launch("general_bwd_kernel", general_bwd_kernel<T>, grid(blocks), kPairs, shared, some, in, to, Z,
+                    static_cast<int>(rows));
+    });
+  }
+
+  // f.operator()<G>(launch, grid, rows)
+  template <Role role, class F>
+  void run_channels(const std::vector<Path>& paths, bool add, int64_t rows, F&& f) const {
+    for (const ChannelLaunch& plan : plan_channels<role>(paths, add)) {
+      const dim3 blocks = grid(ceil_div(Z, rows * kWarps));
+      if (plan.groups == 1) f.template operator()<1>(plan, blocks, static_cast<int>(rows));
+      else if (plan.groups == 2) f.template operator()<2>(plan, blocks, static_cast<int>(rows));
+      else f.template operator()<4>(plan, blocks, static_cast<int>(rows));
+    }
+  }
+
+  void run_channel_gradients(const std::vector<Path>& paths, const Gradients<T>& to, bool add, int64_t rows) const {
+    run_channels<Role::gradient>(paths, add, rows, [&]<int G>(const ChannelLaunch& plan, dim3 grid, int rows) {
+      stream.launch("channel_bwd_kernel", channel_bwd_kernel<T, G>, grid, 32 * kWarps, plan.template shared<T>(),
+                    plan.paths, in, to, Z, rows, plan.space);
+    });
+  }
+
+  void run_dense_weight(const std::vector<Path>& paths, T* part, int64_t n, int64_t rows, int64_t stretches) const {
+    WeightOperands<T> operands{in.g, in.x1, in.x2, in.ld_g, in.ld_x1, in.ld_x2, Z, rows, in.table, part, n, in.ir_mul,
+                               fixed.tf32, 0, 0};
+    for_launches(paths, [&](const Paths& some) {
+      int64_t tiles = 0;
+      for (int i = 0; i < some.count; ++i) {
+        const Path& p = some.path[i];
+        tiles += p.V * ceil_div(p.U, kHigh) * ceil_div(p.W, kWide);
+        operands.space = std::max(operands.space, dense_size(p));
+        operands.rows_of_m = std::max(operands.rows_of_m, p.d1 * kAtOnce);
+      }
+      const size_t shared = (operands.space + operands.rows_of_m * kRows + kWeightTile) * sizeof(T);
+      stream.launch("dense_weight_kernel", dense_weight_kernel<T>, grid(stretches, tiles), kTeam, shared, some,
+                    operands);
     });
   }
 

@@ -1,21 +1,27 @@
 // How the paths of a product are shared out over launches of the CUDA kernels.
 #pragma once
 
+#include "channels.cuh"
 #include "dense.cuh"
 
 #include <algorithm>
 
 namespace ace::product {
 
-// The paths that the dense kernels take (fully connected, shared weights, l <= 6, U and W below 850), and the others.
-inline std::pair<std::vector<Path>, std::vector<Path>> split_paths(const std::vector<Path>& paths, bool shared) {
-  std::pair<std::vector<Path>, std::vector<Path>> found;
+// The paths that the dense kernels take (fully connected, shared weights, l <= 6, U and W below 850), those of the
+// channel-wise kernels (uvu, l <= 8), and the others.
+struct Parts { std::vector<Path> dense, channels, others; };
+
+inline Parts split_paths(const std::vector<Path>& paths, bool shared) {
+  Parts parts;
   const auto jobs = [](int mul, int d) { return ceil_div(d, 5) * ceil_div(mul, kWide); };
   for (const Path& p : paths) {
-    const bool small = std::max({p.d1, p.d2, p.d3}) <= 13 && std::max(jobs(p.U, p.d1), jobs(p.W, p.d3)) <= kJobs;
-    (shared && p.mode == kUVW && small ? found.first : found.second).push_back(p);
+    const int d = std::max({p.d1, p.d2, p.d3});
+    if (shared && p.mode == kUVW && d <= 13 && std::max(jobs(p.U, p.d1), jobs(p.W, p.d3)) <= kJobs)
+      parts.dense.push_back(p);
+    else (p.mode == kUVU && d <= 17 ? parts.channels : parts.others).push_back(p);
   }
-  return found;
+  return parts;
 }
 
 inline std::vector<Path> weighted(std::vector<Path> paths) {
@@ -23,10 +29,11 @@ inline std::vector<Path> weighted(std::vector<Path> paths) {
   return paths;
 }
 
-// Numbers in the "uvw" weights of these paths.
-inline int64_t weights_of(const std::vector<Path>& paths) {
+// Numbers in the weights of "uvw" and "uvu" paths.
+inline int64_t weights_of(const std::vector<Path>& dense, const std::vector<Path>& channels) {
   int64_t n = 0;
-  for (const Path& p : paths) n += int64_t(p.U) * p.V * p.W;
+  for (const Path& p : dense) n += int64_t(p.U) * p.V * p.W;
+  for (const Path& p : channels) n += p.weight < 0 ? 0 : int64_t(p.U) * p.V;
   return n;
 }
 
@@ -46,9 +53,11 @@ template <Role role> int slice_d(const Path& p) { return role == Role::forward ?
 template <Role role>
 bool earlier(const Path& a, const Path& b) { return slice_offset<role>(a) < slice_offset<role>(b); }
 
-// Whether the paths write every one of `dim` columns.
+// Whether these paths leave nothing to be zeroed or added to: all columns are theirs, and of one kernel.
 template <Role role>
-bool reaches(std::vector<Path> paths, int64_t dim) {
+bool reaches_all(const Parts& parts, int64_t dim) {
+  if (!parts.others.empty() || parts.dense.empty() == parts.channels.empty()) return false;
+  std::vector<Path> paths = parts.dense.empty() ? parts.channels : parts.dense;
   std::sort(paths.begin(), paths.end(), earlier<role>);
   int64_t next = 0;
   for (const Path& p : paths)
@@ -118,6 +127,51 @@ std::vector<DenseLaunch> plan_dense(std::vector<Path> paths, const std::vector<i
       n += some;
     }
   }
+  return plans;
+}
+
+// One launch of the channel-wise kernels: 32 G channels at a time.
+struct ChannelLaunch {
+  ChannelPaths paths{};
+  ChannelSpace space{};
+  int groups = 1;
+
+  template <class T>
+  size_t shared() const {
+    return (space.dense + kWarps * (space.staged + space.m + space.buffer)) * sizeof(T);
+  }
+};
+
+template <Role role>
+void size_launch(ChannelLaunch& plan) {
+  int total = 0, most = 0;
+  for (int n = 0; n < plan.paths.count; ++n) most = std::max(most, plan.paths.path[n].U);
+  plan.groups = most <= 32 ? 1 : most <= 64 ? 2 : 4;
+  for (int n = 0; n < plan.paths.count; ++n) {
+    const Path& p = plan.paths.path[n];
+    const int read = role == Role::forward ? p.d1 : p.d3, at_once = std::min(slice_d<role>(p), 7);
+    total += dense_size(p);
+    plan.space.dense = std::max(plan.space.dense, dense_size(p));
+    plan.space.staged = std::max(plan.space.staged, std::min(most, 32 * plan.groups) * read);
+    plan.space.m = std::max(plan.space.m, read * at_once);
+    plan.space.buffer = std::max(plan.space.buffer, 32 * at_once);
+  }
+  plan.space.dense = std::max(plan.space.dense, std::min(total, kChannelSpace));
+}
+
+// Launches that write (or add to) every slice that the paths reach.
+template <Role role>
+std::vector<ChannelLaunch> plan_channels(std::vector<Path> paths, bool add) {
+  std::stable_sort(paths.begin(), paths.end(), earlier<role>);
+  std::vector<ChannelLaunch> plans;
+  for (size_t n = 0; n < paths.size(); ++n) {
+    if (n % kChannelPaths == 0) plans.emplace_back();
+    ChannelPaths& to = plans.back().paths;
+    const bool again = n > 0 && to.count == 0 && slice_offset<role>(paths[n - 1]) == slice_offset<role>(paths[n]);
+    to.add[to.count] = add || again;
+    to.path[to.count++] = paths[n];
+  }
+  for (ChannelLaunch& plan : plans) size_launch<role>(plan);
   return plans;
 }
 
