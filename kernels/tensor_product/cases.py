@@ -184,6 +184,14 @@ SMALL = [
     *_mode_cases("ir_mul", "channels of a component together; V > 1", 7, mode_table(("uvw", "uvu"), "all", "ir_mul")),
     *_mode_cases("uvu_empty", "no rows, weights of every row", 0, mode_table(("uvu",)), True),
     *_mode_cases("uvu_long_sum", "gradients of shared weights over 1100 rows", 1100, mode_table(("uvu",))),
+    *_mode_cases("uvu_channels", "one to five vectors of channels, 40 to 131; V > 1", 3, ProductTable(
+        "40x1o+70x2e+131x0e", "2x1o", "40x1e+70x1o+131x1o", [(0, 0, 0, "uvu", True, 1.0), (1, 0, 1, "uvu", True, 1.0),
+                                                             (2, 0, 2, "uvu", True, 1.0)])),
+    *(case for mode in ("uvw", "uvu") for case in _mode_cases(
+        f"{mode}_many_paths", "52 paths to two slices", 3, ProductTable(
+            "2x0e+2x1o", "+".join(["1x0e+1x1o"] * 13), "2x0e+2x1o",
+            [(i, j, (i + j) % 2, mode, True, 1.0) for i in range(2) for j in range(26)]),
+        refused_by=GENERAL if mode == "uvu" else ())),
     *_mode_cases("uvu_high_degree", "l = 6, 5 and 8: beyond the unrolled degrees", 3, ProductTable(
         "2x6e+3x5o", "1x3o", "2x5o+3x8e+2x8o", [(0, 0, 0, "uvu", True, 1.0), (1, 0, 1, "uvu", True, 2.0),
                                                  (0, 0, 2, "uvu", True, 0.5)]), True),

@@ -34,11 +34,12 @@ struct Warp {
 
 // M[a, b < DB] for one row, path and channel of x2; barriers of the warp around it.
 template <class T, Role role, int DB>
-__device__ void couple_row(const Warp<T>& warp, const T* dense, const Path& p, const T* x2, bool ir_mul, int v,
+__device__ __forceinline__ void couple_row(const Warp<T>& warp, const T* dense, const Path& p, const T* x2, bool ir_mul, int v,
                            int component) {
   const int rows = rows_of<role>(p), columns = columns_of<role>(p);
   const T* x = x2 + column(p.o2, p.V, p.d2, ir_mul, v, 0);
   __syncwarp();
+#pragma unroll 1
   for (int cell = warp.lane; cell < rows * DB; cell += 32) {
     const int a = cell / DB, b = cell % DB + component;
     warp.m[cell] = b < columns ? couple(dense, a * columns + b, p.d2, x, ir_mul ? p.V : 1) : T(0);
@@ -57,11 +58,12 @@ struct Channels {
 
 // The channels of a slice of row x from `first` on, at most 32 G: where they lie apart, through shared memory.
 template <int G, class T>
-__device__ Channels<T> stage(const Warp<T>& warp, const T* x, int offset, int mul, int d, bool ir_mul, int first) {
+__device__ __forceinline__ Channels<T> stage(const Warp<T>& warp, const T* x, int offset, int mul, int d, bool ir_mul, int first) {
   const int count = mul - first < 32 * G ? mul - first : 32 * G;
   x += column(offset, mul, d, ir_mul, first, 0);
   if (ir_mul || d == 1) return {x, 1, mul, count, d};
   __syncwarp();
+#pragma unroll 4
   for (int n = warp.lane; n < count * d; n += 32) warp.staged[n] = x[n];
   __syncwarp();
   return {warp.staged, d, 1, count, d};
@@ -69,11 +71,12 @@ __device__ Channels<T> stage(const Warp<T>& warp, const T* x, int offset, int mu
 
 // value[g, b] = sum_a x[channel lane + 32 g, a] M[a, b]
 template <class T, int G, int DB>
-__device__ void contract(T (&value)[G][DB], const Warp<T>& warp, const Channels<T>& x) {
+__device__ __forceinline__ void contract(T (&value)[G][DB], const Warp<T>& warp, const Channels<T>& x) {
 #pragma unroll
   for (int g = 0; g < G; ++g)
 #pragma unroll
     for (int b = 0; b < DB; ++b) value[g][b] = T(0);
+#pragma unroll 2
   for (int a = 0; a < x.d; ++a) {
     T row[DB];
 #pragma unroll
@@ -89,7 +92,7 @@ __device__ void contract(T (&value)[G][DB], const Warp<T>& warp, const Channels<
 
 // to[slice] (+)= value, components from `component` on; through the buffer where that makes neighbours of the lanes'.
 template <class T, int G, int DB>
-__device__ void store_channels(const Warp<T>& warp, const T (&value)[G][DB], T* to, int offset, int mul, int d,
+__device__ __forceinline__ void store_channels(const Warp<T>& warp, const T (&value)[G][DB], T* to, int offset, int mul, int d,
                                bool ir_mul, int first, int component, bool add) {
 #pragma unroll
   for (int g = 0; g < G; ++g) {
@@ -109,6 +112,7 @@ __device__ void store_channels(const Warp<T>& warp, const T (&value)[G][DB], T* 
     for (int b = 0; b < DB; ++b) warp.buffer[warp.lane * DB + b] = value[g][b];
     __syncwarp();
     T* at = to + offset + begin * DB;
+#pragma unroll 1
     for (int n = warp.lane; n < channels * DB; n += 32) at[n] = add ? at[n] + warp.buffer[n] : warp.buffer[n];
   }
 }
@@ -129,16 +133,19 @@ __device__ __forceinline__ int slice_end(const ChannelPaths& paths, int first, i
 
 // One slice of the output for one row: the sum over its paths.
 template <class T, int G, int DB>
-__device__ void channel_fwd_slice(const ChannelPaths& paths, int first, int end, const T* dense, const Warp<T>& warp,
+__device__ __forceinline__ void channel_fwd_slice(const ChannelPaths& paths, int first, int end, const T* dense, const Warp<T>& warp,
                                   const Row<T>& row, T* out, bool add) {
   const Path& whole = paths.path[first];
+#pragma unroll 1
   for (int component = 0; component < whole.d3; component += DB)
+#pragma unroll 1
     for (int c = 0; c < whole.U; c += 32 * G) {
       T sum[G][DB] = {}, value[G][DB];
       const T* coefficients = dense;
       for (int n = first; n < end; coefficients += dense_size(paths.path[n++])) {
         const Path& p = paths.path[n];
         const Channels<T> x1 = stage<G>(warp, row.x1, p.o1, p.U, p.d1, row.ir_mul, c);
+#pragma unroll 1
         for (int v = 0; v < p.V; ++v) {
           couple_row<T, Role::forward, DB>(warp, coefficients, p, row.x2, row.ir_mul, v, component);
           contract<T, G, DB>(value, warp, x1);
@@ -154,18 +161,18 @@ __device__ void channel_fwd_slice(const ChannelPaths& paths, int first, int end,
     }
 }
 
-// f.template operator()<DB>() for the components d of a slice: 1, 3, 5, or 7 at once.
-template <class F>
-__device__ __forceinline__ void with_components(int d, F&& f) {
-  if (d == 1) f.template operator()<1>();
-  else if (d == 3) f.template operator()<3>();
-  else if (d == 5) f.template operator()<5>();
-  else f.template operator()<7>();
-}
+// The components of a slice that are taken at once.
+#define ACE_WITH_COMPONENTS(d, DB, call) \
+  switch (d) {                           \
+    case 1: { constexpr int DB = 1; call; break; } \
+    case 3: { constexpr int DB = 3; call; break; } \
+    case 5: { constexpr int DB = 5; call; break; } \
+    default: { constexpr int DB = 7; call; } \
+  }
 
 // A block has kWarps * rows rows, `rows` for each warp; out [Z, dim_out].
 template <class T, int G>
-__global__ void __launch_bounds__(32 * kWarps) channel_fwd_kernel(ACE_ARGUMENT(ChannelPaths) paths, Operands<T> in,
+__global__ void __launch_bounds__(32 * kWarps, sizeof(T) == 8 ? 2 : 4) channel_fwd_kernel(ACE_ARGUMENT(ChannelPaths) paths, Operands<T> in,
     T* out, int64_t ld_out, int64_t Z, int rows, ChannelSpace space) {
   T* const dense = dynamic_shared<T>();
   const Warp<T> warp(dense, space);
@@ -180,9 +187,8 @@ __global__ void __launch_bounds__(32 * kWarps) channel_fwd_kernel(ACE_ARGUMENT(C
       for (int n = first, next; n < end; n = next) {
         next = slice_end<Role::forward>(paths, n, end);
         const bool add = paths.add[n] || (n == first && n > 0 && paths.path[n].o3 == paths.path[n - 1].o3);
-        with_components(paths.path[n].d3, [&]<int DB>() {
-          channel_fwd_slice<T, G, DB>(paths, n, next, coefficients, warp, row, out + z * ld_out, add);
-        });
+        ACE_WITH_COMPONENTS(paths.path[n].d3, DB, (channel_fwd_slice<T, G, DB>(
+            paths, n, next, coefficients, warp, row, out + z * ld_out, add)))
         for (int i = n; i < next; ++i) coefficients += dense_size(paths.path[i]);
       }
     }
@@ -210,16 +216,18 @@ __device__ T sum_scattered(T (&value)[N], int lane) {
   return sum;
 }
 
-// g_x2[v, j] += sum_ik C sum_u w x1[u, i] g[u, k] for the channels of this tile; x1 [g, i] times the weight.
+// g_x2[v, j] += sum_ik C sum_u w x1[u, i] g[u, k] for the channels of this tile.
 template <class T, int G, int DB>
-__device__ void second_gradient(const Warp<T>& warp, const T* dense, const Path& p, const Channels<T>& g,
-                                const T (&x1)[G][DB], bool ir_mul, int component, int v, T* g_x2) {
+__device__ __forceinline__ void second_gradient(const Warp<T>& warp, const T* dense, const Path& p, const Channels<T>& g,
+                                const T (&x1)[G][DB], const T (&weight)[G], bool ir_mul,
+                                                int component, int v, T* g_x2) {
   constexpr int N = DB == 1 ? 1 : DB == 3 ? 4 : 8;
+#pragma unroll 1
   for (int k = 0; k < p.d3; ++k) {
     T value[N] = {};
 #pragma unroll
     for (int n = 0; n < G; ++n) {
-      const T gk = g.at(warp.lane + 32 * n, k);
+      const T gk = weight[n] * g.at(warp.lane + 32 * n, k);
 #pragma unroll
       for (int b = 0; b < DB; ++b) value[b] += x1[n][b] * gk;
     }
@@ -227,8 +235,10 @@ __device__ void second_gradient(const Warp<T>& warp, const T* dense, const Path&
     if (warp.lane < DB) warp.buffer[k * DB + warp.lane] = sum;
   }
   __syncwarp();
+#pragma unroll 1
   for (int j = warp.lane; j < p.d2; j += 32) {
     T sum = T(0);
+#pragma unroll 1
     for (int k = 0; k < p.d3; ++k)
       for (int b = 0; b < DB && component + b < p.d1; ++b)
         sum += dense[(k * p.d1 + component + b) * p.d2 + j] * warp.buffer[k * DB + b];
@@ -239,10 +249,12 @@ __device__ void second_gradient(const Warp<T>& warp, const T* dense, const Path&
 
 // One slice of in1 for one row: the gradient of x1, and the shares of its paths in those of x2 and of the weights.
 template <class T, int G, int DB>
-__device__ void channel_bwd_slice(const ChannelPaths& paths, int first, int end, const T* dense, const Warp<T>& warp,
+__device__ __forceinline__ void channel_bwd_slice(const ChannelPaths& paths, int first, int end, const T* dense, const Warp<T>& warp,
                                   const Row<T>& row, T* g_x1, T* g_x2, T* g_weight, bool shared_weight, bool add) {
   const Path& whole = paths.path[first];
+#pragma unroll 1
   for (int component = 0; component < whole.d1; component += DB)
+#pragma unroll 1
     for (int c = 0; c < whole.U; c += 32 * G) {
       T x1[G][DB], sum[G][DB] = {}, value[G][DB];
 #pragma unroll
@@ -256,20 +268,20 @@ __device__ void channel_bwd_slice(const ChannelPaths& paths, int first, int end,
       for (int n = first; n < end; coefficients += dense_size(paths.path[n++])) {
         const Path& p = paths.path[n];
         const Channels<T> g = stage<G>(warp, row.g, p.o3, p.W, p.d3, row.ir_mul, c);
+#pragma unroll 1
         for (int v = 0; v < p.V; ++v) {
           couple_row<T, Role::gradient, DB>(warp, coefficients, p, row.x2, row.ir_mul, v, component);
           contract<T, G, DB>(value, warp, g);
-          T weighted[G][DB];
+          T weight[G];
 #pragma unroll
           for (int m = 0; m < G; ++m) {
             const int u = c + warp.lane + 32 * m;
-            const T w = weight_of(row.weight, p, u, v);
+            const T w = weight[m] = weight_of(row.weight, p, u, v);
             T share = T(0);
 #pragma unroll
             for (int b = 0; b < DB; ++b) {
               share += x1[m][b] * value[m][b];
               sum[m][b] += w * value[m][b];
-              weighted[m][b] = w * x1[m][b];
             }
             if (g_weight && p.weight >= 0 && u < p.U) {
               T* to = g_weight + p.weight + int64_t(u) * p.V + v;
@@ -277,7 +289,7 @@ __device__ void channel_bwd_slice(const ChannelPaths& paths, int first, int end,
             }
           }
           if (g_x2)
-            second_gradient<T, G, DB>(warp, coefficients, p, g, weighted, row.ir_mul, component, v, g_x2);
+            second_gradient<T, G, DB>(warp, coefficients, p, g, x1, weight, row.ir_mul, component, v, g_x2);
         }
       }
       if (g_x1) store_channels<T, G, DB>(warp, sum, g_x1, whole.o1, whole.U, whole.d1, row.ir_mul, c, component, add);
@@ -287,7 +299,7 @@ __device__ void channel_bwd_slice(const ChannelPaths& paths, int first, int end,
 // Gradients of x1 (written, or added where `add` says so), x2 (added) and weights of every row (written), or of shared
 // weights: to row n of `to.weight` those of warp n's rows are added.
 template <class T, int G>
-__global__ void __launch_bounds__(32 * kWarps) channel_bwd_kernel(ACE_ARGUMENT(ChannelPaths) paths, Operands<T> in,
+__global__ void __launch_bounds__(32 * kWarps, 2) channel_bwd_kernel(ACE_ARGUMENT(ChannelPaths) paths, Operands<T> in,
     Gradients<T> to, int64_t Z, int rows, ChannelSpace space) {
   T* const dense = dynamic_shared<T>();
   const Warp<T> warp(dense, space);
@@ -305,10 +317,8 @@ __global__ void __launch_bounds__(32 * kWarps) channel_bwd_kernel(ACE_ARGUMENT(C
       for (int n = first, next; n < end; n = next) {
         next = slice_end<Role::gradient>(paths, n, end);
         const bool add = paths.add[n] || (n == first && n > 0 && paths.path[n].o1 == paths.path[n - 1].o1);
-        with_components(paths.path[n].d1, [&]<int DB>() {
-          channel_bwd_slice<T, G, DB>(paths, n, next, coefficients, warp, row, g_x1, g_x2, g_weight, in.ld_weight == 0,
-                                        add);
-        });
+        ACE_WITH_COMPONENTS(paths.path[n].d1, DB, (channel_bwd_slice<T, G, DB>(
+            paths, n, next, coefficients, warp, row, g_x1, g_x2, g_weight, in.ld_weight == 0, add)))
         for (int i = n; i < next; ++i) coefficients += dense_size(paths.path[i]);
       }
     }

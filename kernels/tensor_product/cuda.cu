@@ -134,11 +134,11 @@ struct Call {
   // f.operator()<G>(launch, grid, rows)
   template <Role role, class F>
   void run_channels(const std::vector<Path>& paths, bool add, int64_t rows, F&& f) const {
-    for (const ChannelLaunch& plan : plan_channels<role>(paths, add)) {
+    for (const ChannelLaunch& plan : plan_channels<role>(paths, add, sizeof(T) == 8)) {
       const dim3 blocks = grid(ceil_div(Z, rows * kWarps));
       if (plan.groups == 1) f.template operator()<1>(plan, blocks, static_cast<int>(rows));
-      else if (plan.groups == 2) f.template operator()<2>(plan, blocks, static_cast<int>(rows));
-      else f.template operator()<4>(plan, blocks, static_cast<int>(rows));
+      else if (sizeof(T) == 8 || plan.groups == 2) f.template operator()<2>(plan, blocks, static_cast<int>(rows));
+      else if constexpr (sizeof(T) == 4) f.template operator()<4>(plan, blocks, static_cast<int>(rows));
     }
   }
 

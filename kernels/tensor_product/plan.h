@@ -143,10 +143,10 @@ struct ChannelLaunch {
 };
 
 template <Role role>
-void size_launch(ChannelLaunch& plan) {
+void size_launch(ChannelLaunch& plan, bool wide_type) {
   int total = 0, most = 0;
   for (int n = 0; n < plan.paths.count; ++n) most = std::max(most, plan.paths.path[n].U);
-  plan.groups = most <= 32 ? 1 : most <= 64 ? 2 : 4;
+  plan.groups = most <= 32 ? 1 : most <= 64 || wide_type ? 2 : 4;
   for (int n = 0; n < plan.paths.count; ++n) {
     const Path& p = plan.paths.path[n];
     const int read = role == Role::forward ? p.d1 : p.d3, at_once = std::min(slice_d<role>(p), 7);
@@ -159,9 +159,9 @@ void size_launch(ChannelLaunch& plan) {
   plan.space.dense = std::max(plan.space.dense, std::min(total, kChannelSpace));
 }
 
-// Launches that write (or add to) every slice that the paths reach.
+// Launches that write (or add to) every slice that the paths reach; wide_type: float64, which has fewer registers.
 template <Role role>
-std::vector<ChannelLaunch> plan_channels(std::vector<Path> paths, bool add) {
+std::vector<ChannelLaunch> plan_channels(std::vector<Path> paths, bool add, bool wide_type) {
   std::stable_sort(paths.begin(), paths.end(), earlier<role>);
   std::vector<ChannelLaunch> plans;
   for (size_t n = 0; n < paths.size(); ++n) {
@@ -171,7 +171,7 @@ std::vector<ChannelLaunch> plan_channels(std::vector<Path> paths, bool add) {
     to.add[to.count] = add || again;
     to.path[to.count++] = paths[n];
   }
-  for (ChannelLaunch& plan : plans) size_launch<role>(plan);
+  for (ChannelLaunch& plan : plans) size_launch<role>(plan, wide_type);
   return plans;
 }
 

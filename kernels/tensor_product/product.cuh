@@ -73,10 +73,12 @@ template <class T, Role role>
 __device__ void load_dense(T* dense, const Path* path, int first, int end, Coefficients c, int thread, int threads) {
   int size = 0;
   for (int p = first; p < end; ++p) size += dense_size(path[p]);
+#pragma unroll 1
   for (int n = thread; n < size; n += threads) dense[n] = T(0);
   __syncthreads();
   for (int p = first; p < end; ++p) {
     const int d2 = path[p].d2, columns = columns_of<role>(path[p]);
+#pragma unroll 1
     for (int n = path[p].start + thread; n < path[p].stop; n += threads) {
       const int64_t* ijk = c.index + 3 * int64_t(n);
       const int i = static_cast<int>(ijk[0]), j = static_cast<int>(ijk[1]), k = static_cast<int>(ijk[2]);
@@ -92,6 +94,7 @@ __device__ void load_dense(T* dense, const Path* path, int first, int end, Coeff
 template <class T>
 __device__ __forceinline__ T couple(const T* dense, int cell, int d2, const T* x2, int stride) {
   T sum = T(0);
+#pragma unroll 1
   for (int j = 0; j < d2; ++j) sum += dense[cell * d2 + j] * x2[j * stride];
   return sum;
 }
