@@ -1,7 +1,9 @@
 """The networks of the ACE paper."""
 
+from .balanced import weight_balanced_irreps
 from .segnn import SEGNN, SEGNNLayer, nbody_graph, qm9_graph
 from .vn_dgcnn import VNDGCNN, VNDGCNNPartSeg
 from .vn_pointnet import VNPointNet
 
-__all__ = ["SEGNN", "SEGNNLayer", "VNDGCNN", "VNDGCNNPartSeg", "VNPointNet", "nbody_graph", "qm9_graph"]
+__all__ = ["SEGNN", "SEGNNLayer", "VNDGCNN", "VNDGCNNPartSeg", "VNPointNet", "nbody_graph", "qm9_graph",
+           "weight_balanced_irreps"]

@@ -23,6 +23,7 @@ from .progress import EpochProgress
 from .run import Run, build, check_device, use_threads
 from .tasks import find
 
+_MILESTONES = (0.8, 0.9)  # shares of the epochs after which "multistep" divides by 10
 _FREE_ON_RESUME = ("epochs", "data", "threads")  # what a resumed run may set anew
 
 
@@ -40,7 +41,7 @@ def train(
     Args:
         out: the run folder; by default runs/<task>-<preset>-<time>.
         preset: "demo", "paper", "original_code" or another one of the task.
-        task: "nbody" (SEGNN) or "modelnet" (VN-DGCNN).
+        task: "nbody" or "qm9" (SEGNN), or "modelnet" (VN-DGCNN).
         resume: continue the run in `out`; its own task and settings are used, and `given` may change only epochs
             (under a constant lr_schedule), data and threads.
         quiet: no progress on stderr.
@@ -230,14 +231,16 @@ class _Training:
         return row
 
     def _lr(self, step: int) -> float:
-        lr, total = self.config["lr"], self.config["epochs"] * len(self.batches)
-        if self.config["lr_schedule"] == "constant":
-            return lr
-        return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / total)))
+        return self.config["lr"] * course(self.config["lr_schedule"], step, len(self.batches), self.config["epochs"])
 
     def _set_lr(self) -> None:
+        lr = self._lr(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(self.step)
+            group["lr"] = lr
+        if self.ace and self.config.get("gammas_follow"):
+            step = lr / self.config["lr"]
+            slack = self.config["slack_lr"] or self.config["gamma_lr"]
+            self.ace.rule = self.ace.rule._replace(lr=step * self.config["gamma_lr"], slack_lr=step * slack)
 
     def _stop_if_asked(self) -> None:
         if not self.stop:
@@ -254,6 +257,20 @@ class _Training:
             f"train: the loss must stay finite, got NaN or infinity in epoch {self.epoch + 1}; the last good "
             f"checkpoint is kept in {self.run.folder}; train again with a smaller --lr or with --bound spectral"
         )
+
+
+def course(schedule: str, step: int, steps: int, epochs: int) -> float:
+    """What a step size is multiplied by in step number `step`, of `steps` an epoch.
+
+    It depends on nothing else, so that a resumed run has the same. "multistep" is torch's MultiStepLR with milestones
+    at 80 % and 90 % of the epochs, rounded down; one at 0 is left out.
+    """
+    if schedule == "cosine":
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / (epochs * steps)))
+    if schedule == "multistep":
+        epoch = step // steps
+        return 0.1 ** sum(0 < int(share * epochs) <= epoch for share in _MILESTONES)
+    return 1.0
 
 
 def _make_optimizer(weights: list[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import uuid
 import zipfile
@@ -25,6 +27,7 @@ class Answer(NamedTuple):
     count: int  # of graphs or clouds
     text: str  # the count in words
     lines: tuple[str, ...] = ()  # to be shown
+    columns: dict[str, np.ndarray] | None = None  # of equal lengths, to be written where the output is a .csv
 
 
 class PredictorBase:
@@ -55,15 +58,21 @@ class PredictorBase:
 
 
 def predict_file(predictor: PredictorBase, source: Path, output: Path, overwrite: bool = False) -> Answer:
-    """Reads the inputs of a task from a file and writes what is predicted as .npz."""
+    """Reads the inputs of a task from a file and writes what is predicted as .npz, or as .csv where it is a table."""
     if output.exists() and not overwrite:
         raise FileExistsError(f"predict: {output} exists; pass another --output, or --overwrite")
     answer = predictor.answer(source)
+    table = output.suffix.lower() == ".csv"
+    if table and not answer.columns:
+        raise ValueError(f"predict: --output must be an .npz for predictions that are no table, got {output}")
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:
             try:
-                np.savez(file, **answer.arrays)
+                if table:
+                    file.write(_csv(answer.columns).encode())
+                else:
+                    np.savez(file, **answer.arrays)
                 file.close()
                 os.replace(temporary, output)
             finally:
@@ -75,18 +84,29 @@ def predict_file(predictor: PredictorBase, source: Path, output: Path, overwrite
     return answer
 
 
+def _csv(columns: dict[str, np.ndarray]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+    return text.getvalue()
+
+
 def tensor(name: str, a: Tensor | np.ndarray) -> Tensor:
     """A tensor on the CPU; nested lists are taken too."""
     return as_tensor("predict", name, a if isinstance(a, Tensor) else np.asarray(a)).detach().cpu()
 
 
-def read_arrays(source: Path, needed: Iterable[str], files: str = "an .npz") -> dict[str, np.ndarray]:
+def read_arrays(
+    source: Path, needed: Iterable[str], files: str = "an .npz", known: Iterable[str] | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of an .npz, all of them numbers, the needed ones among them.
 
     Args:
         source: the file.
         needed: names of arrays.
         files: what the task takes, for messages; where an .npy is among it, its array gets the first name needed.
+        known: names that are read where they are there, and no others; None: all.
 
     Raises:
         ValueError: another file, an array missing, or one that holds no numbers.
@@ -98,10 +118,11 @@ def read_arrays(source: Path, needed: Iterable[str], files: str = "an .npz") -> 
         with open(source, "rb") as file:
             found = np.load(file, allow_pickle=False)
             if isinstance(found, np.ndarray) and ".npy" in files:
-                arrays = {needed[0]: found}
+                there, arrays = [needed[0]], {needed[0]: found}
             else:
                 with found as archive:
-                    arrays = {name: archive[name] for name in archive.files}
+                    there = archive.files
+                    arrays = {name: archive[name] for name in there if known is None or name in (*needed, *known)}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"predict: INPUT must be {files} file, got none at {source}") from error
     except OSError as error:
@@ -114,7 +135,7 @@ def read_arrays(source: Path, needed: Iterable[str], files: str = "an .npz") -> 
     if missing:
         wanted = " and ".join([", ".join(needed[:-1]), needed[-1]] if needed[:-1] else needed)
         raise ValueError(
-            f"predict: {source} must hold {wanted}, got {', '.join(arrays) or 'nothing'}; add {', '.join(missing)}"
+            f"predict: {source} must hold {wanted}, got {', '.join(there) or 'nothing'}; add {', '.join(missing)}"
         )
     wrong = [name for name, a in arrays.items() if a.dtype.kind not in "fiu"]
     if wrong:

@@ -22,9 +22,9 @@ A task module defines
 
 from types import ModuleType
 
-from . import modelnet, nbody
+from . import modelnet, nbody, qm9
 
-TASKS: dict[str, ModuleType] = {"nbody": nbody, "modelnet": modelnet}
+TASKS: dict[str, ModuleType] = {"nbody": nbody, "modelnet": modelnet, "qm9": qm9}
 
 
 def find(name: str) -> ModuleType:

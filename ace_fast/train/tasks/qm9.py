@@ -1,0 +1,306 @@
+"""The QM9 task: SEGNN predicts properties of molecules. Its settings, data, loss, measurements and predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...data import Batcher, FlatDataset, MolecularGraphs
+from ...data import qm9 as read_qm9
+from ...data.qm9_targets import REFERENCES, TARGETS, atom_sums
+from .. import plots as draw
+from ..measure import SEED, random_o3
+from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
+from ..progress import data_progress
+from .qm9_models import MODELS
+from .qm9_predict import Predictor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Evaluation", "Predictor", "Training"]
+
+TITLE = "ACE on QM9"
+HELP = "SEGNN on the molecules of QM9"
+DESCRIPTION = "Trains ACE-SEGNN to predict a property of QM9's molecules."
+DATA_HELP = "QM9's molecules and their edges"
+BEST = min  # of the mean absolute error on validation data
+CURVES = True
+EQUIVARIANCE = "||f(gx) - f(x)|| / ||f(x)||"
+_CHUNK = 256  # molecules per forward
+_PROBE = 64  # molecules that the equivariance error and the branch ratios are measured on
+_TOGETHER = 4_096  # training molecules whose attributes are held at a time to measure them
+_PARITY = 2_000  # test molecules of the parity plot
+
+# The defaults are the preset "demo"; the other presets change them.
+OPTIONS: Options = {
+    "data": Option("data", "", "QM9: a folder with gdb9.sdf and gdb9.sdf.csv, with the original .xyz files or their "
+                               "archive, or with torch-geometric's QM9, or an .npz file; molecules and edges are kept "
+                               "in $ACE_FAST_DATA or else ~/.cache/ace_fast; empty: the folder qm9 there"),
+    "target": Option("data", "alpha", "the property that is predicted", tuple(TARGETS)),
+    "subtract_atomref": Option("data", False, f"learn {', '.join(REFERENCES)} less their atom references, which are "
+                                              "added to what is predicted"),
+    "radius": Option("data", 2.0, "edges between atoms closer than that, in Å", above=0),
+    "train_samples": Option("data", 2_000, "training molecules used, the first ones of the split; 0: all", least=0),
+    "eval_samples": Option("data", 500, "validation and test molecules used, each; 0: all", least=0),
+    "data_seed": Option("data", 0, "seed of the split where the data have none; 0: the field's split", least=0,
+                        most=2**32 - 1),
+    "model": Option("model", "segnn", "what is trained", tuple(MODELS)),
+    "layers": Option("model", 3, "message-passing layers", least=1),
+    "hidden": Option("model", 32, "hidden width: of a linear layer with as many weights as a product", least=1),
+    "lmax_h": Option("model", 1, "largest degree of the hidden features", least=0, most=6),
+    "lmax_attr": Option("model", 2, "largest degree of the edge and node attributes", least=0, most=6),
+    "norm": Option("model", "instance", "normalisation after each layer", ("none", "batch", "instance")),
+    "pool": Option("model", "avg", "how the atoms of a molecule are pooled", ("avg", "sum")),
+    "relaxed": RELAXED,
+    **changed(OPTIMISATION, epochs=30),
+    "batch_size": Option("optimisation", 64, "molecules per step", least=1),
+    **SYMMETRY,
+    "gammas_follow": Option("symmetry", False, "the step sizes of gammas and slacks follow --lr-schedule too"),
+    **changed(RUN, eval_every=3),
+}
+
+_PUBLISHED = {
+    "train_samples": 0, "eval_samples": 0, "layers": 5, "hidden": 64, "lmax_h": 2, "lmax_attr": 3, "batch_size": 1_024,
+    "lr": 6e-4, "lr_schedule": "multistep", "epochs": 600, "eval_every": 1, "gamma_lr": 6e-4, "dual_lr": 1e-2,
+    "augmentation": 0.0, "bound": "none", "gammas_follow": True,
+}
+
+PRESETS: dict[str, Config] = {
+    DEFAULT_PRESET: {},
+    "paper": _PUBLISHED,
+    "paper_damped": {**_PUBLISHED, "gamma_lr": 5e-3, "dual_lr": 5e-3, "augmentation": 1.0, "bound": "spectral",
+                     "gammas_follow": False},
+    "original_code": {**_PUBLISHED, "gamma_optimizer": "adam", "dual_optimizer": "adam"},
+}
+
+PRESET_HELP = {
+    "demo": "minutes on two cores: few molecules, a small model, damped gammas, bounded branches",
+    "paper": "the published settings: l 2, attributes l 3, batch 1024, 600 epochs, plain undamped steps",
+    "paper_damped": "the published model and length with damped gammas and bounded branches",
+    "original_code": "as paper, with Adam on gammas and multipliers as the authors' script",
+}
+
+
+def check(config: Config) -> None:
+    """Raises ValueError where settings do not fit together."""
+    if config["subtract_atomref"] and config["target"] not in REFERENCES:
+        raise ValueError(
+            f"train: {flag('subtract_atomref')} must be off for a target without atom references, got "
+            f"{config['target']}; {', '.join(REFERENCES)} have them"
+        )
+    if 0 < config["train_samples"] < config["batch_size"]:
+        raise ValueError(
+            f"train: {flag('batch_size')} must be at most the {config['train_samples']} training molecules, got "
+            f"{config['batch_size']}; pass {flag('batch_size')} {config['train_samples']} or less, or more "
+            f"{flag('train_samples')}"
+        )
+
+
+def for_data(given: Mapping[str, Any]) -> Config:
+    """Settings that only prepare data: all of them, unless something else is asked for."""
+    return {"train_samples": 0, "eval_samples": 0, "batch_size": 1} | dict(given)
+
+
+def load(config: Config, split: str, quiet: bool = True) -> MolecularGraphs:
+    """Node arrays z and pos, graph arrays gdb_id, y (the target) and shift (its atom references, or 0) of a split."""
+    shown = data_progress("QM9", quiet, "read", "molecules")
+    data = read_qm9(config["data"] or None, split, radius=config["radius"], seed=config["data_seed"], progress=shown)
+    name = config["target"]
+    if name not in data.graph:
+        known = [target for target in TARGETS if target in data.graph]
+        raise ValueError(
+            f"train: {flag('target')} must be one that {data.source} has, {', '.join(known)}, got {name}; choose "
+            "another or give other --data"
+        )
+    most = config["train_samples" if split == "train" else "eval_samples"]
+    if most and most < len(data):
+        data = data.subset(range(most))
+    shift = torch.zeros(len(data), dtype=torch.float64)
+    if config["subtract_atomref"]:
+        shift = torch.from_numpy(atom_sums(name, data.node["z"].numpy(), data.node_offsets.numpy()))
+    graph = {"gdb_id": data.graph["gdb_id"], "y": data.graph[name], "shift": shift}
+    places = data.node_offsets, data.edge_index, data.edge_offsets
+    return MolecularGraphs(data.node, *places, graph=graph, check=False, source=data.source)
+
+
+def facts(data: MolecularGraphs) -> dict[str, Any]:
+    """What the data are, and mean and spread (mean absolute deviation) of what is learned: they scale the output.
+
+    Raises:
+        ValueError: all values are equal.
+    """
+    y = data.graph["y"] - data.graph["shift"]
+    mean = y.mean()
+    spread = float((y - mean).abs().mean())
+    # Rounding of the mean alone leaves a spread of equal values.
+    if not spread > 1e-12 * max(1.0, abs(float(mean))):
+        raise ValueError(
+            f"train: {flag('target')} must differ between the training molecules, got {float(y[0])} for all "
+            f"{len(data)}; choose another target or give more molecules"
+        )
+    return {"source": data.source, "molecules": len(data), "mean": float(mean), "spread": spread}
+
+
+def build_model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
+    """The model of a config, with fresh weights drawn from torch's generator."""
+    numbers = [facts.get(name) for name in ("mean", "spread")]
+    if not all(isinstance(x, float) and math.isfinite(x) for x in numbers) or numbers[1] <= 0:
+        raise ValueError(
+            f"run: config.json must hold mean and spread of the training data, got {numbers}; train the run again"
+        )
+    return MODELS[config["model"]].build(config)
+
+
+class Training:
+    """The training data in batches, and the loss: mean absolute error in units of the spread of the target."""
+
+    def __init__(self, config: Config, facts: Mapping[str, Any], data: MolecularGraphs) -> None:
+        if config["batch_size"] > len(data):
+            raise ValueError(
+                f"train: {flag('batch_size')} must be at most the {len(data)} training molecules, got "
+                f"{config['batch_size']}; pass {flag('batch_size')} {len(data)} or less, or more data"
+            )
+        self._model = MODELS[config["model"]]
+        prepared = self._model.prepare(without_targets(data), config)
+        dtype = getattr(torch, config["dtype"])
+        prepared.graph["y"] = _scaled(data, facts).to(config["device"], dtype)
+        self.batches = Batcher(prepared, config["batch_size"], seed=config["seed"])
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        return (model(self._model.inputs(batch))[:, 0] - batch.y).abs().mean()
+
+
+def without_targets(data: FlatDataset) -> FlatDataset:
+    """`data` without its targets."""
+    return FlatDataset(data.node, data.node_offsets, data.edge_index, data.edge_offsets, check=False)
+
+
+def _scaled(data: MolecularGraphs, facts: Mapping[str, Any]) -> Tensor:
+    """[G] float64, what the model learns to say."""
+    return (data.graph["y"] - data.graph["shift"] - facts["mean"]) / facts["spread"]
+
+
+class _Split(NamedTuple):
+    inputs: list[SimpleNamespace]  # what the model takes, of _CHUNK molecules each
+    scaled: Tensor  # [G] float64, what it shall say
+    shift: Tensor  # [G] float64, atom references
+
+    def value(self, scaled: Tensor, facts: Mapping[str, Any]) -> Tensor:
+        """[G] in the target's unit, of something [G] that the model says."""
+        return scaled * facts["spread"] + facts["mean"] + self.shift
+
+
+class Evaluation:
+    """Validation and test data prepared once, and a probe with its rotated copies."""
+
+    def __init__(
+        self, config: Config, facts: Mapping[str, Any], valid: MolecularGraphs, test: MolecularGraphs
+    ) -> None:
+        self._config, self._facts, target = config, facts, TARGETS[config["target"]]
+        self._unit = facts["spread"] * target.scale  # what is reported for 1 of what the model says
+        self._splits = {"valid": self._split(valid), "test": self._split(test)}
+        self.fixed = {"data": test.source, "target": config["target"], "unit": target.error_unit,
+                      "baseline": float(self._splits["test"].scaled.abs().mean()) * self._unit}
+        probe = test.subset(range(min(_PROBE, len(test))))
+        self._plain = self._split(probe).inputs
+        self._copies = [self._split(_rotated(probe, g)).inputs for g in random_o3(config["rotations"], SEED)]
+
+    def _split(self, data: MolecularGraphs) -> _Split:
+        model = MODELS[self._config["model"]]
+        prepared = model.prepare(without_targets(data), self._config)
+        parts = (range(start, min(start + _CHUNK, len(data))) for start in range(0, len(data), _CHUNK))
+        inputs = [model.inputs(prepared.batch(part)) for part in parts]
+        return _Split(inputs, _scaled(data, self._facts), data.graph["shift"])
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Mean absolute errors in the unit in which the field reports them, and the equivariance error."""
+        found = {name: self._error(_said(model, split.inputs), split) for name, split in self._splits.items()}
+        return found | {"equivariance": self._equivariance(model)}
+
+    def curves(self, model: nn.Module) -> dict[str, Any]:
+        """The error on the training molecules, and what is predicted for some of the test molecules."""
+        train = load(self._config, "train")
+        total = 0.0
+        for start in range(0, len(train), _TOGETHER):
+            part = self._split(train.subset(range(start, min(start + _TOGETHER, len(train)))))
+            total += self._error(_said(model, part.inputs), part) * len(part.scaled)
+        test = self._splits["test"]
+        pair = {"target": test.scaled, "predicted": _said(model, test.inputs)}
+        parity = {name: test.value(scaled, self._facts)[:_PARITY].tolist() for name, scaled in pair.items()}
+        return {"train": total / len(train), "parity": parity}
+
+    def probe(self, model: nn.Module) -> None:
+        """One forward pass of the molecules that the branch ratios are measured on."""
+        _said(model, self._plain)
+
+    def _error(self, said: Tensor, split: _Split) -> float:
+        return float((said - split.scaled).abs().mean()) * self._unit
+
+    def _equivariance(self, model: nn.Module) -> float:
+        """Mean over draws g of ||f(g x) - f(x)|| / ||f(x)|| for what the model says f."""
+        plain = _said(model, self._plain)  # [G]
+        errors = [(_said(model, copy) - plain).norm() / plain.norm() for copy in self._copies]
+        return float(torch.stack(errors).mean())
+
+
+def _said(model: nn.Module, inputs: list[SimpleNamespace]) -> Tensor:
+    """[G] float64 on the CPU: the mean and the spread are applied in double precision."""
+    return torch.cat([model(part)[:, 0] for part in inputs]).double().cpu()
+
+
+def _rotated(data: MolecularGraphs, rotation: Tensor) -> MolecularGraphs:
+    """`data` turned by `rotation` [3, 3] in double precision; edges do not change."""
+    node = dict(data.node) | {"pos": data.node["pos"].double() @ rotation.T}
+    places = data.node_offsets, data.edge_index, data.edge_offsets
+    return MolecularGraphs(node, *places, graph=data.graph, check=False, source=data.source)
+
+
+def summary(latest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the data are, and the errors, as (what, value)."""
+    lines = [("data", f"{latest.get('data', facts['source'])}; trained on {facts['molecules']} molecules")]
+    if "target" not in latest:
+        return lines
+    unit, target = latest["unit"], TARGETS[latest["target"]]
+    lines.append(("target", f"{latest['target']}, {target.meaning} ({target.unit})"))
+    for split, name in (("test", "test"), ("valid", "validation"), ("train", "training")):
+        for mode in ("strict", "relaxed"):
+            if (key := f"{split}_{mode}") in latest:
+                lines.append((f"{name} error (MAE), {mode} model", f"{latest[key]:.5g} {unit}"))
+    return [*lines, ("test error of the training mean", f"{latest['baseline']:.5g} {unit}")]
+
+
+def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Figure], None]]:
+    drawn = {"loss": lambda figure: _loss(figure, rows)}
+    if "parity_strict" in result:
+        drawn["parity"] = lambda figure: _parity(figure, result)
+    return drawn
+
+
+def _loss(figure: Figure, rows: draw.Rows) -> None:
+    loss = draw.axes(figure, 121, "training loss: error / spread", True)
+    loss.plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], color="0.3")
+    found = draw.measured(rows, "unit")
+    error = draw.axes(figure, 122, f"mean absolute error ({found[1][-1]})" if found else "mean absolute error", True)
+    draw.splits(error, rows)
+    if baseline := draw.measured(rows, "baseline"):
+        error.axhline(baseline[1][-1], color="0.3", linestyle=":", label="training mean")
+        error.legend()
+
+
+def _parity(figure: Figure, result: Mapping[str, Any]) -> None:
+    name = result["target"]
+    shown = [(mode, colour) for mode, colour in draw.MODES if f"parity_{mode}" in result]
+    for place, (mode, colour) in enumerate(shown):
+        pair = result[f"parity_{mode}"]
+        axes = draw.axes(figure, 100 + 10 * len(shown) + place + 1, f"{name} predicted ({TARGETS[name].unit})", False,
+                         f"{name} of QM9 ({TARGETS[name].unit}), test molecules")
+        axes.plot(pair["target"], pair["predicted"], ".", color=colour, markersize=3, label=mode)
+        ends = [min(pair["target"]), max(pair["target"])]
+        axes.plot(ends, ends, color="0.3", linewidth=0.8)
+        axes.legend()
