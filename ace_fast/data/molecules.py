@@ -16,7 +16,7 @@ class Molecules(NamedTuple):
     """Molecules of any sizes: molecule g owns the atoms offsets[g] .. offsets[g + 1] - 1."""
 
     z: np.ndarray  # [N] uint8, atomic numbers
-    pos: np.ndarray  # [N, 3] float32, Å
+    pos: np.ndarray  # [N, 3], Å, float32 from files of QM9
     offsets: np.ndarray  # [G + 1] int64
     ids: np.ndarray  # [G] int64, QM9's numbers from 1 on
     targets: dict[str, np.ndarray]  # name -> [G] float64, units of qm9_targets.TARGETS
@@ -38,6 +38,7 @@ def build(
     targets: dict[str, np.ndarray],
     name: Callable[[int], str],
     who: str = "qm9",
+    dtype: type = np.float32,
 ) -> Molecules:
     """Molecules from atoms one after another, checked.
 
@@ -46,6 +47,7 @@ def build(
         targets: name -> [G].
         name: of molecule g, for messages.
         who: begins the messages.
+        dtype: of the positions.
 
     Raises:
         ValueError: no molecules, one without atoms, an element other than H C N O F, positions or targets that are not
@@ -70,7 +72,7 @@ def build(
             f"{first(other)}; leave that molecule out"
         )
     with np.errstate(over="ignore"):
-        pos = np.ascontiguousarray(pos, dtype=np.float32)
+        pos = np.ascontiguousarray(pos, dtype=dtype)
     bad = ~np.isfinite(pos).all(axis=1)
     if bad.any():
         raise ValueError(

@@ -34,8 +34,8 @@ OPTIMISATION: Options = {
     "epochs": Option("optimisation", 60, "passes over the training data", least=1),
     "batch_size": Option("optimisation", 100, "samples per step", least=1),
     "lr": Option("optimisation", 3e-3, "step size of Adam on the weights", above=0),
-    "lr_schedule": Option("optimisation", "cosine", "course of that step size over the run; multistep: a tenth "
-                          "from 80 % of the epochs on, a hundredth from 90 %", _SCHEDULES),
+    "lr_schedule": Option("optimisation", "cosine", "course of that step size (multistep: a tenth from 80 % of "
+                          "the epochs on, a hundredth from 90 %) over the run", _SCHEDULES),
     "weight_decay": Option("optimisation", 0.0, "L2 decay of the weights (the gammas have none)", least=0),
 }
 

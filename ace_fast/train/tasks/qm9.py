@@ -59,7 +59,7 @@ OPTIONS: Options = {
     "pool": Option("model", "avg", "how the atoms of a molecule are pooled", ("avg", "sum")),
     "relaxed": RELAXED,
     **changed(OPTIMISATION, epochs=30),
-    "batch_size": Option("optimisation", 64, "molecules per step", least=1),
+    "batch_size": Option("optimisation", 32, "molecules per step", least=1),
     **SYMMETRY,
     "gammas_follow": Option("symmetry", False, "the step sizes of gammas and slacks follow --lr-schedule too"),
     **changed(RUN, eval_every=3),
@@ -109,7 +109,7 @@ def for_data(given: Mapping[str, Any]) -> Config:
 
 def load(config: Config, split: str, quiet: bool = True) -> MolecularGraphs:
     """Node arrays z and pos, graph arrays gdb_id, y (the target) and shift (its atom references, or 0) of a split."""
-    shown = data_progress("QM9", quiet, "read", "molecules")
+    shown = data_progress("QM9", quiet, "load", "molecules")
     data = read_qm9(config["data"] or None, split, radius=config["radius"], seed=config["data_seed"], progress=shown)
     name = config["target"]
     if name not in data.graph:

@@ -116,9 +116,10 @@ def _read_xyz(source: Path) -> tuple[Molecules, list[str]]:
         molecules = read_xyz_files([source])
         return molecules, [f"gdb_{number}" for number in molecules.ids]
     names = [f"{g} {frame.comment[:_COMMENT]}".strip() for g, frame in enumerate(found)]
-    z, pos = ([x for frame in found for x in part] for part in ((f.z for f in found), (f.pos for f in found)))
+    z = np.array([number for frame in found for number in frame.z], dtype=np.int64)
+    pos = np.array([x for frame in found for x in frame.pos])
     counts = np.array([len(frame.z) for frame in found], dtype=np.int64)
-    return _molecules(np.array(z), np.array(pos), counts, lambda g: f"{names[g]} of {source}"), names
+    return _molecules(z, pos, counts, lambda g: f"{names[g]} of {source}"), names
 
 
 def _read_npz(source: Path) -> tuple[Molecules, list[str]]:
@@ -148,4 +149,4 @@ def _checked(z: Any, pos: Any, offsets: Any) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _molecules(z: np.ndarray, pos: np.ndarray, counts: np.ndarray, name: Callable[[int], str]) -> Molecules:
-    return build(z, pos, counts, np.arange(len(counts)), {}, name, who="predict")
+    return build(z, pos, counts, np.arange(len(counts)), {}, name, who="predict", dtype=np.float64)
