@@ -8,8 +8,9 @@ import torch
 from e3nn import nn, o3
 
 from ace_fast.backend import available
-from ace_fast.kernels.tensor_product import GateTable, ProductTable, tensor_product
+from ace_fast.kernels.tensor_product import GateTable, ProductTable, gate, tensor_product
 from ace_fast.kernels.tensor_product.cases import MODE_IRREPS, gate_input, gate_table, mode_table, table
+from ace_fast.kernels.tensor_product.epilogue import gate_bwd
 from ace_fast.kernels.tensor_product.op import (
     gated_tensor_product_bwd,
     gated_tensor_product_op,
@@ -116,6 +117,35 @@ def test_gate_equals_e3nn(irreps, backend, double):
     close([mine], [expected])
     g = torch.randn_like(expected)
     close(torch.autograd.grad(mine, leaves, g), torch.autograd.grad(expected, leaves, g))
+
+
+def test_gate_alone(double):
+    """Any number of batch dimensions; the slices of ir_mul; what does not fit raises."""
+    t, pre = gate_table("3x0e+2x1o"), normal(2, 3, 11)
+    expected = tensor_product_gate(pre.flatten(0, 1), t)
+    close([gate(pre, t)], [expected.unflatten(0, (2, 3))])
+    irreps = o3.Irreps("5x0e+2x1o"), o3.Irreps("3x0e+2x1o")
+    mine = gate(transposed(pre.flatten(0, 1), irreps[0]), t, layout="ir_mul")
+    close([transposed(mine, irreps[1], inverse=True)], [expected])
+    with pytest.raises(ValueError, match="gate: layout must be one of .*, got 'mul'"):
+        gate(pre, t, layout="mul")
+    with pytest.raises(ValueError, match=r"gate: pre must be \[Z, 11\], got \[1, 5\]"):
+        gate(pre[0, 0, :5], t)
+    with pytest.raises(ValueError, match=r"gate: pre must be \[..., dim\], got \[\]"):
+        gate(pre[0, 0, 0], t)
+    with pytest.raises(ValueError, match="gate: layout must be one number with one gate a gated irrep, got 5"):
+        gate(pre, GateTable((2, 0, 1, 3), 1.0, 1.0))
+    with pytest.raises(ValueError, match=r"gate_bwd: g must be \[6, 9\], got \[6, 11\]"):
+        gate_bwd(pre.flatten(0, 1), pre.flatten(0, 1), *t, False, "reference")
+    with pytest.raises(NotImplementedError, match="gate: forward-mode derivatives"):
+        torch.func.jvp(lambda x: gate(x, t), (pre,), (pre,))
+
+
+def tensor_product_gate(pre: torch.Tensor, t: GateTable) -> torch.Tensor:
+    """e3nn's formula for three scalars and two gated vectors."""
+    scalars, gates, gated = pre.split([3, 2, 6], 1)
+    gated = gated.unflatten(1, (2, 3)) * torch.sigmoid(gates)[..., None] * t.gate_gain
+    return torch.cat([torch.nn.functional.silu(scalars) * t.scalar_gain, gated.flatten(1)], 1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

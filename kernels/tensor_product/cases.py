@@ -8,6 +8,7 @@ from e3nn.math import normalize2mom
 
 from ..cases import Case
 from . import reference
+from .epilogue import gate_bwd, gate_op
 from .op import gated_tensor_product_bwd, gated_tensor_product_op, tensor_product_bwd, tensor_product_op
 from .table import GateTable, Path, ProductTable, unpack
 
@@ -57,6 +58,21 @@ def mode_table(modes: tuple[str, ...], weights: str = "all", layout: str = "mul_
     return ProductTable(in1, in2, out, instructions, layout=layout)
 
 
+def channel_table(in1: str, in2: str, most: int, mode: str = "uvu", layout: str = "mul_ir") -> ProductTable:
+    """Every path up to degree `most`, each with its own slice of the output, as in the convolutions of MACE and NequIP.
+
+    in2 has one channel of each irrep; mode "uvv" exchanges the two inputs.
+    """
+    a, b, out, instructions = o3.Irreps(in1), o3.Irreps(in2), [], []
+    for i, (mul, ir_1) in enumerate(a):
+        for j, (_, ir_2) in enumerate(b):
+            for ir in ir_1 * ir_2:
+                if ir.l <= most:
+                    instructions.append((*((i, j) if mode == "uvu" else (j, i)), len(out), mode, True, ir.dim**0.5))
+                    out.append((mul, ir))
+    return ProductTable(*((a, b) if mode == "uvu" else (b, a)), o3.Irreps(out), instructions, layout=layout)
+
+
 def gate_table(irreps: str) -> GateTable:
     """The gate whose output has these irreps (the first slice are the scalars)."""
     scalars, *gated = o3.Irreps(irreps)
@@ -103,7 +119,7 @@ def _mode_cases(name: str, note: str, z: int, t: ProductTable, per_sample: bool 
 
     def inputs(without: tuple[str, ...]) -> Callable[[torch.Generator], dict]:
         def make(g: torch.Generator) -> dict:
-            found = _arguments(z, t, None, False, needs, g)
+            found = _arguments(z, t, None, bool(t.bias_slots), needs, g)
             if per_sample:
                 found["weight"] = torch.randn(z, t.weight_numel, generator=g, dtype=torch.float64)
             return {k: v for k, v in found.items() if k not in without}
@@ -144,6 +160,23 @@ def _cases(name: str, note: str, z: int, in1: str, in2: str, out: str, *, gated:
     ]
 
 
+def _gate_cases(name: str, note: str, z: int, irreps: str, ir_mul: bool = False) -> list[Case]:
+    """The gate alone, whose output has these irreps."""
+    table, dim = gate_table(irreps), o3.Irreps(gate_input(irreps)).dim
+    static = {"layout": list(table.layout), "scalar_gain": table.scalar_gain, "gate_gain": table.gate_gain,
+              "ir_mul": ir_mul}
+
+    def inputs(g: torch.Generator) -> dict:
+        return {"pre": torch.randn(z, dim, generator=g, dtype=torch.float64)} | static
+
+    def inputs_bwd(g: torch.Generator) -> dict:
+        return {"g": torch.randn(z, dim - table.layout[1], generator=g, dtype=torch.float64)} | inputs(g)
+
+    refused_by = ("cuda", "triton") if ir_mul else ("cuda",)
+    return [Case(name, gate_op, reference.gate, inputs, ("pre",), note, refused_by=refused_by),
+            Case(name, gate_bwd, reference.gate_backward, inputs_bwd, ("g", "pre"), note, refused_by=refused_by)]
+
+
 _VECTORS = "1x0e+1x1o"
 SMALL = [
     *_cases("tiny", "one path, a scalar product, for the numerical derivatives", 1, "1x1o", "1x1o", "1x0e"),
@@ -172,6 +205,11 @@ SMALL = [
     *_cases("scalars_only", "a gate without gated part: plain SiLU; weight and bias ask", 7, _VECTORS, _VECTORS, "6x0e",
             gated=True, needs=(False, False, True, True)),
     *_cases("no_scalars", "every scalar is a gate", 5, _VECTORS, _VECTORS, "0x0e+2x1o+1x0o", gated=True),
+    *_gate_cases("tiny", "one scalar, one gated vector", 1, "1x0e+1x1o"),
+    *_gate_cases("odd", "several gated slices, rows beyond one block", 53, "5x0e+3x1o+2x0o+1x2e"),
+    *_gate_cases("ir_mul", "channels of a component together", 53, "5x0e+3x1o+2x0o+7x2e", True),
+    *_gate_cases("no_scalars", "every scalar is a gate", 5, "0x0e+2x1o+1x0o"),
+    *_gate_cases("empty", "no rows", 0, "2x0e+2x1o"),
     *(case for mode in MODE_IRREPS for case in _mode_cases(
         f"mode_{mode}", f"all paths {mode}", 19, mode_table((mode,)), refused_by=() if mode == "uvw" else GENERAL)),
     *(case for mode in MODE_IRREPS for case in _mode_cases(
@@ -182,6 +220,15 @@ SMALL = [
                  mode_table(tuple(MODE_IRREPS), "some", "ir_mul"), True),
     *_mode_cases("no_weights", "no path has weights", 5, mode_table(("uvu", "uvv", "uuu", "uvuv", "uvu<v"), "none")),
     *_mode_cases("ir_mul", "channels of a component together; V > 1", 7, mode_table(("uvw", "uvu"), "all", "ir_mul")),
+    *_mode_cases("channels", "one channel times many, no whole vectors of them; weights of every row", 53,
+                 channel_table("20x0e+17x1o+9x2e", "1x0e+1x1o+1x2e", 2), True),
+    *_mode_cases("channels_shared", "the same with shared weights, in ir_mul, beyond the unrolled degrees", 19,
+                 channel_table("16x2e+9x4e", "1x1o+1x2e", 5, layout="ir_mul")),
+    *_mode_cases("channels_exchanged", "uvv: the many channels are of in2", 19,
+                 channel_table("8x1o+20x3o", "1x0e+1x1o", 3, "uvv"), True),
+    *_mode_cases("channels_mixed", "either input as the single channel; slices that two paths or none reach; bias", 21,
+                 ProductTable("16x0e+1x1o", "1x0e+16x1o", "16x0e+2x1e+16x1o+1x0e", [
+                     (0, 0, 0, "uvu", True, 1.0), (1, 1, 0, "uvv", True, 2.0), (1, 1, 0, "uvuv", False, 0.5)], True)),
     *_mode_cases("uvu_empty", "no rows, weights of every row", 0, mode_table(("uvu",)), True),
     *_mode_cases("uvu_long_sum", "gradients of shared weights over 1100 rows", 1100, mode_table(("uvu",))),
     *_mode_cases("uvu_channels", "one to five vectors of channels, 40 to 131; V > 1", 3, ProductTable(

@@ -10,6 +10,7 @@ from ..define import check_constant, check_tensors, define, fail, no_forward_mod
 from ..multilinear import second_derivative
 from ..triton_common import allow_tf32
 from . import reference, triton_kernels
+from .epilogue import GATE, check_gate
 from .table import MODES, GateTable, Path, ProductTable, weight_numel, with_weight
 
 _native, _cuda = torch.ops.ace_fast_native, torch.ops.ace_fast_cuda
@@ -157,7 +158,6 @@ def _backward_rule(ctx, gg_x1, gg_x2, gg_weight, gg_bias):
 
 
 _TABLES = "Tensor cg_index, Tensor cg_value, int[] dims, int[] paths, int[] bias_slots"
-_GATE = "int[] layout, float scalar_gain, float gate_gain"
 _FOUR = "(Tensor, Tensor, Tensor, Tensor)"
 tensor_product_op = define(
     f"tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, {_TABLES}, str backend) -> Tensor",
@@ -173,27 +173,20 @@ tensor_product_bwd = define(
 def _gated(*args):
     *inputs, backend = args
     _check("gated_tensor_product", *inputs[:9])
-    _check_gate("gated_tensor_product", inputs[9], inputs[6][2])
+    check_gate("gated_tensor_product", inputs[9], inputs[6][2])
     return _pick("gated_tensor_product", backend, args[0], args[2], args[6], args[7]).gated_forward(*inputs)
-
-
-def _check_gate(op, layout, dim):
-    scalars, gates, *gated = layout
-    total = scalars + gates + sum(m * d for m, d in zip(gated[::2], gated[1::2], strict=True))
-    if total != dim or gates != sum(gated[::2]):
-        fail(op, "layout", f"{dim} numbers with one gate a gated irrep", f"{total} numbers, {gates} gates")
 
 
 def _gated_fake(*args):
     _check("gated_tensor_product", *args[:9])
-    _check_gate("gated_tensor_product", args[9], args[6][2])
+    check_gate("gated_tensor_product", args[9], args[6][2])
     z, dim, gates = args[0].shape[0], args[6][2], args[9][1]
     return args[0].new_empty(z, dim - gates), args[0].new_empty(z, dim)
 
 
 def _check_gated_bwd(g, pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, layout):
     _check_bwd("gated_tensor_product_bwd", pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots)
-    _check_gate("gated_tensor_product_bwd", layout, dims[2])
+    check_gate("gated_tensor_product_bwd", layout, dims[2])
     _check_g("gated_tensor_product_bwd", "g", g, x1.shape[0], dims[2] - layout[1])
 
 
@@ -246,12 +239,12 @@ def _gated_backward_rule(ctx, *cotangents):
 
 
 gated_tensor_product_op = define(
-    f"gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, {_TABLES}, {_GATE}, str backend)"
+    f"gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, {_TABLES}, {GATE}, str backend)"
     " -> (Tensor, Tensor)",
     _gated, _gated_fake, _gated_setup, _gated_rule, batched=(0, 1),
 )
 gated_tensor_product_bwd = define(
-    f"gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, {_TABLES}, {_GATE},"
+    f"gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, {_TABLES}, {GATE},"
     f" bool[] needs, str backend) -> {_FOUR}",
     _gated_backward, _gated_backward_fake, _gated_backward_setup, _gated_backward_rule,
 )

@@ -53,7 +53,8 @@ std::vector<Path> read_paths(const std::vector<int64_t>& flat, const Tensor& ind
   int64_t padded = 0;
   for (size_t p = 0; p < flat.size(); p += 13) {
     const int64_t *f = flat.data() + p, mode = f[12];
-    const bool swapped = mode == UVV || mode == UVU_V || mode == U_VW, mixes = mode == UVW || mode == UUW || mode == U_VW;
+    const bool swapped = mode == UVV || mode == UVU_V || mode == U_VW || (mode == UVUV && f[1] == 1);
+    const bool mixes = mode == UVW || mode == UUW || mode == U_VW;
     const int64_t *a = swapped ? f + 3 : f, *b = swapped ? f : f + 3;
     Path path{a[0], a[1], a[2], b[0], b[1], b[2], f[6], f[7], f[8], f[9], padded, 0, Meet::all, swapped, mixes,
               mode == UVUV || mode == UVU_V, false, {}, {}, {}};
@@ -90,18 +91,17 @@ int64_t padded_weights(const std::vector<Path>& paths) {
   return n;
 }
 
-// Slices of in1, in2 and out.
+// Slices of in1, in2 and out that take part, and in what order the columns of each become components (fill_slices).
 struct Layout {
-  std::vector<Slice> in1, in2, out;
+  std::vector<Slice> parts[3], slices[3];
+
   Layout(const std::vector<Path>& paths, const std::vector<int64_t>& dims) {
     for (const Path& p : paths) {
-      (p.swapped ? in2 : in1).push_back({p.o1, p.U, p.d1});
-      (p.swapped ? in1 : in2).push_back({p.o2, p.V, p.d2});
-      out.push_back({p.o3, p.W, p.d3});
+      parts[p.swapped].push_back({p.o1, p.U, p.d1});
+      parts[!p.swapped].push_back({p.o2, p.V, p.d2});
+      parts[2].push_back({p.o3, p.W, p.d3});
     }
-    in1 = fill_slices(in1, dims[0], dims[3]);
-    in2 = fill_slices(in2, dims[1], dims[3]);
-    out = fill_slices(out, dims[2], dims[3]);
+    for (int n = 0; n < 3; ++n) slices[n] = fill_slices(parts[n], dims[n], dims[3]);
   }
 };
 

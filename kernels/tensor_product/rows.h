@@ -73,6 +73,24 @@ void store_rows(const T* from, const std::vector<Slice>& slices, const Rows<T*>&
     }
 }
 
+// Blocks are handed out in chunks whose number depends on the size alone.
+struct Chunks {
+  int64_t rows, blocks, count;
+  explicit Chunks(int64_t rows) : rows(rows), blocks(ceil_div(rows, kRows)),
+                                  count(std::min(blocks, std::max<int64_t>(8, blocks / 16))) {}
+
+  // f(chunk, visit) on torch's threads; visit(g) calls g(first row, rows) for each block of the chunk.
+  template <class F>
+  void run(F&& f) const {
+    parallel(count, 1, [&](int64_t chunk) {
+      f(chunk, [&](auto&& g) {
+        for (int64_t b = chunk * blocks / count; b < (chunk + 1) * blocks / count; ++b)
+          g(b * kRows, std::min(kRows, rows - b * kRows));
+      });
+    });
+  }
+};
+
 // Asks for rows before they are needed: a transposition reads too many at once to be foreseen.
 template <class T>
 void prefetch_rows(const T* matrix, int64_t dim, int64_t first, int64_t last) {

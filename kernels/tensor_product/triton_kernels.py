@@ -313,21 +313,32 @@ def _gate(kernel, tensors, columns, out, layout, gains) -> Tensor:
     return out
 
 
+def gate(pre, layout, scalar_gain, gate_gain, ir_mul=False) -> Tensor:
+    """As reference.gate, in mul_ir."""
+    pre = pre.contiguous()
+    out = pre.new_empty(pre.shape[0], pre.shape[1] - layout[1])
+    columns = gate_plan(tuple(layout), pre.device)[0]
+    return _gate(gate_fwd_kernel, (pre,), columns, out, layout, (scalar_gain, gate_gain))
+
+
+def gate_backward(g, pre, layout, scalar_gain, gate_gain, ir_mul=False) -> Tensor:
+    """As reference.gate_backward, in mul_ir."""
+    g, pre = g.contiguous(), pre.contiguous()
+    columns = gate_plan(tuple(layout), pre.device)[1]
+    return _gate(gate_bwd_kernel, (g, pre), columns, torch.empty_like(pre), layout, (scalar_gain, gate_gain))
+
+
 def gated_forward(x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots, layout, scalar_gain,
                   gate_gain) -> tuple[Tensor, Tensor]:
     """As reference.gated_forward."""
     pre = forward(x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots)
-    out = pre.new_empty(pre.shape[0], dims[2] - layout[1])
-    columns = gate_plan(tuple(layout), pre.device)[0]
-    return _gate(gate_fwd_kernel, (pre,), columns, out, layout, (scalar_gain, gate_gain)), pre
+    return gate(pre, layout, scalar_gain, gate_gain), pre
 
 
 def gated_backward(g, pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, layout, scalar_gain, gate_gain,
                    needs) -> tuple[Tensor, ...]:
     """As reference.gated_backward."""
-    g, pre = g.contiguous(), pre.contiguous()
-    columns = gate_plan(tuple(layout), pre.device)[1]
-    g_pre = _gate(gate_bwd_kernel, (g, pre), columns, torch.empty_like(pre), layout, (scalar_gain, gate_gain))
+    g_pre = gate_backward(g, pre, layout, scalar_gain, gate_gain)
     return backward(g_pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, needs)
 
 
