@@ -1,6 +1,7 @@
 // The fully connected product ("uvw") with shared weights, and its gradient in in1 (the same product with the gradient
 // in the place of in1), as matrix products. For 16 rows and a slice of the output, t[b, z, a] = sum_i x[z, a, i]
-// M[z, i, b] is formed in shared memory, 32 channels a at a time, and multiplied with the weights [a, output channels]:
+// M[z, i, b] is formed in shared memory and multiplied with the weights [a, output channels]; a stage between barriers
+// takes as many segments (a path, a channel of x2, channels a) as fit into 72 channels, to hide latencies together:
 // float32 on the tensor cores by three TF32 products of parts (one where torch's switch allows it), float64 by FMA.
 #pragma once
 
@@ -8,9 +9,14 @@
 
 namespace ace::product {
 
-constexpr int kRows = 16, kTeam = 128, kDeep = 32, kWide = 64;  // rows and threads of a team; depth, width of a tile
-constexpr int kLeftStride = kDeep + 4, kRightStride = kWide + 8;   // of shared memory, free of bank conflicts
-constexpr int kRightSize = kWide * kLeftStride > kDeep * kRightStride ? kWide * kLeftStride : kDeep * kRightStride;
+constexpr int kRows = 16, kTeam = 128, kWide = 64;  // rows and threads of a team; width of a tile
+constexpr int kSegments = 3;                        // the most segments of a stage
+template <class T> constexpr int kDeep = sizeof(T) == 4 ? 72 : 32;  // channels of a stage
+template <class T> constexpr int kLeftStride = kDeep<T> + 4;        // of shared memory, free of bank conflicts
+constexpr int kRightStride = kWide + 8;
+template <class T>
+constexpr int kRightSize = kWide * kLeftStride<T> > kDeep<T> * kRightStride ? kWide * kLeftStride<T>
+                                                                            : kDeep<T> * kRightStride;
 constexpr int kDensePaths = 48, kJobs = 40, kDenseSpace = 1024;
 
 // One slice of the output: its paths, first component and channel of the tile; where its bias lies, -1 without.
@@ -43,9 +49,31 @@ struct Ends {
         b_mul(role == Role::forward ? p.W : p.U), b_d(columns_of<role>(p)) {}
 };
 
-// The team's share of shared memory.
-template <class T>
-struct TeamMemory { T *m, *t; };
+// Where a segment begins: a path, a channel of x2 and one of the operand that is read; the path's dense coefficients.
+struct Place { int path, v, a, dense; };
+
+// f(number, path, place, channels, column) for the segments of the stage that begins at `at`; returns where the next
+// stage does. `columns` gets the stage's depth, each segment rounded up to 8.
+template <class T, Role role, class F>
+__device__ __forceinline__ Place for_segments(const DenseJobs& jobs, Place at, int end, int& columns, F&& f) {
+  columns = 0;
+#pragma unroll 1
+  for (int s = 0; s < kSegments && at.path < end; ++s) {
+    const Path& p = jobs.path[at.path];
+    const int mul = Ends<role>(p).a_mul, deep = mul - at.a < kDeep<T> ? mul - at.a : kDeep<T>;
+    if (columns + deep > kDeep<T>) break;
+    f(s, p, at, deep, columns);
+    columns += (deep + 7) / 8 * 8;
+    at.a += deep;
+    if (at.a < mul) continue;
+    at.a = 0;
+    if (++at.v < p.V) continue;
+    at.v = 0;
+    at.dense += dense_size(p);
+    ++at.path;
+  }
+  return at;
+}
 
 // M[z, a, b < DB] of the team's rows for one path and channel of x2; components from `component` on.
 template <class T, Role role, int DB>
@@ -55,32 +83,42 @@ __device__ void couple_rows(T* m, const T* dense, const Path& p, const DenseOper
   for (int item = thread; item < kRows * rows * DB; item += kTeam) {
     const int b = item % DB, a = item / DB % rows, z = item / (DB * rows);
     T value = T(0);
-    if (z0 + z < in.Z && component + b < columns)
-      value = couple(dense, a * columns + component + b, p.d2,
-                     in.x2 + (z0 + z) * in.ld_x2 + column(p.o2, p.V, p.d2, in.ir_mul, v, 0), stride);
+    if (z0 + z < in.Z && component + b < columns) {
+      const T* x2 = in.x2 + (z0 + z) * in.ld_x2 + column(p.o2, p.V, p.d2, in.ir_mul, v, 0);
+      const T* c = dense + (a * columns + component + b) * p.d2;
+#pragma unroll 4
+      for (int j = 0; j < p.d2; ++j) value += c[j] * x2[j * stride];
+    }
     m[(z * rows + a) * DB + b] = value;
   }
 }
 
-// t[b, z, a] for channels first..first + 8 * steps - 1 of the operand that is read.
+// t[b, z, a] for channels first..first + 8 * steps - 1 of the operand that is read, from column `to` of t on.
 template <class T, int DB>
-__device__ void form_left(const TeamMemory<T>& team, int offset, int mul, int d, const DenseOperands<T>& in, int64_t z0,
+__device__ void form_left(const T* m_rows, T* t, int offset, int mul, int d, const DenseOperands<T>& in, int64_t z0,
                           int first, int steps, int thread) {
+  constexpr int kLoads = 7;  // under way at once
   for (int step = 0; step < steps; ++step) {
     const int a = step * 8 + thread % 8, z = thread / 8;
     T value[DB] = {};
     if (z0 + z < in.Z && first + a < mul) {
       const T* x = in.left + (z0 + z) * in.ld_left + column(offset, mul, d, in.ir_mul, first + a, 0);
       const int stride = in.ir_mul ? mul : 1;
-      const T* m = team.m + z * d * DB;
-      for (int i = 0; i < d; ++i) {
-        const T xi = x[i * stride];
+      const T* m = m_rows + z * d * DB;
+      for (int i0 = 0; i0 < d; i0 += kLoads) {
+        T xi[kLoads];
 #pragma unroll
-        for (int b = 0; b < DB; ++b) value[b] += xi * m[i * DB + b];
+        for (int i = 0; i < kLoads; ++i) xi[i] = i0 + i < d ? x[(i0 + i) * stride] : T(0);
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i) {
+          if (i0 + i >= d) break;
+#pragma unroll
+          for (int b = 0; b < DB; ++b) value[b] += xi[i] * m[(i0 + i) * DB + b];
+        }
       }
     }
 #pragma unroll
-    for (int b = 0; b < DB; ++b) team.t[(b * kRows + z) * kLeftStride + a] = value[b];
+    for (int b = 0; b < DB; ++b) t[(b * kRows + z) * kLeftStride<T> + a] = value[b];
   }
 }
 
@@ -103,9 +141,9 @@ __device__ void copy_tile(T* to, int stride, const T* from, int64_t ld, int rows
 // ---- products of tiles ---------------------------------------------------------------------------------------------
 
 // Element (a, n) of the tile of weights: rows a in the forward product, rows n in the gradient.
-template <Role role>
+template <class T, Role role>
 __device__ __forceinline__ int right_at(int a, int n) {
-  return role == Role::forward ? a * kRightStride + n : n * kLeftStride + a;
+  return role == Role::forward ? a * kRightStride + n : n * kLeftStride<T> + a;
 }
 
 template <class T, Role role, int DB> struct Accumulator;
@@ -142,7 +180,7 @@ struct Accumulator<float, role, DB> {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const bool there = s < steps && j < mine;
-          split_tf32(there ? right[right_at<role>((first + s) * 8 + t + 4 * h, (tile0 + 4 * j) * 8 + g)] : 0.0f,
+          split_tf32(there ? right[right_at<float, role>((first + s) * 8 + t + 4 * h, (tile0 + 4 * j) * 8 + g)] : 0.0f,
                      big[s][j][h], small[s][j][h]);
         }
 #pragma unroll
@@ -155,7 +193,7 @@ struct Accumulator<float, role, DB> {
         uint32_t a[4], a_small[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          split_tf32(left[(b * kRows + g + i % 2 * 8) * kLeftStride + (first + s) * 8 + t + i / 2 * 4], a[i],
+          split_tf32(left[(b * kRows + g + i % 2 * 8) * kLeftStride<float> + (first + s) * 8 + t + i / 2 * 4], a[i],
                      a_small[i]);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -198,12 +236,12 @@ struct Accumulator<double, role, DB> {
   __device__ void multiply(const double* left, const double* right, int steps, bool) {
 #pragma unroll 1
     for (int a = 0; a < 8 * steps; ++a) {
-      const double w0 = right[right_at<role>(a, n)], w1 = right[right_at<role>(a, n + 32)];
+      const double w0 = right[right_at<double, role>(a, n)], w1 = right[right_at<double, role>(a, n + 32)];
 #pragma unroll
       for (int b = 0; b < DB; ++b)
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-          const double x = left[(b * kRows + z0 + r) * kLeftStride + a];
+          const double x = left[(b * kRows + z0 + r) * kLeftStride<double> + a];
           sum[b][r][0] += x * w0;
           sum[b][r][1] += x * w1;
         }
@@ -229,9 +267,9 @@ __device__ void dense_job(const DenseJobs& jobs, const Job& job, const DenseOper
   const int thread = threadIdx.x % kTeam, team_index = threadIdx.x / kTeam, teams = blockDim.x / kTeam;
   T* const dense = dynamic_shared<T>();
   T* const right = dense + (in.space + 3) / 4 * 4;
-  const int m_size = (kRows * in.rows_of_m + 3) / 4 * 4, t_size = DB * kRows * kLeftStride;
-  T* const own = right + kRightSize + team_index * (m_size + t_size);
-  const TeamMemory<T> team{own, own + m_size};
+  const int m_size = (kRows * in.rows_of_m + 3) / 4 * 4, t_size = DB * kRows * kLeftStride<T>;
+  T* const m = right + kRightSize<T> + team_index * (kSegments * m_size + t_size);
+  T* const t = m + kSegments * m_size;
   const int64_t z0 = (int64_t(blockIdx.x) * teams + team_index) * kRows;
   const Ends<role> whole(jobs.path[job.first]);
   const int width = whole.b_mul - job.channel < kWide ? whole.b_mul - job.channel : kWide, wide = (width + 7) / 8 * 8;
@@ -240,29 +278,32 @@ __device__ void dense_job(const DenseJobs& jobs, const Job& job, const DenseOper
     const int end = first + paths_that_fit(jobs.path, first, job.end, in.space);
     __syncthreads();
     load_dense<T, role>(dense, jobs.path, first, end, in.table, threadIdx.x, blockDim.x);
-    const T* coefficients = dense;
-    for (int n = first; n < end; coefficients += dense_size(jobs.path[n++])) {
-      const Path& p = jobs.path[n];
-      const Ends<role> ends(p);
-      const T* weight = in.weight + p.weight;
-      const bool vectors = p.W % (16 / sizeof(T)) == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
-      for (int v = 0; v < p.V; ++v) {
-        couple_rows<T, role, DB>(team.m, coefficients, p, in, z0, v, job.component, thread);
-        for (int a = 0; a < ends.a_mul; a += kDeep) {
-          const int deep = ends.a_mul - a < kDeep ? ends.a_mul - a : kDeep, steps = (deep + 7) / 8;
-          const int64_t row = role == Role::forward ? a : job.channel, at = role == Role::forward ? job.channel : a;
-          const T* tile = weight + (row * p.V + v) * p.W + at;
-          __syncthreads();  // M is there, and nobody reads the last tiles
-          if (role == Role::forward)
-            copy_tile(right, kRightStride, tile, int64_t(p.V) * p.W, 8 * steps, wide, deep, width, vectors);
-          else
-            copy_tile(right, kLeftStride, tile, int64_t(p.V) * p.W, wide, 8 * steps, width, deep, vectors);
-          form_left<T, DB>(team, ends.a_offset, ends.a_mul, ends.a_d, in, z0, a, steps, thread);
-          copy_wait<0>();
-          __syncthreads();
-          accumulator.multiply(team.t, right, steps, in.single_tf32);
-        }
-      }
+    for (Place at{first, 0, 0, 0}; at.path < end;) {
+      int columns;
+      for_segments<T, role>(jobs, at, end, columns, [&](int, const Path& p, const Place& place, int deep, int column) {
+        const T* weight = in.weight + p.weight;
+        const bool vectors = p.W % (16 / sizeof(T)) == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+        const int padded = (deep + 7) / 8 * 8;
+        const int64_t row = role == Role::forward ? place.a : job.channel, ld = int64_t(p.V) * p.W;
+        const T* tile = weight + (row * p.V + place.v) * p.W + (role == Role::forward ? job.channel : place.a);
+        if (role == Role::forward)
+          copy_tile(right + column * kRightStride, kRightStride, tile, ld, padded, wide, deep, width, vectors);
+        else
+          copy_tile(right + column, kLeftStride<T>, tile, ld, wide, padded, width, deep, vectors);
+      });
+      for_segments<T, role>(jobs, at, end, columns, [&](int s, const Path& p, const Place& place, int, int) {
+        couple_rows<T, role, DB>(m + s * m_size, dense + place.dense, p, in, z0, place.v, job.component, thread);
+      });
+      __syncthreads();  // M is there
+      at = for_segments<T, role>(jobs, at, end, columns, [&](int s, const Path& p, const Place& place, int deep, int to) {
+        const Ends<role> ends(p);
+        form_left<T, DB>(m + s * m_size, t + to, ends.a_offset, ends.a_mul, ends.a_d, in, z0, place.a, (deep + 7) / 8,
+                         thread);
+      });
+      copy_wait<0>();
+      __syncthreads();
+      accumulator.multiply(t, right, columns / 8, in.single_tf32);
+      __syncthreads();  // nobody reads these tiles
     }
     first = end;
   }
