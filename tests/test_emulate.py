@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ace_fast import native
 from ace_fast.backend import available
 from ace_fast.kernels import ROOMS
 from ace_fast.kernels.cases import cast, generator
@@ -150,3 +151,25 @@ def test_the_order_of_threads_and_blocks_does_not_change_a_bit(case, monkeypatch
             out = case.op(*inputs.values(), "cuda")
         found.append([out] if isinstance(out, torch.Tensor) else out)
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+def test_reasons(monkeypatch, tmp_path):
+    """Why backend cuda is missing, in words: not emulated, no library, no GPU, the build's own note."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(native, "LIB", tmp_path)
+    for emulated in (True, False):
+        monkeypatch.setattr(native, "EMULATED", emulated)
+        native.load_cuda.cache_clear()
+        try:
+            if emulated:
+                assert native.why_not_cuda(cpu).endswith("build it in a checkout with `make emulated`")
+                assert "unset it to run on the GPU" in native.why_not_cuda(gpu)
+                continue
+            assert native.why_not_cuda(cpu) == "it takes CPU tensors only in tests, with ACE_FAST_EMULATE=1"
+            assert native.why_not_cuda(torch.device("meta")) == "it takes CUDA tensors, not meta"
+            (tmp_path / "missing_cuda.txt").write_text("torch was built without CUDA")
+            assert native.load_cuda().startswith("the CUDA library is missing: torch was built without CUDA; reinstall")
+            monkeypatch.setattr(native, "_gpu", lambda index: "torch sees no CUDA device")
+            assert native.why_not_cuda(gpu) == "torch sees no CUDA device"
+        finally:
+            native.load_cuda.cache_clear()

@@ -181,9 +181,8 @@ struct Call {
         stream.launch("dense_kernel", kernel, grid(ceil_div(Z, teams * kRows), plan.jobs.count), teams * kTeam,
                       plan.template shared<T>(teams), plan.jobs, operands);
       };
-      if constexpr (sizeof(T) == 8) launch(dense_kernel<T, role, 7>);
-      else if (plan.components <= 5) launch(dense_kernel<T, role, 5>);
-      else launch(dense_kernel<T, role, 7>);
+      if (plan.components <= 5) launch(dense_kernel<T, role, false>);
+      else launch(dense_kernel<T, role, true>);
     }
   }
 

@@ -316,19 +316,18 @@ __device__ void dense_job(const DenseJobs& jobs, const Job& job, const DenseOper
   });
 }
 
-// MAX: the most components of an output slice that this kernel takes at once.
-template <class T, Role role, int MAX>
-__global__ void __launch_bounds__(2 * kTeam, MAX > 5 || sizeof(T) == 8 ? 1 : 2)
+// `high`: slices with more than 5 components, 7 at once; they take more registers.
+template <class T, Role role, bool high>
+__global__ void __launch_bounds__(2 * kTeam, high || sizeof(T) == 8 ? 1 : 2)
 dense_kernel(ACE_ARGUMENT(DenseJobs) jobs, DenseOperands<T> in) {
   const Job& job = jobs.job[blockIdx.y];
-  const int d = columns_of<role>(jobs.path[job.first]);
-  if (d == 1) return dense_job<T, role, 1>(jobs, job, in);
-  if (d == 3) return dense_job<T, role, 3>(jobs, job, in);
-  if constexpr (MAX == 5) {  // fewer registers
-    dense_job<T, role, 5>(jobs, job, in);
-  } else {
-    if (d == 5) return dense_job<T, role, 5>(jobs, job, in);
+  if constexpr (high) {
     dense_job<T, role, 7>(jobs, job, in);
+  } else {
+    const int d = columns_of<role>(jobs.path[job.first]);
+    if (d == 1) dense_job<T, role, 1>(jobs, job, in);
+    else if (d == 3) dense_job<T, role, 3>(jobs, job, in);
+    else dense_job<T, role, 5>(jobs, job, in);
   }
 }
 

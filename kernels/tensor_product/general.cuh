@@ -146,9 +146,10 @@ __global__ void __launch_bounds__(kPairs) general_fwd_kernel(ACE_ARGUMENT(Paths)
         const int w = item / p.d3, k = item % p.d3;
         const T* c = shared + k * kPairs;
         T sum = T(0);
-        if (is_mixing(p))
+        if (is_mixing(p)) {
+#pragma unroll 8
           for (int q = first; q < end; ++q) sum += row.weight_at(p, q * p.W + w) * c[q - first];
-        else pairs_with_output(p, w, first, end, [&](int q) { sum += row.weight_at(p, q) * c[q - first]; });
+        } else pairs_with_output(p, w, first, end, [&](int q) { sum += row.weight_at(p, q) * c[q - first]; });
         out[column(p.o3, p.W, p.d3, in.ir_mul, w, k)] += sum;
       }
       __syncthreads();

@@ -104,12 +104,12 @@ void add_jobs(DenseLaunch& plan, int first, int bias, bool add) {
       jobs.job[jobs.count++] = {first, jobs.paths, component, channel, bias, add};
 }
 
-// Launches that together write (or add to) every slice that the paths reach. A slice with more paths than a launch
-// takes is written by the first and added to by the next.
+// Adds launches that together write (or add to) every slice that the sorted `paths` reach. A slice with more paths than
+// a launch takes is written by the first and added to by the next.
 template <Role role>
-std::vector<DenseLaunch> plan_dense(std::vector<Path> paths, const std::vector<int64_t>& slots, bool add) {
-  std::stable_sort(paths.begin(), paths.end(), earlier<role>);
-  std::vector<DenseLaunch> plans;
+void plan_slices(std::vector<DenseLaunch>& plans, const std::vector<Path>& paths, const std::vector<int64_t>& slots,
+                 bool add) {
+  const size_t before = plans.size();
   for (size_t first = 0, end; first < paths.size(); first = end) {
     const int offset = slice_offset<role>(paths[first]);
     for (end = first; end < paths.size() && slice_offset<role>(paths[end]) == offset;) ++end;
@@ -117,7 +117,8 @@ std::vector<DenseLaunch> plan_dense(std::vector<Path> paths, const std::vector<i
     bool again = add;
     for (size_t n = first; n < end; again = true) {
       const size_t some = std::min<size_t>(end - n, kDensePaths);
-      if (plans.empty() || plans.back().jobs.paths + some > kDensePaths || plans.back().jobs.count + jobs > kJobs)
+      if (plans.size() == before || plans.back().jobs.paths + some > kDensePaths ||
+          plans.back().jobs.count + jobs > kJobs)
         plans.emplace_back();
       DenseJobs& to = plans.back().jobs;
       const int begin = to.paths;
@@ -127,6 +128,17 @@ std::vector<DenseLaunch> plan_dense(std::vector<Path> paths, const std::vector<i
       n += some;
     }
   }
+}
+
+// Slices of up to 5 components and those of more in launches of their own: two kernels.
+template <Role role>
+std::vector<DenseLaunch> plan_dense(std::vector<Path> paths, const std::vector<int64_t>& slots, bool add) {
+  std::stable_sort(paths.begin(), paths.end(), earlier<role>);
+  const auto low = [](const Path& p) { return slice_d<role>(p) <= 5; };
+  const auto high = std::stable_partition(paths.begin(), paths.end(), low);
+  std::vector<DenseLaunch> plans;
+  plan_slices<role>(plans, std::vector<Path>(paths.begin(), high), slots, add);
+  plan_slices<role>(plans, std::vector<Path>(high, paths.end()), slots, add);
   return plans;
 }
 

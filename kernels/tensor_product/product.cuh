@@ -94,7 +94,7 @@ __device__ void load_dense(T* dense, const Path* path, int first, int end, Coeff
 template <class T>
 __device__ __forceinline__ T couple(const T* dense, int cell, int d2, const T* x2, int stride) {
   T sum = T(0);
-#pragma unroll 1
+#pragma unroll 4
   for (int j = 0; j < d2; ++j) sum += dense[cell * d2 + j] * x2[j * stride];
   return sum;
 }
