@@ -46,6 +46,12 @@ def test_equals_e3nn(spec):
     assert_close(relaid(last(relaid(x, mine.irreps_in, "ir_mul")), mine.irreps_out, "mul_ir"), mine(x))
 
 
+def test_which_are_fused():
+    fused = {key for key, spec in SPECS.items() if Gate(*spec).gate_table is not None}
+    assert fused == {"fused", "fused, two kinds of scalars", "modules", "scalars only", "gates only"}
+    assert Gate(*SPECS["fused"], backend="cuequivariance").gate_table is None
+
+
 def test_second_derivatives(spec):
     theirs, mine = e3nn.nn.Gate(*spec), Gate(*spec)
     x = rows(mine.irreps_in, 5)

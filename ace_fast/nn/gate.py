@@ -7,8 +7,13 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from .. import functional
+from ..kernels.tensor_product import GateTable
 from ..kernels.tensor_product.table import LAYOUTS
+from . import peers
 from .products import ElementwiseTensorProduct
+
+_SILU, _SIGMOID = (nn.functional.silu, nn.SiLU), (torch.sigmoid, nn.functional.sigmoid, nn.Sigmoid)
 
 
 class Gate(nn.Module):
@@ -17,7 +22,8 @@ class Gate(nn.Module):
     .. math:: \bigl(\bigoplus_i \phi_i(x_i)\bigr) \oplus \bigl(\bigoplus_j \phi_j(g_j)\, y_j\bigr)
 
     Constructor, attributes, order of the input (sorted) and state_dict are e3nn's; e3nn's own Activation modules hold
-    the activations with their second-moment constants.
+    the activations with their second-moment constants. SiLU scalars with sigmoid gates, in the order scalars, gates,
+    tensors, run as one operator; any other activations in plain torch, with the fused elementwise product.
 
     Args:
         irreps_scalars, act_scalars: scalars x and an activation (or None) for each of their slices.
@@ -58,6 +64,17 @@ class Gate(nn.Module):
         # slices of which parts are taken, so that in ir_mul what belongs together does not lie together
         self._cuts = [_cut(whole, parts) if layout == "ir_mul" else [] for whole, parts in (
             (self.irreps_in, pieces), (self.irreps_gated, self.mul.irreps_in1))]
+        self.gate_table = self._fused()
+
+    def _fused(self) -> GateTable | None:
+        """What the fused operator needs to be this gate; None where it cannot be."""
+        gains = _gain(self.act_scalars.acts, _SILU), _gain(self.act_gates.acts, _SIGMOID)
+        dims = [self.irreps_scalars.dim, self.irreps_gates.dim, self.irreps_gated.dim]
+        ends = list(accumulate(dims))
+        in_order = [[(end - dim, end)] if dim else [] for dim, end in zip(dims, ends, strict=True)]
+        if None in gains or self._ranges != in_order or any(self._cuts) or self.backend in peers.NAMES:
+            return None
+        return GateTable((*dims[:2], *(v for mul, ir in self.irreps_gated for v in (mul, ir.dim))), *gains)
 
     @classmethod
     def from_e3nn(cls, module: e3nn.nn.Gate, backend: str = "auto", layout: str = "mul_ir"):
@@ -75,6 +92,8 @@ class Gate(nn.Module):
         if features.dim() == 0 or features.shape[-1] != self._dim:
             raise ValueError(f"{type(self).__name__}: features must be [..., {self._dim}], got "
                              f"{list(features.shape)}; its last dimension is that of the irreps")
+        if self.gate_table is not None:
+            return functional.gate(features, self.gate_table, layout=self.layout, backend=self.backend)
         features = _apart(features, self._cuts[0])
         scalars, gates, gated = (_taken(features, ranges) for ranges in self._ranges)
         scalars = self.act_scalars(scalars)
@@ -82,6 +101,16 @@ class Gate(nn.Module):
             return scalars
         gated = _apart(gated, self._cuts[1])
         return torch.cat([scalars, self.mul(gated, self.act_gates(gates))], -1)
+
+
+def _gain(acts: nn.ModuleList, kinds: tuple) -> float | None:
+    """e3nn's constant of the activations where all are of these kinds, else None."""
+    gain = 1.0
+    for act in acts:
+        if act is None or act.f not in kinds and type(act.f) not in kinds:
+            return None
+        gain = 1.0 if act._is_id else act.cst
+    return gain
 
 
 def _joined(slices: list[slice]) -> list[tuple[int, int]]:
