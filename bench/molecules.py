@@ -6,9 +6,12 @@ The file is looked for as shared/data/qm9.npz in the checkout and beside it, and
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+
+from ace_fast.data.molecules import Molecules, build
+from ace_fast.data.qm9_files import read_npz
+from ace_fast.data.radius import radius_edges
 
 RADIUS = 2.0  # Å
 TARGET = "alpha"
@@ -19,16 +22,6 @@ BOND, LEAST = 1.3, 1.78
 SHARES = (0.514, 0.352, 0.058, 0.074, 0.002)
 
 
-class Molecules(NamedTuple):
-    """Molecules one after the other."""
-
-    pos: np.ndarray  # [N, 3] Å
-    z: np.ndarray  # [N] atomic numbers
-    offsets: np.ndarray  # [G + 1]
-    target: np.ndarray  # [G]
-    source: str
-
-
 def find_file() -> Path | None:
     """qm9.npz, or None."""
     root = Path(__file__).resolve().parents[1]
@@ -37,31 +30,26 @@ def find_file() -> Path | None:
     return next((folder / "qm9.npz" for folder in folders if (folder / "qm9.npz").is_file()), None)
 
 
-def load(count: int) -> Molecules:
-    """`count` molecules, the same in every process."""
+def load(count: int) -> tuple[Molecules, str]:
+    """`count` molecules, the same in every process, and what they are."""
     file = find_file()
     if file is None:
-        return generated(count)
-    with np.load(file, allow_pickle=False) as data:
-        bounds, pos, z = data["offsets"], data["pos"], data["z"]
-        target = data["targets"][:, list(data["target_names"]).index(TARGET)]
-    chosen = np.random.RandomState(0).permutation(len(bounds) - 1)[:count]
-    if len(chosen) < count:
-        raise ValueError(f"qm9_segnn: the case must have at most {len(bounds) - 1} molecules, as {file.name} has, "
+        return generated(count), "generated"
+    found, _ = read_npz(file)
+    if count > len(found.ids):
+        raise ValueError(f"qm9_segnn: the case must have at most {len(found.ids)} molecules, as {file.name} has, "
                          f"got {count}")
-    rows = np.concatenate([np.arange(bounds[m], bounds[m + 1]) for m in chosen])
-    offsets = np.concatenate([[0], np.cumsum(bounds[chosen + 1] - bounds[chosen])])
-    return Molecules(pos[rows], z[rows], offsets, target[chosen], "QM9")
+    return found.take(np.random.RandomState(0).permutation(len(found.ids))[:count]), "QM9"
 
 
 def generated(count: int) -> Molecules:
     """Trees of atoms, each a bond's length from an earlier one and not too close to the others."""
     g = np.random.RandomState(0)
     sizes = np.clip(np.rint(g.normal(ATOMS, SPREAD, count)), 3, MOST).astype(int)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
     pos = np.concatenate([_tree(g, size) for size in sizes])
     z = g.choice(ELEMENTS, len(pos), p=SHARES)
-    return Molecules(pos.astype(np.float32), z.astype(np.uint8), offsets, g.normal(75.0, 8.0, count), "generated")
+    targets = {TARGET: g.normal(75.0, 8.0, count)}
+    return build(z, pos, sizes, np.arange(1, count + 1), targets, lambda i: f"molecule {i}", "qm9_segnn")
 
 
 def _tree(g: np.random.RandomState, size: int) -> np.ndarray:
@@ -75,12 +63,6 @@ def _tree(g: np.random.RandomState, size: int) -> np.ndarray:
 
 
 def edges(molecules: Molecules) -> np.ndarray:
-    """[2, E] all ordered pairs of atoms of a molecule closer than RADIUS, sorted by target."""
-    found = []
-    for start, stop in zip(molecules.offsets[:-1], molecules.offsets[1:], strict=True):
-        x = molecules.pos[start:stop].astype(np.float64)
-        near = np.linalg.norm(x[:, None] - x[None], axis=2) < RADIUS
-        np.fill_diagonal(near, False)
-        target, source = near.nonzero()
-        found.append(np.stack([source, target]) + start)
-    return np.concatenate(found, axis=1)
+    """[2, E] all ordered pairs of atoms of a molecule closer than RADIUS, numbered over all atoms."""
+    found, offsets = radius_edges(molecules.pos, molecules.offsets, RADIUS)
+    return found + np.repeat(molecules.offsets[:-1], np.diff(offsets))

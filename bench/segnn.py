@@ -47,6 +47,7 @@ class Task(NamedTuple):
     hidden: str
     lr: float
     dual_lr: float
+    cancels: str | None = None  # end of the names of parameters whose gradient is 0 but for rounding
 
 
 def _build(task: Task, kind: type, data: Data, dtype: torch.dtype | None = None) -> torch.nn.Module:
@@ -93,6 +94,7 @@ def judge(task: Task, data: Data, eager: Numbers) -> gate.Judge:
     if data.target.dtype != torch.float32:
         single = _build(task, EagerSEGNN, data, torch.float32)
         eager = steps.numbers(single, single, _loss(task, data, torch.float32))
-    shape = (data.graph.x.shape[0], o3.Irreps(task.hidden).dim)
-    sizes = steps.gamma_sizes(model, loss_of, lambda name: shape)
+    nodes, parameters = data.graph.x.shape[0], dict(model.named_parameters())
+    wide = lambda name: (nodes, *(parameters[name].shape or (o3.Irreps(task.hidden).dim,)))  # noqa: E731
+    sizes = steps.gamma_sizes(model, loss_of, wide, task.cancels)
     return gate.judge(steps.numbers(model, model, loss_of), eager, data.target.dtype, sizes)

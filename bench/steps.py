@@ -168,15 +168,19 @@ def graph_variant(model: torch.nn.Module, loss_of: LossOf, step: Callable[[], Te
 
 
 def gamma_sizes(
-    model: torch.nn.Module, loss_of: LossOf, shape_of: Callable[[str], tuple[int, ...]]
+    model: torch.nn.Module, loss_of: LossOf, shape_of: Callable[[str], tuple[int, ...]], also: str | None = None
 ) -> dict[str, float]:
-    """The sum of the absolute values of the terms of each gamma's gradient: gamma widened to `shape_of(name)`."""
+    """The sum of the absolute values of the terms of each gamma's gradient: gamma widened to `shape_of(name)`.
+
+    So for parameters whose name ends in `also`, whose terms cancel; of several elements, the largest.
+    """
     held = {id(gamma) for gamma in model.get_gammas()}
-    wide = {n: p.detach().expand(shape_of(n)).clone().requires_grad_()
-            for n, p in model.named_parameters() if id(p) in held}
+    kept = {n: p for n, p in model.named_parameters() if id(p) in held or also and n.endswith(also)}
+    wide = {n: p.detach().expand(shape_of(n)).clone().requires_grad_() for n, p in kept.items()}
     _, loss = loss_of(lambda *inputs: torch.func.functional_call(model, wide, inputs))
     grads = torch.autograd.grad(loss, list(wide.values()))
-    return {f"gradient of {n}": g.abs().sum().item() for n, g in zip(wide, grads, strict=True)}
+    terms = {n: g.abs().flatten(0, g.dim() - kept[n].dim() - 1).sum(0) for n, g in zip(wide, grads, strict=True)}
+    return {f"gradient of {n}": x.max().item() for n, x in terms.items()}
 
 
 def gate_clouds(clouds: int, edges: int, channels: int, device: str) -> int:
