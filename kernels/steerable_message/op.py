@@ -11,7 +11,7 @@ from ..define import check_constant, check_tensors, define, fail, no_forward_mod
 from ..segment_sum import triton_kernels as segment_kernels
 from ..tensor_product import triton_kernels as product_kernels
 from ..tensor_product.table import MODES, GateTable, Path, ProductTable, weight_numel
-from . import cost, reference
+from . import cost, cuda_kernels, reference
 from .reference import Arguments
 
 _native = torch.ops.ace_fast_native
@@ -28,6 +28,7 @@ BACKENDS = {
         forward=lambda *a: _native.steerable_message(*a),
         backward=lambda *a: _native.steerable_message_bwd(*a[:-1], _mask(a[-1])),
     ),
+    "cuda": cuda_kernels,
     "triton": reference.compose(segment_kernels, product_kernels),
 }
 
@@ -209,8 +210,8 @@ def steerable_message(h: Tensor, attr: Tensor, graph: Graph, weight1: Tensor, ta
         gate1, gate2: e3nn's Gate after each product, or None for the bare product.
         factor: True applies the first weights once per node instead of once per edge, False per edge, "auto" takes
             what counts fewer operations and bytes for these sizes. The same numbers up to rounding.
-        backend: "auto", "reference", "cpu" or "triton"; the last runs the kernels of the parts, with edge tensors
-            inside a call.
+        backend: "auto", "reference", "cpu", "cuda" or "triton"; the last runs the kernels of the parts, with edge
+            tensors inside a call, and so does "cuda" for messages that a block cannot hold.
 
     Returns:
         [N, D_out]; zero for nodes where no edge ends. Deterministic.
