@@ -112,6 +112,8 @@ SMALL = [
            "5x0e", "1x0e", "2x0e"),
     *_cases("many_channels", "more channels than one vector or tile; many nodes a tile", 70, 130, "35x0e+17x1o",
             _VECTORS, "1x0e", factor=True),
+    *_cases("many_columns", "more columns of weights than a GPU block's tile, more channels than its warps take at once",
+            5, 18, "100x0e", "2x0e", "1x0e"),
     *_cases("no_extra", "neither extra features nor biases; h, attr and weights ask", 8, 21, "2x0e+2x1o", _VECTORS,
             None, bias=False),
     *_both("training", "what training asks for: attributes and extra features are constant", 10, 57, "4x0e+3x1o",
