@@ -112,7 +112,7 @@ SMALL = [
            "5x0e", "1x0e", "2x0e"),
     *_cases("many_channels", "more channels than one vector or tile; many nodes a tile", 70, 130, "35x0e+17x1o",
             _VECTORS, "1x0e", factor=True),
-    *_cases("many_columns", "more columns of weights than a GPU block's tile, more channels than its warps take at once",
+    *_cases("many_columns", "more columns of weights than a tile of a GPU block, more channels than its warps",
             5, 18, "100x0e", "2x0e", "1x0e"),
     *_cases("no_extra", "neither extra features nor biases; h, attr and weights ask", 8, 21, "2x0e+2x1o", _VECTORS,
             None, bias=False),
