@@ -56,6 +56,16 @@ def build(
     z, counts = np.asarray(z), np.asarray(counts, dtype=np.int64)
     pos = np.asarray(pos).reshape(-1, 3)
     offsets = np.concatenate([[0], np.cumsum(counts)])
+    with np.errstate(over="ignore"):
+        pos = np.ascontiguousarray(pos, dtype=dtype)
+    ids = np.asarray(ids, dtype=np.int64)
+    _check(Molecules(z, pos, offsets, ids, targets), name, who)
+    return Molecules(z.astype(np.uint8), pos, offsets, ids, targets)
+
+
+def _check(data: Molecules, name: Callable[[int], str], who: str) -> None:
+    z, pos, offsets, ids, targets = data
+    counts = np.diff(offsets)
     if len(counts) == 0:
         raise ValueError(f"{who}: there must be molecules, got none")
     if (counts == 0).any():
@@ -71,8 +81,6 @@ def build(
             f"{who}: atoms must be {' '.join(SYMBOLS)} (atomic numbers {', '.join(map(str, ATOMS))}), got {found} in "
             f"{first(other)}; leave that molecule out"
         )
-    with np.errstate(over="ignore"):
-        pos = np.ascontiguousarray(pos, dtype=dtype)
     bad = ~np.isfinite(pos).all(axis=1)
     if bad.any():
         raise ValueError(
@@ -85,9 +93,7 @@ def build(
                 f"{who}: {target} must be finite, got NaN or infinity in {name(int(np.argmax(wrong)))}; repair it or "
                 "leave it out"
             )
-    ids = np.asarray(ids, dtype=np.int64)
-    sorted_ids = np.sort(ids)
-    if (sorted_ids[1:] == sorted_ids[:-1]).any():
-        twice = int(sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]][0])
-        raise ValueError(f"{who}: molecules must have different numbers, got {twice} twice; leave one out")
-    return Molecules(z.astype(np.uint8), pos, offsets, ids, targets)
+    ordered = np.sort(ids)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(twice):
+        raise ValueError(f"{who}: molecules must have different numbers, got {twice[0]} twice; leave one out")

@@ -69,13 +69,7 @@ def qm9(
         are rounded to float32: 1 meV;
       - an .npz file, see qm9_files.read_npz.
     Of the first two those molecules are left out that uncharacterized.txt beside them lists. Nothing is downloaded.
-
-    Split: where the file has none, the N molecules are permuted by numpy's RandomState(0); the first 100 000 are for
-    training, the last int(0.1 N) for the test and those between for validation: 100 000, 17 748 and 13 083 of 130 831.
-    Of fewer molecules the same share, 100 000 / 130 831, is for training. That is SEGNN's and ACE's split
-    (Steerable-E3-GNN, qm9/dataset.py, "identical to Cormorant"); Cormorant's own code (cormorant,
-    data/prepare/qm9.py, gen_splits_gdb9) leaves out the molecules one place after the listed ones and calls the second
-    part the test. A file's own split is put into random order too, so that the first molecules are a sample of it.
+    The split is that of `split_indices`, or the file's own, put into random order: the first molecules are a sample.
 
     Args:
         root: the folder or file; by default qm9 in $ACE_FAST_DATA or else in ~/.cache/ace_fast.
@@ -100,18 +94,11 @@ def qm9(
     Example:
         >>> data = qm9("/data/QM9", "test")  # doctest: +SKIP
     """
-    if split not in (*SPLITS, "all"):
-        raise ValueError(f"qm9: split must be one of {', '.join(SPLITS)}, all, got {split!r}")
-    if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 < radius < float("inf"):
-        raise ValueError(f"qm9: radius must be positive and finite (Å), got {radius!r}")
-    as_integer("qm9", "seed", seed, 0)
+    _check_arguments(split, radius, seed)
     base = Path(os.environ.get("ACE_FAST_DATA") or Path.home() / ".cache" / "ace_fast")
     layout = qm9_files.find(Path(root or base / "qm9"))
     folder = Path(cache or base)
-    if layout.cached:
-        molecules, codes = _molecules(layout, folder, progress), None
-    else:
-        molecules, codes = layout.read(progress)
+    molecules, codes = (_molecules(layout, folder, progress), None) if layout.cached else layout.read(progress)
     if layout.complete and len(molecules.ids) == TOTAL:
         warnings.warn(
             f"qm9: uncharacterized.txt is not beside the files: all {TOTAL} molecules are used, where the field leaves "
@@ -119,28 +106,49 @@ def qm9(
         )
     edges, edge_offsets = _edges(molecules, float(radius), folder)
     data = _graphs(molecules, edges, edge_offsets, layout.source)
-    return data if split == "all" else data.subset(_chosen(len(data), split, codes, seed))
+    return data if split == "all" else data.subset(_chosen(len(data), SPLITS.index(split), codes, seed))
 
 
-def split_sizes(count: int) -> tuple[int, int, int]:
-    """Molecules for training, validation and test out of `count`."""
-    train = min(_TRAIN, count * _TRAIN // (TOTAL - EXCLUDED))
-    test = int(0.1 * count)
-    return train, count - train - test, test
+def _check_arguments(split: str, radius: float, seed: int) -> None:
+    if split not in (*SPLITS, "all"):
+        raise ValueError(f"qm9: split must be one of {', '.join(SPLITS)}, all, got {split!r}")
+    if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 < radius < float("inf"):
+        raise ValueError(f"qm9: radius must be positive and finite (Å), got {radius!r}")
+    as_integer("qm9", "seed", seed, 0)
 
 
-def _chosen(count: int, split: str, codes: np.ndarray | None, seed: int) -> np.ndarray:
-    if codes is not None:
-        chosen = np.flatnonzero(codes == SPLITS.index(split))
-        if len(chosen) == 0:
-            raise ValueError(f"qm9: the split of the file must have {split} molecules, got none; mark some")
-        return np.random.RandomState(seed).permutation(chosen)  # files are sorted by size
+def _chosen(count: int, part: int, codes: np.ndarray | None, seed: int) -> np.ndarray:
+    if codes is None:
+        return split_indices(count, seed)[part]
+    chosen = np.flatnonzero(codes == part)
+    if len(chosen) == 0:
+        raise ValueError(f"qm9: the split of the file must have {SPLITS[part]} molecules, got none; mark some")
+    return np.random.RandomState(seed).permutation(chosen)
+
+
+def split_indices(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Training, validation and test molecules out of 0 .. count - 1, as the field splits QM9.
+
+    The molecules are permuted by numpy's RandomState(seed); the first 100 000 are for training, the last int(0.1 count)
+    for the test and those between for validation: 100 000, 17 748 and 13 083 of the 130 831 that QM9 has without the
+    uncharacterized ones. Of fewer molecules the same share, 100 000 / 130 831, is for training.
+
+    Raises:
+        ValueError: fewer than 10 molecules.
+
+    Source: the SEGNN and ACE code (Steerable-E3-GNN, qm9/dataset.py, "identical to Cormorant"). Cormorant's own code
+    (data/prepare/qm9.py, gen_splits_gdb9) draws the same permutation, but leaves out the molecules one place after the
+    listed ones, and calls the second part the test and the third the validation.
+
+    Example:
+        >>> [len(part) for part in split_indices(130_831)]
+        [100000, 17748, 13083]
+    """
     if count < _LEAST:
         raise ValueError(f"qm9: there must be {_LEAST} molecules to split, got {count}; give more, or an .npz with a "
                          "split of its own")
-    train, valid, _ = split_sizes(count)
-    parts = np.split(np.random.RandomState(seed).permutation(count), [train, train + valid])
-    return parts[SPLITS.index(split)]
+    train, test = min(_TRAIN, count * _TRAIN // (TOTAL - EXCLUDED)), int(0.1 * count)
+    return np.split(np.random.RandomState(seed).permutation(count), [train, count - test])
 
 
 def _graphs(molecules: Molecules, edges: np.ndarray, offsets: np.ndarray, source: str) -> MolecularGraphs:
