@@ -180,7 +180,7 @@ def test_total_energies_keep_their_digits(data):
     train_data, test = qm9.load(config, "train"), qm9.load(config, "test")
     evaluation = qm9.Evaluation(config, qm9.facts(train_data), test, test)
     split = evaluation._splits["test"]
-    np.testing.assert_allclose(split.value(split.scaled, qm9.facts(train_data)), test.graph["y"], rtol=1e-14)
+    np.testing.assert_allclose(split.value(split.scaled, qm9.facts(train_data)), test.graph["target"], rtol=1e-14)
 
 
 def test_attributes_computed_once_are_those_of_each_batch(finished, monkeypatch):
@@ -204,7 +204,7 @@ def test_the_loss_is_the_error_over_the_spread(finished):
     training = qm9.Training(config, facts, molecules)
     batch = next(iter(training.batches))
     order = training.batches.order()[:16]
-    wanted = (molecules.graph["y"][order] - facts["mean"]) / facts["spread"]
+    wanted = (molecules.graph["target"][order] - facts["mean"]) / facts["spread"]
     torch.testing.assert_close(batch.y.double(), wanted, rtol=1e-6, atol=1e-6)
     loss = training.loss(lambda inputs: torch.full((16, 1), 0.25), batch)
     assert float(loss) == pytest.approx(float((0.25 - wanted).abs().mean()), rel=1e-5)

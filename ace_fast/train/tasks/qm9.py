@@ -108,7 +108,7 @@ def for_data(given: Mapping[str, Any]) -> Config:
 
 
 def load(config: Config, split: str, quiet: bool = True) -> MolecularGraphs:
-    """Node arrays z and pos, graph arrays gdb_id, y (the target) and shift (its atom references, or 0) of a split."""
+    """Node arrays z and pos, graph arrays gdb_id, target and references (its atom references, or 0) of a split."""
     shown = data_progress("QM9", quiet, "load", "molecules")
     data = read_qm9(config["data"] or None, split, radius=config["radius"], seed=config["data_seed"], progress=shown)
     name = config["target"]
@@ -121,10 +121,10 @@ def load(config: Config, split: str, quiet: bool = True) -> MolecularGraphs:
     most = config["train_samples" if split == "train" else "eval_samples"]
     if most and most < len(data):
         data = data.subset(range(most))
-    shift = torch.zeros(len(data), dtype=torch.float64)
+    references = torch.zeros(len(data), dtype=torch.float64)
     if config["subtract_atomref"]:
-        shift = torch.from_numpy(atom_sums(name, data.node["z"].numpy(), data.node_offsets.numpy()))
-    graph = {"gdb_id": data.graph["gdb_id"], "y": data.graph[name], "shift": shift}
+        references = torch.from_numpy(atom_sums(name, data.node["z"].numpy(), data.node_offsets.numpy()))
+    graph = {"gdb_id": data.graph["gdb_id"], "target": data.graph[name], "references": references}
     places = data.node_offsets, data.edge_index, data.edge_offsets
     return MolecularGraphs(data.node, *places, graph=graph, check=False, source=data.source)
 
@@ -135,7 +135,7 @@ def facts(data: MolecularGraphs) -> dict[str, Any]:
     Raises:
         ValueError: all values are equal.
     """
-    y = data.graph["y"] - data.graph["shift"]
+    y = data.graph["target"] - data.graph["references"]
     mean = y.mean()
     spread = float((y - mean).abs().mean())
     # Rounding of the mean alone leaves a spread of equal values.
@@ -183,17 +183,17 @@ def without_targets(data: FlatDataset) -> FlatDataset:
 
 def _scaled(data: MolecularGraphs, facts: Mapping[str, Any]) -> Tensor:
     """[G] float64, what the model learns to say."""
-    return (data.graph["y"] - data.graph["shift"] - facts["mean"]) / facts["spread"]
+    return (data.graph["target"] - data.graph["references"] - facts["mean"]) / facts["spread"]
 
 
 class _Split(NamedTuple):
     inputs: list[SimpleNamespace]  # what the model takes, of _CHUNK molecules each
     scaled: Tensor  # [G] float64, what it shall say
-    shift: Tensor  # [G] float64, atom references
+    references: Tensor  # [G] float64
 
     def value(self, scaled: Tensor, facts: Mapping[str, Any]) -> Tensor:
         """[G] in the target's unit, of something [G] that the model says."""
-        return scaled * facts["spread"] + facts["mean"] + self.shift
+        return scaled * facts["spread"] + facts["mean"] + self.references
 
 
 class Evaluation:
@@ -216,7 +216,7 @@ class Evaluation:
         prepared = model.prepare(without_targets(data), self._config)
         parts = (range(start, min(start + _CHUNK, len(data))) for start in range(0, len(data), _CHUNK))
         inputs = [model.inputs(prepared.batch(part)) for part in parts]
-        return _Split(inputs, _scaled(data, self._facts), data.graph["shift"])
+        return _Split(inputs, _scaled(data, self._facts), data.graph["references"])
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Mean absolute errors in the unit in which the field reports them, and the equivariance error."""
