@@ -1,6 +1,7 @@
 """tensor_product_conv: schema, checks, fakes and derivatives."""
 
 import warnings
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,14 @@ from ..multilinear import second_derivative
 from ..tensor_product.table import Path, ProductTable, weight_numel, with_weight
 from . import reference
 
-BACKENDS = {"reference": reference}
+_native = torch.ops.ace_fast_native
+BACKENDS = {
+    "reference": reference,
+    "cpu": SimpleNamespace(  # deterministic whether or not `atomic` allows less
+        forward=lambda *a: _native.tensor_product_conv(*a[:-1]),
+        backward=lambda *a: _native.tensor_product_conv_bwd(*a[:-2], sum(need << i for i, need in enumerate(a[-1]))),
+    ),
+}
 
 
 def _check_segments(op: str, x: Tensor, edges: int | None, **segments: tuple[Tensor, Tensor, Tensor]) -> None:
