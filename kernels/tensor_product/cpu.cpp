@@ -131,22 +131,6 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x1_, const Tensor& x2_, const T
   return {gate && !fused ? apply_gate(pre, *gate, fixed.dims[3]) : gated, pre};
 }
 
-// out[row, w] = sum over chunks of padded[chunk][row, w]
-template <class T>
-void sum_chunks(const std::vector<Path>& paths, const T* padded, int64_t chunks, int64_t stride, T* out) {
-  for (const Path& path : paths) {
-    if (path.weight < 0) continue;
-    const int64_t columns = path.mixes ? path.W : path.rows(), width = path.mixes ? round_up<T>(path.W) : columns;
-    parallel(path.mixes ? path.rows() : 1, std::max<int64_t>(1, 16384 / (chunks * width + 1)), [&](int64_t row) {
-      T* target = out + path.weight + row * columns;
-      const T* source = padded + path.padded + row * width;
-      std::copy_n(source, columns, target);
-      for (int64_t c = 1; c < chunks; ++c)
-        for (int64_t w = 0; w < columns; ++w) target[w] += source[c * stride + w];
-    });
-  }
-}
-
 template <class T>
 void backward_channels(const ChannelPlan<T>& plan, const Tensor& g, const Tensor& x1, const Tensor& x2,
                        const Tensor& weight, const Static& fixed, int64_t needs, Tensor& g_x1, Tensor& g_x2,

@@ -91,6 +91,22 @@ int64_t padded_weights(const std::vector<Path>& paths) {
   return n;
 }
 
+// out[row, w] = sum over chunks of padded[chunk][row, w]
+template <class T>
+void sum_chunks(const std::vector<Path>& paths, const T* padded, int64_t chunks, int64_t stride, T* out) {
+  for (const Path& path : paths) {
+    if (path.weight < 0) continue;
+    const int64_t columns = path.mixes ? path.W : path.rows(), width = path.mixes ? round_up<T>(path.W) : columns;
+    parallel(path.mixes ? path.rows() : 1, std::max<int64_t>(1, 16384 / (chunks * width + 1)), [&](int64_t row) {
+      T* target = out + path.weight + row * columns;
+      const T* source = padded + path.padded + row * width;
+      std::copy_n(source, columns, target);
+      for (int64_t c = 1; c < chunks; ++c)
+        for (int64_t w = 0; w < columns; ++w) target[w] += source[c * stride + w];
+    });
+  }
+}
+
 // Slices of in1, in2 and out that take part, and in what order the columns of each become components (fill_slices).
 struct Layout {
   std::vector<Slice> parts[3], slices[3];

@@ -12,7 +12,7 @@ namespace ace::conv {
 
 struct Term { int64_t j; double c; };  // c x2[j]
 
-// One path for a run of edges. x and g: packed rows of in1 and out, their component i at i * padded from the path's first.
+// One path for a run of edges. x and g: packed rows of in1 and out, component i at i * padded from the path's first.
 template <class T>
 struct Edges {
   int64_t first, last;                  // edges of the block
@@ -28,7 +28,7 @@ struct Pairs {
   std::vector<std::vector<Pair>> of_k, of_i;
 };
 
-// Calls f with a count of vectors known to the compiler and the first channel, for all channels: `most` vectors, then one.
+// f(count of vectors, known to the compiler, and the first channel) for all channels: `most` vectors, then one.
 template <class T, int most, class F>
 inline void over_channels(int64_t channels, F&& f) {
   constexpr int L = lanes<T>;
@@ -56,7 +56,7 @@ inline void store_channels(T* to, const Vec<T> (&value)[V], int64_t channels, in
     else store_first(to + c + v * lanes<T>, value[v], channels - c - v * lanes<T>);
 }
 
-// ---- degrees known to the compiler -----------------------------------------------------------------------------------
+// ---- degrees known to the compiler ---------------------------------------------------------------------------------
 
 #define UNROLL _Pragma("GCC unroll 7")
 
@@ -94,8 +94,8 @@ struct Unrolled {
     });
   }
 
-  // With t[i] = sum_k M[i, k] g[k] of an edge: g_x[i] += w t[i] and g_w = sum_i x[i] t[i], written to g_weight[e][padded] or
-  // added to `total`, either of which may be null; x is the near node's.
+  // With t[i] = sum_k M[i, k] g[k] of an edge: g_x[i] += w t[i] and g_w = sum_i x[i] t[i], written to
+  // g_weight[e][padded] or added to `total`, either of which may be null; x is the near node's.
   static void backward(const Edges<T>& a, const Pairs&, const T* x, T* g_x, T* g_weight, T* total) {
     constexpr int most_here = d1 <= 3 ? most : 1;
     over_channels<T, most_here>(a.channels, [&]<int V>(std::integral_constant<int, V>, int64_t c) {
@@ -173,7 +173,7 @@ struct Unrolled {
 
 #undef UNROLL
 
-// ---- any degree ------------------------------------------------------------------------------------------------------
+// ---- any degree ----------------------------------------------------------------------------------------------------
 
 template <class T>
 struct AnyDegree {
@@ -234,7 +234,7 @@ struct AnyDegree {
   }
 };
 
-// ---- which code a path takes -----------------------------------------------------------------------------------------
+// ---- which code a path takes ---------------------------------------------------------------------------------------
 
 template <class T>
 struct Code {

@@ -2,7 +2,7 @@
 // nodes have a fixed order, whoever computes them, and a node with many edges is shared out.
 #pragma once
 
-#include "../tensor_product/rows.h"
+#include "tensor_product/rows.h"
 
 namespace ace::conv {
 
@@ -14,8 +14,8 @@ struct Ends {
   int64_t edges, near_count, far_count;
 };
 
-// Edges [first, last) of a block have the same node at their near end. `opens`, `closes`: none of them came before in the
-// chunk, none comes after.
+// Edges [first, last) of a block have the same node at their near end. `opens`, `closes`: none of them came before in
+// the chunk, none comes after.
 struct Run {
   int64_t node, first, last;
   bool opens, closes;
@@ -33,8 +33,8 @@ class Chunks {
     count = std::min(blocks, std::max<int64_t>(8, blocks / 16));
   }
 
-  // f(chunk, visit) on torch's threads; visit(g) calls g(block) for each block of a chunk. A block has at most kRows edges
-  // and at most `most` runs. Edges with an end outside its range are in no block.
+  // f(chunk, visit) on torch's threads; visit(g) calls g(block) for each block of a chunk. A block has at most kRows
+  // edges and at most `most` runs. Edges with an end outside its range are in no block.
   template <class F>
   void run(int64_t most, F&& f) const {
     parallel(count, 1, [&](int64_t chunk) {

@@ -1,12 +1,12 @@
-// Which pairs of components a path of degrees (l1, l2, l3) couples, known to the compiler; shared by cpu.cpp and cuda.cu.
+// Which pairs of components a path of degrees (l1, l2, l3) couples, known to the compiler.
 #pragma once
 
 namespace ace::conv {
 
 constexpr int kMaxDegree = 3;  // paths of no higher degree have code of their own
 
-// Whether some j has C[i, j, k] != 0 for real spherical harmonics: the orders add up (m1 +- m2 +- m3 = 0), and the number
-// of sines (negative orders) is even where l1 + l2 + l3 is, else odd. A few of these coefficients are zero all the same.
+// Whether some j has C[i, j, k] != 0 for real spherical harmonics: the orders add up (m1 +- m2 +- m3 = 0), and the
+// number of sines (negative orders) is even where l1 + l2 + l3 is, else odd. A few such coefficients are zero too.
 constexpr bool couples(int l1, int l2, int l3, int i, int k) {
   const int m1 = i < l1 ? l1 - i : i - l1, m3 = k < l3 ? l3 - k : k - l3;
   const bool sine = ((i < l1) + (k < l3) + l1 + l2 + l3) % 2;

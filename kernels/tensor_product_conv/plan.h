@@ -1,14 +1,14 @@
-// How channels.h takes an operator's tables: packed rows of nodes, and for each path its code and its coefficients by slot.
+// How channels.h takes an operator's tables: packed rows of nodes; for each path its code and its coefficients by slot.
 #pragma once
 
 #include <optional>
 
-#include "../tensor_product/paths.h"
+#include "tensor_product/interleave.h"
+#include "tensor_product/paths.h"
 #include "channels.h"
+#include "nodes.h"
 
 namespace ace::conv {
-
-using Ints = std::vector<int64_t>;
 
 // An irrep slice: `mul` channels of d components from column o on, packed from `at` on as [d][padded].
 struct Packed { int64_t o, mul, d, at, padded; };
@@ -40,24 +40,13 @@ struct Packing {
 
   void pack(const T* row, T* to) const {
     for (const Packed& s : slices)
-      for (int64_t i = 0; i < s.d; ++i) {
-        T* target = to + s.at + i * s.padded;
-        const T* from = row + s.o + (ir_mul ? i * s.mul : i);
-        const int64_t step = ir_mul ? 1 : s.d;
-        for (int64_t u = 0; u < s.mul; ++u) target[u] = from[u * step];
-        std::fill(target + s.mul, target + s.padded, T(0));
-      }
+      product::with_degree(s.d, [&]<int D>() { product::widen<T, D>(row + s.o, s.mul, s.d, ir_mul, to + s.at); });
   }
 
   // Columns of no slice are left as they are.
   void unpack(const T* from, T* row) const {
     for (const Packed& s : slices)
-      for (int64_t i = 0; i < s.d; ++i) {
-        const T* source = from + s.at + i * s.padded;
-        T* target = row + s.o + (ir_mul ? i * s.mul : i);
-        const int64_t step = ir_mul ? 1 : s.d;
-        for (int64_t u = 0; u < s.mul; ++u) target[u * step] = source[u];
-      }
+      product::with_degree(s.d, [&]<int D>() { product::narrow<T, D>(from + s.at, s.mul, s.d, ir_mul, row + s.o); });
   }
 };
 
