@@ -215,11 +215,11 @@ def test_more_wrong_arguments_raise():
     # one slice of in1 whose vectors lie across h_i and h_j
     one, two = table("4x1o", "1x0e", "1x1o"), table("1x1o", "1x0e", "1x1o")
     graph = Graph(torch.zeros(2, 3, dtype=torch.int64), 2)
-    arguments = (torch.ones(2, 6), torch.ones(3, 1), graph, torch.ones(4), one, torch.ones(1), two)
+    arguments = (torch.ones(2, 6), torch.ones(3, 1), graph, torch.arange(4.0), one, torch.ones(1), two)
     assert steerable_message(*arguments).shape == (2, 3)
-    split = (torch.ones(2, 5), *arguments[1:])
+    split = (torch.arange(10.0).reshape(2, 5), *arguments[1:])
     extra = torch.ones(3, 2)
-    assert steerable_message(*split, extra=extra).shape == (2, 3)
+    close([steerable_message(*split, extra=extra)], [steerable_message(*split, extra=extra, backend="reference")], 1e-6)
     with pytest.raises(ValueError, match="factor must be False where a channel of in1 lies across two of h_i, h_j"):
         steerable_message(*split, extra=extra, factor=True)
 

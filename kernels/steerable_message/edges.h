@@ -147,14 +147,15 @@ struct Taken {
   }
 };
 
-// Rows which[z] of a matrix, zeros where that is -1 and beyond n -> to[width][kRows].
-template <class T>
-void gather_rows(const T* matrix, int64_t width, const int64_t* which, int64_t n, const T* zeros, T* to) {
+// Rows which[z] of a matrix, zeros where that is -1 and beyond n -> component(c)[kRows] for each column c.
+template <class T, class Component>
+void gather_rows(const T* matrix, int64_t width, const int64_t* which, int64_t n, const T* zeros,
+                 Component&& component) {
   const T* rows[kRows];
   for (int64_t z = 0; z < n; ++z) rows[z] = which[z] < 0 ? zeros : matrix + which[z] * width;
   if (n < kRows)
-    for (int64_t c = 0; c < width; ++c) std::fill(to + c * kRows + n, to + (c + 1) * kRows, T(0));
-  transpose_rows<T>([&](int64_t z) { return rows[z]; }, n, width, [=](int64_t c) { return to + c * kRows; });
+    for (int64_t c = 0; c < width; ++c) std::fill(component(c) + n, component(c) + kRows, T(0));
+  transpose_rows<T>([&](int64_t z) { return rows[z]; }, n, width, component);
 }
 
 // Asks for the rows of a matrix of edges that are read next, in an order that no processor foresees.
@@ -185,30 +186,36 @@ class Edges {
       const int64_t j = id[z] < 0 ? -1 : a.source.index[id[z]];
       source[z] = j < a.source.nodes ? std::max<int64_t>(j, -1) : -1;
     }
-    gather(a.attr, a.A, id, first.x2);
+    gather(a.attr, a.A, id, components(first.x2));
     std::copy_n(static_cast<const T*>(first.x2), a.A * kRows, static_cast<T*>(second.x2));
   }
 
-  void gather(const T* matrix, int64_t width, const int64_t* which, T* to) {
-    gather_rows(matrix, width, which, edges, static_cast<const T*>(zeros_), to);
+  // Row which[z] of a matrix -> component(c)[z] for each column c
+  template <class Component>
+  void gather(const T* matrix, int64_t width, const int64_t* which, Component&& component) {
+    gather_rows(matrix, width, which, edges, static_cast<const T*>(zeros_), component);
   }
 
-  // f(z, row z of from[count][kRows]) for the edges that exist
-  template <class F>
-  void each_row(const T* from, int64_t count, F&& f) {
-    Block<T>::store_rows(from, count, edges, rows_);
+  // f(z, row of component(c)[z] for c < width) for the edges that exist
+  template <class Component, class F>
+  void each_row(int64_t width, Component&& component, F&& f) {
+    transpose_rows<T>(component, width, edges, [&](int64_t z) { return rows_ + z * width; });
     for (int64_t z = 0; z < edges; ++z)
-      if (id[z] >= 0) f(z, rows_ + z * count);
+      if (id[z] >= 0) f(z, rows_ + z * width);
   }
 
-  // The same as rows of a matrix of all edges.
-  void store_edges(const T* from, int64_t count, T* matrix) {
-    each_row(from, count, [&](int64_t z, const T* row) { std::copy_n(row, count, matrix + id[z] * count); });
+  // These rows as rows of a matrix of all edges, and added to those of the targets in a matrix of nodes.
+  template <class Component>
+  void store_edges(int64_t width, Component&& component, T* matrix) {
+    each_row(width, component, [&](int64_t z, const T* row) { std::copy_n(row, width, matrix + id[z] * width); });
+  }
+  template <class Component>
+  void add_to_targets(int64_t width, Component&& component, T* matrix) {
+    each_row(width, component, [&](int64_t z, const T* row) { add_row(matrix + target[z] * width, row, width); });
   }
 
-  // The rows added to a matrix of nodes.
-  void add_to_targets(const T* from, int64_t count, T* matrix) {
-    each_row(from, count, [&](int64_t z, const T* row) { add_row(matrix + target[z] * count, row, count); });
+  static auto components(T* block) {
+    return [=](int64_t c) { return block + c * kRows; };
   }
 
   static void add_bias(const Product<T>& p, T* y) {
@@ -223,8 +230,8 @@ class Edges {
 
   // first.y, complete with its bias -> second.y, the pre-activation of the message
   void second_product() {
-    if (a.one.gate) first.gate(*a.one.gate);
-    copy(a.one.gate ? first.gate_out : first.y, a.two.dim1, second.x1);
+    if (a.one.gate) a.one.gate->template forward<T>(first.y, second.x1);
+    else std::copy_n(static_cast<const T*>(first.y), a.two.dim1 * kRows, static_cast<T*>(second.x1));
     clear(second.y, a.two.dim3);
     add_bias(a.two, second.y);
     for (const Path& path : a.two.paths) second.forward(path, a.two.weight);
@@ -233,26 +240,25 @@ class Edges {
   // second.y -> out[target] += message
   void add_messages(T* out) {
     if (a.two.gate) second.gate(*a.two.gate);
-    add_to_targets(a.two.gate ? second.gate_out : second.y, a.two.width(), out);
+    add_to_targets(a.two.width(), components(a.two.gate ? second.gate_out : second.y), out);
   }
 
   // The gradient g [N, width] of the sums, and second.y -> first.y, the gradient of the first pre-activation, and
   // second.g_x2. The sums of weights (padded) and biases are added to, where not null.
   void second_backward(const T* g, bool need_first, bool need_attr, T* weight2, T* bias2, T* bias1) {
-    gather(g, a.two.width(), target, a.two.gate ? second.gate_out : second.y);
+    gather(g, a.two.width(), target, components(a.two.gate ? second.gate_out : second.y));
     if (a.two.gate) second.gate_backward(*a.two.gate);
     sum_bias(a.two, second, bias2);
     clear(second.g_x1, a.two.dim1);
     if (need_attr) clear(second.g_x2, a.A);
     for (const Path& path : a.two.paths) second.backward(path, a.two.weight, need_first, need_attr, weight2);
     if (!need_first) return;
-    copy(second.g_x1, a.two.dim1, a.one.gate ? first.gate_out : first.y);
-    if (a.one.gate) first.gate_backward(*a.one.gate);
+    if (a.one.gate) a.one.gate->template backward<T>(second.g_x1, first.y);
+    else std::copy_n(static_cast<const T*>(second.g_x1), a.two.dim1 * kRows, static_cast<T*>(first.y));
     sum_bias(a.one, first, bias1);
   }
 
   static void clear(T* block, int64_t components) { std::fill_n(block, components * kRows, T(0)); }
-  static void copy(const T* from, int64_t components, T* to) { std::copy_n(from, components * kRows, to); }
 
   const Arguments<T>& a;
   Block<T> first, second;

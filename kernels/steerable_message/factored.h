@@ -188,7 +188,7 @@ class Factored {
           transpose<T>(rows_ + s.y + k * round_up<T>(s.W), kRows, s.W, nodes_.row, first.y + (s.o3 + k) * kRows,
                        s.d3 * kRows);
       block.add_bias(a.one, first.y);
-      if (a.X) block.gather(a.extra, a.X, block.id, first.x1);
+      if (a.X) block.gather(a.extra, a.X, block.id, block.components(first.x1));
       for (const Path& path : form_.extra) first.forward(path, a.one.weight);
     }
 
@@ -209,7 +209,7 @@ class Factored {
       }
       if (to.extra) block.clear(first.g_x1, a.X);
       for (const Path& path : form_.extra) first.backward(path, a.one.weight, to.extra != nullptr, false, weight);
-      if (to.extra) block.store_edges(first.g_x1, a.X, to.extra);
+      if (to.extra) block.store_edges(a.X, block.components(first.g_x1), to.extra);
     }
 
     void close(const Tile& tile, const Gradients<T>& to, T* weight) {
@@ -243,7 +243,8 @@ class Factored {
           std::fill_n(static_cast<T*>(contraction.g_table), tile.nodes * nodes.ld, T(0));
           Taken::each(a.source, tile, [&](const Taken& taken) {
             prefetch(to.sent, nodes.row, taken);
-            gather_rows(a.attr, a.A, taken.id, taken.edges, static_cast<const T*>(zeros), static_cast<T*>(attr));
+            gather_rows(a.attr, a.A, taken.id, taken.edges, static_cast<const T*>(zeros),
+                        [&](int64_t c) { return attr + c * kRows; });
             contraction.couple(attr);
             for (int64_t z = 0; z < taken.edges; ++z)
               if (taken.id[z] >= 0)
