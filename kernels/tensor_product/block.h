@@ -56,10 +56,10 @@ class Block {
   template <bool Transposed>
   void contract(const Path& p, int64_t count, const T* from, T* to, bool add) const {
     constexpr int vectors = kRows / lanes<T>;
-    const std::vector<std::vector<Source>>& sources = Transposed ? p.of_i : p.of_k;
+    const std::span<const std::span<const Source>> sources = Transposed ? p.of_i : p.of_k;
     const int64_t d_from = Transposed ? p.d3 : p.d1;
     for (int64_t m = 0; m < count; ++m, from += d_from * kRows)
-      for (const std::vector<Source>& list : sources) {
+      for (const std::span<const Source>& list : sources) {
         Vec<T> sum[vectors];
         for (int v = 0; v < vectors; ++v) sum[v] = add ? load(to + v * lanes<T>) : Vec<T>{};
         for (const Source& source : list) {

@@ -23,9 +23,10 @@ struct Wide {
     }
   }
   int64_t find(int64_t offset) const {
-    for (size_t n = 0; n < slices.size(); ++n)
-      if (slices[n].o == offset && slices[n].mul) return at[n];
-    return 0;
+    const auto before = [](const Slice& s, int64_t o) { return s.o < o; };
+    auto n = std::lower_bound(slices.begin(), slices.end(), offset, before);
+    while (!n->mul) ++n;
+    return at[n - slices.begin()];
   }
   void load(const T* row, T* to) const {
     for (size_t n = 0; n < slices.size(); ++n) {
@@ -49,8 +50,8 @@ struct ChannelPath {
   bool first, last;  // of the paths that reach this slice of out
 };
 
-// What one number of the coupling is summed from: columns of the other input.
-struct Coupling { int64_t m; int side; std::vector<Term> terms; };
+// What one number of the coupling is summed from: columns, from `column` on, of input `side`.
+struct Coupling { int64_t m, column; int side; std::span<const Term> terms; };
 
 template <class T>
 struct ChannelPlan {
@@ -88,11 +89,8 @@ struct ChannelPlan {
       paths.push_back({p.U, p.d1, p.d3, in[p.swapped].find(p.o1), out.find(p.o3), coupled, p.weight, sums, p.o3,
                        p.swapped, first, last});
       wide[p.swapped] = single[!p.swapped] = true;
-      for (const Pair& pair : p.pairs) {
-        Coupling coupling{coupled + pair.i * p.d3 + pair.k, !p.swapped, pair.terms};
-        for (Term& term : coupling.terms) term.j += p.o2;
-        couplings.push_back(std::move(coupling));
-      }
+      for (const Pair& pair : p.pairs)
+        couplings.push_back({coupled + pair.i * p.d3 + pair.k, p.o2, !p.swapped, pair.terms});
       coupled += p.d1 * p.d3;
       if (p.weight >= 0) sums += round_up<T>(p.U);
       most = std::max(most, round_up<T>(p.U) * p.d3);
@@ -217,7 +215,8 @@ class Channels {
     }
     for (const Coupling& c : plan.couplings) {
       Vec<T> sum{};
-      for (const Term& term : c.terms) sum += static_cast<T>(term.c) * load(columns[c.side] + term.j * L);
+      const T* x = columns[c.side] + c.column * L;
+      for (const Term& term : c.terms) sum += static_cast<T>(term.c) * load(x + term.j * L);
       store(m + c.m * L, sum);
     }
   }
@@ -267,8 +266,10 @@ class Channels {
     for (const Coupling& c : plan.couplings) {
       if (c.side != side) continue;
       const Vec<T> g = load(turned + c.m * L);
-      for (const Term& term : c.terms)
-        store(to + term.j * L, load(to + term.j * L) + static_cast<T>(term.c) * g);
+      for (const Term& term : c.terms) {
+        T* target = to + (c.column + term.j) * L;
+        store(target, load(target) + static_cast<T>(term.c) * g);
+      }
     }
     if (!add)
       return transpose_rows<T>([&](int64_t c) { return to + c * L; }, plan.dim[side], rows.count,

@@ -10,7 +10,8 @@ namespace {
 using namespace ace;
 using namespace ace::product;
 
-struct Static { std::vector<int64_t> dims, paths, slots; };  // as in op.py: dims, paths, bias_slots
+using Ints = std::vector<int64_t>;
+struct Static { Ints dims, paths, slots; };  // as in op.py: dims, paths, bias_slots
 
 int64_t biases_of(const Static& fixed) {
   int64_t n = 0;
@@ -30,7 +31,7 @@ Tensor apply_gate(const Tensor& pre_, const Gate& gate, bool ir_mul) {
   const Tensor pre = dense(pre_);
   const int64_t rows = pre.size(0), dim = gate.dim_in(), dim_out = gate.dim_out();
   const std::vector<Slice> slices_in = gate.slices_in(ir_mul), slices_out = gate.slices_out(ir_mul);
-  Tensor gated = empty(pre, {rows, dim_out});
+  Tensor gated = in_huge_pages(empty(pre, {rows, dim_out}));
   dispatch(pre, [&]<class T>() {
     Chunks(rows).run([&](int64_t, auto&& visit) {
       const Scratch<T> y(dim * kRows), to(dim_out * kRows);
@@ -48,7 +49,7 @@ Tensor apply_gate_backward(const Tensor& g_, const Tensor& pre_, const Gate& gat
   const Tensor g = dense(g_), pre = dense(pre_);
   const int64_t rows = pre.size(0), dim = gate.dim_in(), dim_out = gate.dim_out();
   const std::vector<Slice> slices_in = gate.slices_in(ir_mul), slices_out = gate.slices_out(ir_mul);
-  Tensor g_pre = empty(pre, {rows, dim});
+  Tensor g_pre = in_huge_pages(empty(pre, {rows, dim}));
   dispatch(pre, [&]<class T>() {
     Chunks(rows).run([&](int64_t, auto&& visit) {
       const Scratch<T> y(dim * kRows), to(dim_out * kRows);
@@ -99,7 +100,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x1_, const Tensor& x2_, const T
   const int64_t rows = x1.size(0), dim1 = fixed.dims[0], dim2 = fixed.dims[1], dim3 = fixed.dims[2];
   const int64_t dim_out = gate ? gate->dim_out() : 0;
   bool fused = gate && !fixed.dims[3];
-  Tensor pre = empty(x1, {rows, dim3}), gated = empty(x1, {fused ? rows : 0, dim_out});
+  Tensor pre = in_huge_pages(empty(x1, {rows, dim3})), gated = in_huge_pages(empty(x1, {fused ? rows : 0, dim_out}));
   dispatch(x1, [&]<class T>() {
     const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value);
     const Layout layout(paths, fixed.dims);
@@ -195,10 +196,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
   const bool need_x1 = needs & 1, need_x2 = needs & 2, need_weight = needs & 4, need_bias = needs & 8;
   const bool shared = weight.dim() == 1;
   const int64_t biases = biases_of(fixed);
-  Tensor g_x1 = empty(x1, need_x1 ? std::vector<int64_t>{rows, dim1} : std::vector<int64_t>{0});
-  Tensor g_x2 = empty(x1, need_x2 ? std::vector<int64_t>{rows, dim2} : std::vector<int64_t>{0});
-  Tensor g_weight = need_weight ? torch::stable::empty_like(weight) : empty(x1, {0});
-  Tensor g_bias = empty(x1, {need_bias ? biases : 0});
+  const auto result = [&](bool need, const Ints& size) { return in_huge_pages(empty(x1, need ? size : Ints{0})); };
+  const int64_t n = weight.size(weight.dim() - 1);
+  Tensor g_x1 = result(need_x1, {rows, dim1}), g_x2 = result(need_x2, {rows, dim2});
+  Tensor g_weight = result(need_weight, shared ? Ints{n} : Ints{rows, n}), g_bias = result(need_bias, {biases});
   dispatch(x1, [&]<class T>() {
     const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value);
     const Layout layout(paths, fixed.dims);
@@ -248,8 +249,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
   });
   return {g_x1, g_x2, g_weight, g_bias};
 }
-
-using Ints = std::vector<int64_t>;
 
 Tensor tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias, Tensor index, Tensor value,
                       Ints dims, Ints paths, Ints slots) {

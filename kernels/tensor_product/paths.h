@@ -1,19 +1,63 @@
 // The operator's integer tables as the CPU kernels read them: paths as pairs of channels and what they are summed into.
 #pragma once
 
+#include <memory>
+#include <span>
+
 #include "rows.h"
 
 namespace ace::product {
 
-struct Term { int64_t j; double c; };                    // one coefficient of a pair
-struct Pair { int64_t i, k; std::vector<Term> terms; };  // components of side 1 and out that the path couples
-struct Source { int64_t component, pair; };              // what a component of a contraction is summed from
+struct Term { int64_t j; double c; };                        // one coefficient of a pair
+struct Pair { int64_t i, k; std::span<const Term> terms; };  // components of side 1 and out that the path couples
+struct Source { int64_t component, pair; };                  // what a component of a contraction is summed from
 
 // Channels first .. first + count - 1 of side 1 meet channel `b` of side 2; their weights are at weight, weight + step ..
 struct Group { int64_t b, first, count, weight, step; };
 
 enum Mode { UVW, UVU, UVV, UUW, UUU, UVUV, UVU_V, U_VW };  // table.py, MODES
 enum class Meet { all, equal, ordered };                   // which channels of the two sides form pairs
+
+// The coefficients of a path, grouped by the components of side 1 and of out. It never moves: it points into itself.
+struct Coefficients {
+  std::vector<Term> terms;
+  std::vector<Pair> pairs;                            // in order of k
+  std::vector<Source> sources;                        // of each component of out, then of each one of side 1
+  std::vector<std::span<const Source>> of_k, of_i;    // in `sources`
+
+  // `count` coefficients c at (i, j, k), of in1, in2 and out.
+  Coefficients(const int64_t* ijk, const double* c, int64_t count, int64_t d1, int64_t d3, bool swapped)
+      : terms(count) {
+    const auto cell = [&](int64_t n) { return ijk[3 * n + 2] * d1 + ijk[3 * n + swapped]; };
+    std::vector<int64_t> ends(d1 * d3 + 1, 0), of_component(d1 + 1, 0);
+    for (int64_t n = 0; n < count; ++n) ++ends[cell(n) + 1];
+    int64_t cells = 0;
+    for (int64_t g = 0; g < d1 * d3; ++g) {
+      cells += ends[g + 1] > 0;
+      of_component[g % d1 + 1] += ends[g + 1] > 0;
+      ends[g + 1] += ends[g];
+    }
+    for (int64_t n = 0; n < count; ++n) terms[ends[cell(n)]++] = {ijk[3 * n + 1 - swapped], c[n]};
+    for (int64_t i = 0; i < d1; ++i) of_component[i + 1] += of_component[i];
+    pairs.reserve(cells);
+    sources.resize(2 * cells);
+    for (int64_t k = 0, begin = 0; k < d3; ++k) {
+      const size_t first = pairs.size();
+      for (int64_t i = 0; i < d1; ++i) {
+        const int64_t end = ends[k * d1 + i], n = pairs.size();
+        if (end == begin) continue;
+        pairs.push_back({i, k, {terms.data() + begin, terms.data() + end}});
+        sources[n] = {i, n};
+        sources[cells + of_component[i]++] = {k, n};
+        begin = end;
+      }
+      of_k.push_back({sources.data() + first, pairs.size() - first});
+    }
+    for (int64_t i = 0, begin = 0; i < d1; begin = of_component[i++])
+      of_i.push_back({sources.data() + cells + begin, static_cast<size_t>(of_component[i] - begin)});
+  }
+  Coefficients(const Coefficients&) = delete;
+};
 
 // One instruction (table.py, Path). Side 1 is in1 and side 2 is in2, or the other way round where `swapped`: the channels
 // of side 2 are coupled one after the other, those of side 1 contracted with each. A pair's weights are W numbers that
@@ -25,8 +69,9 @@ struct Path {
   int64_t d;                                        // components on which channels are mixed
   Meet meet;
   bool swapped, mixes, spreads, channels_first;  // channels_first: channels are mixed before the contraction
-  std::vector<Pair> pairs;                       // coefficients grouped by (i, k)
-  std::vector<std::vector<Source>> of_k, of_i;   // the pairs of each component of out, of side 1
+  std::shared_ptr<const Coefficients> coefficients;
+  std::span<const Pair> pairs;
+  std::span<const std::span<const Source>> of_k, of_i;  // the pairs of each component of out, of side 1
 
   int64_t rows() const { return meet == Meet::all ? U * V : meet == Meet::equal ? U : U * (U - 1) / 2; }
   int64_t columns() const { return mixes ? W : 1; }
@@ -57,26 +102,16 @@ std::vector<Path> read_paths(const std::vector<int64_t>& flat, const Tensor& ind
     const bool mixes = mode == UVW || mode == UUW || mode == U_VW;
     const int64_t *a = swapped ? f + 3 : f, *b = swapped ? f : f + 3;
     Path path{a[0], a[1], a[2], b[0], b[1], b[2], f[6], f[7], f[8], f[9], padded, 0, Meet::all, swapped, mixes,
-              mode == UVUV || mode == UVU_V, false, {}, {}, {}};
+              mode == UVUV || mode == UVU_V, false,
+              std::make_shared<Coefficients>(row + 3 * f[10], c + f[10], f[11] - f[10], a[2], f[8], swapped), {}, {}, {}};
     if (mode == UUW || mode == UUU) path.meet = Meet::equal;
     if (mode == UVU_V || mode == U_VW) path.meet = Meet::ordered;
     path.channels_first = mixes && path.meet != Meet::equal && path.d1 < path.d3;
     path.d = path.channels_first ? path.d1 : path.d3;
     if (path.weight >= 0) padded += path.rows() * (mixes ? round_up<T>(path.W) : 1);
-    path.of_k.resize(path.d3);
-    path.of_i.resize(path.d1);
-    std::vector<Pair> grid(path.d1 * path.d3);
-    for (int64_t n = f[10]; n < f[11]; ++n) {
-      const int64_t i = row[3 * n + swapped], j = row[3 * n + 1 - swapped];
-      grid[row[3 * n + 2] * path.d1 + i].terms.push_back({j, c[n]});
-    }
-    for (int64_t g = 0; g < path.d1 * path.d3; ++g) {
-      if (grid[g].terms.empty()) continue;
-      const int64_t i = g % path.d1, k = g / path.d1, n = path.pairs.size();
-      path.of_k[k].push_back({i, n});
-      path.of_i[i].push_back({k, n});
-      path.pairs.push_back({i, k, std::move(grid[g].terms)});
-    }
+    path.pairs = path.coefficients->pairs;
+    path.of_k = path.coefficients->of_k;
+    path.of_i = path.coefficients->of_i;
     paths.push_back(std::move(path));
   }
   return paths;
