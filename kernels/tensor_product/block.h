@@ -31,6 +31,7 @@ class Block {
         back(largest(paths, widest) * kRows), lane_weights(largest(paths, elements) * kRows),
         lane_sums(largest(paths, elements) * kRows), last(lanes<T> * largest(paths, widest)), ones(largest(paths, elements)) {
     std::fill_n(static_cast<T*>(ones), largest(paths, elements), T(1));
+    std::fill_n(static_cast<T*>(last), lanes<T> * largest(paths, widest), T(0));
   }
 
   // Rows of a matrix in mul_ir into [dim][kRows], missing ones as zero; and back.
@@ -71,8 +72,8 @@ class Block {
       }
   }
 
-  // y += the path
-  void forward(const Path& p, const Weights<T>& weights) {
+  // y += the path; without `add`, which a path that writes() may do without, y = the path
+  void forward(const Path& p, const Weights<T>& weights, bool add = true) {
     if (!p.mixes) return forward_each(p, weights);
     const T* x = (p.swapped ? x2 : x1) + p.o1 * kRows;
     T* target = y + p.o3 * kRows;
@@ -81,23 +82,25 @@ class Block {
         couple(p, g.b);
         contract<false>(p, 1, x + g.b * p.d1 * kRows, t + g.b * p.d3 * kRows, false);
       });
-      return mix(p, everything(p), weights, t, target, true);
+      return mix(p, everything(p), weights, t, target, add);
     }
     p.groups([&](const Group& g) {
       const T* from = x + g.first * p.d1 * kRows;
       couple(p, g.b);
       if (p.channels_first) {  // s[w, i, z] = sum_a W[a, w] x[a, i, z]
         mix(p, g, weights, from, s, false);
-        contract<false>(p, p.W, s, target, true);
+        contract<false>(p, p.W, s, target, add);
       } else {  // t[a, k, z] = contraction; y[w, k, z] += sum_a W[a, w] t[a, k, z]
         contract<false>(p, g.count, from, t, false);
-        mix(p, g, weights, t, target, true);
+        mix(p, g, weights, t, target, add);
       }
     });
   }
 
-  // y holds the gradient of the output; g_x1, g_x2 and shared sums are added to, weights of rows are written.
-  void backward(const Path& p, const Weights<T>& weights, bool need_x1, bool need_x2, const WeightSums<T>& sums) {
+  // y holds the gradient of the output; g_x1, g_x2 and shared sums are added to, weights of rows are written. Without
+  // `add`, which a path that writes() may do without, the gradient of side 1 is written.
+  void backward(const Path& p, const Weights<T>& weights, bool need_x1, bool need_x2, const WeightSums<T>& sums,
+                bool add = true) {
     if (p.swapped) std::swap(need_x1, need_x2);
     const bool need_weight = sums && p.weight >= 0;
     if (!p.mixes) return backward_each(p, weights, need_x1, need_x2, need_weight, sums);
@@ -108,7 +111,7 @@ class Block {
       p.groups([&](const Group& group) {
         const int64_t at = group.b * p.d1 * kRows, to = group.b * p.d3 * kRows;
         couple(p, group.b);
-        if (need_x1) contract<true>(p, 1, t + to, g_x + at, true);
+        if (need_x1) contract<true>(p, 1, t + to, g_x + at, add);
         if (need_x2) g_couple(p, group.b, 1, x + at, t + to);
         if (need_weight) contract<false>(p, 1, x + at, s + to, false);
       });
@@ -120,13 +123,13 @@ class Block {
       couple(p, group.b);
       if (p.channels_first) {
         contract<true>(p, p.W, g, s, false);  // s[w, i, z]
-        if (need_x1) unmix(p, group, weights, s, g_x + at, true);
+        if (need_x1) unmix(p, group, weights, s, g_x + at, add);
         if (need_weight) g_mix(p, group, x + at, s, sums);
         if (need_x2) mix(p, group, weights, x + at, t, false);
         if (need_x2) g_couple(p, group.b, p.W, t, g);
       } else {
         if (need_x1 || need_x2) unmix(p, group, weights, g, t, false);
-        if (need_x1) contract<true>(p, group.count, t, g_x + at, true);
+        if (need_x1) contract<true>(p, group.count, t, g_x + at, add);
         if (need_x2) g_couple(p, group.b, group.count, x + at, t);
         if (need_weight) contract<false>(p, group.count, x + at, t, false);
         if (need_weight) g_mix(p, group, t, g, sums);
@@ -209,7 +212,8 @@ class Block {
   void g_mix(const Path& p, const Group& g, const T* left, const T* right, const WeightSums<T>& sums) {
     const int64_t columns = p.d * kRows, width = round_up<T>(p.W);
     if (sums.shared) {
-      transpose<T>(right, p.W, columns, columns, turned, width);  // what stands beyond W stays in the padding
+      transpose<T>(right, p.W, columns, columns, turned, width);
+      clear_padding(columns, p.W);
       return matmul<T>(g.count, p.W, columns, left, columns, 1, turned, width,
                        sums.shared + p.padded + g.weight * width, g.step * width, true);
     }
@@ -229,10 +233,15 @@ class Block {
   // turned[z][m][w, zeros up to whole vectors] = from[w, m, z]
   void turn(int64_t d, int64_t n, const T* from) {
     const int64_t width = round_up<T>(n);
-    for (int64_t m = 0; m < d; ++m) {
+    for (int64_t m = 0; m < d; ++m)
       transpose<T>(from + m * kRows, n, kRows, d * kRows, turned + m * width, d * width);
-      for (int64_t z = 0; z < kRows; ++z) std::fill(turned + (z * d + m) * width + n, turned + (z * d + m + 1) * width, T(0));
-    }
+    clear_padding(kRows * d, n);
+  }
+
+  // Zeros beyond n in the rows of `turned`: what is found there can be numbers that are slow to calculate with.
+  void clear_padding(int64_t rows, int64_t n) {
+    const int64_t width = round_up<T>(n);
+    for (int64_t r = 0; n < width && r < rows; ++r) std::fill(turned + r * width + n, turned + (r + 1) * width, T(0));
   }
 
   // to[w, m, z] (+)= turned[z][m][w] for z < rows, zero for the others

@@ -11,13 +11,21 @@ using namespace ace;
 using namespace ace::product;
 
 using Ints = std::vector<int64_t>;
-struct Static { Ints dims, paths, slots; };  // as in op.py: dims, paths, bias_slots
+// As in op.py: dims, paths, bias_slots.
+struct Static {
+  Ints dims, paths, slots;
 
-int64_t biases_of(const Static& fixed) {
-  int64_t n = 0;
-  for (size_t s = 1; s < fixed.slots.size(); s += 2) n += fixed.slots[s];
-  return n;
-}
+  std::vector<Slice> biased() const {
+    std::vector<Slice> found;
+    for (size_t s = 0; s < slots.size(); s += 2) found.push_back({slots[s], slots[s + 1], 1});
+    return found;
+  }
+  int64_t biases() const {
+    int64_t n = 0;
+    for (const Slice& s : biased()) n += s.mul;
+    return n;
+  }
+};
 
 // The weights [n] or [Z, n], or their gradients, of `count` rows from z on.
 template <class P>
@@ -102,25 +110,26 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x1_, const Tensor& x2_, const T
   bool fused = gate && !fixed.dims[3];
   Tensor pre = in_huge_pages(empty(x1, {rows, dim3})), gated = in_huge_pages(empty(x1, {fused ? rows : 0, dim_out}));
   dispatch(x1, [&]<class T>() {
-    const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value);
+    const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value, true);
     const Layout layout(paths, fixed.dims);
     if (ChannelPlan<T>::takes(paths)) {
       fused = false;
       const ChannelPlan<T> plan(paths, fixed.dims, layout);
       return forward_channels<T>(plan, x1, x2, weight, bias ? in<T>(*bias) : nullptr, fixed, pre);
     }
+    const Start start(paths, 2, dim3, bias ? fixed.biased() : std::vector<Slice>{});
     Chunks(rows).run([&](int64_t, auto&& visit) {
       Block<T> block(dim1, dim2, dim3, paths);
       visit([&](int64_t z, int64_t n) {
         load_rows<T>(rows_from(in<T>(x1), z, n, dim1), layout.slices[0], block.x1);
         load_rows<T>(rows_from(in<T>(x2), z, n, dim2), layout.slices[1], block.x2);
         prefetch_rows(in<T>(x1), dim1, z + n, std::min(rows, z + n + kRows));
-        std::fill_n(static_cast<T*>(block.y), dim3 * kRows, T(0));
+        start(static_cast<T*>(block.y));
         const T* b = bias ? in<T>(*bias) : nullptr;
         for (size_t s = 0; b && s < fixed.slots.size(); s += 2)
           for (int64_t m = 0; m < fixed.slots[s + 1]; ++m) std::fill_n(block.y + (fixed.slots[s] + m) * kRows, kRows, *b++);
         const Weights<T> weights = weights_of(in<T>(weight), weight, z, n);
-        for (const Path& path : paths) block.forward(path, weights);
+        for (size_t p = 0; p < paths.size(); ++p) block.forward(paths[p], weights, !start.writes[p]);
         store_rows<T>(block.y, layout.slices[2], rows_from(out<T>(pre), z, n, dim3));
         if (fused) {
           block.gate(*gate);
@@ -140,7 +149,7 @@ void backward_channels(const ChannelPlan<T>& plan, const Tensor& g, const Tensor
   const bool need[2] = {(needs & 1) != 0, (needs & 2) != 0}, need_weight = needs & 4, need_bias = needs & 8;
   Tensor* const g_in[2] = {&g_x1, &g_x2};
   const Chunks chunks(rows);
-  const int64_t weights = need_weight && !ld ? plan.sums : 0, biases = need_bias ? biases_of(fixed) : 0;
+  const int64_t weights = need_weight && !ld ? plan.sums : 0, biases = need_bias ? fixed.biases() : 0;
   const int64_t stride = weights + biases, count = std::max<int64_t>(chunks.count, 1);
   Scratch<T> partial(count * stride);  // [chunk][padded weights, biases]
   std::fill_n(static_cast<T*>(partial), stride, T(0));
@@ -195,13 +204,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
   const int64_t rows = x1.size(0), dim1 = fixed.dims[0], dim2 = fixed.dims[1], dim3 = fixed.dims[2];
   const bool need_x1 = needs & 1, need_x2 = needs & 2, need_weight = needs & 4, need_bias = needs & 8;
   const bool shared = weight.dim() == 1;
-  const int64_t biases = biases_of(fixed);
+  const int64_t biases = fixed.biases();
   const auto result = [&](bool need, const Ints& size) { return in_huge_pages(empty(x1, need ? size : Ints{0})); };
   const int64_t n = weight.size(weight.dim() - 1);
   Tensor g_x1 = result(need_x1, {rows, dim1}), g_x2 = result(need_x2, {rows, dim2});
   Tensor g_weight = result(need_weight, shared ? Ints{n} : Ints{rows, n}), g_bias = result(need_bias, {biases});
   dispatch(x1, [&]<class T>() {
-    const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value);
+    const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value, true);
     const Layout layout(paths, fixed.dims);
     if (ChannelPlan<T>::takes(paths)) {
       const ChannelPlan<T> plan(paths, fixed.dims, layout);
@@ -209,6 +218,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
       return backward_channels<T>(plan, g_pre, x1, x2, weight, fixed, needs, g_x1, g_x2, g_weight, g_bias);
     }
     const Chunks chunks(rows);
+    const Start start[2] = {Start(paths, 0, dim1), Start(paths, 1, dim2)};
     const int64_t padded = need_weight && shared ? padded_weights<T>(paths) : 0, stride = round_up<T>(padded + biases);
     Scratch<T> partial(std::max<int64_t>(chunks.count, 1) * stride);  // [chunk][padded weights, biases]
     std::fill_n(static_cast<T*>(partial), stride, T(0));
@@ -226,12 +236,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
           block.load_rows(in<T>(g) + z * gate->dim_out(), gate->dim_out(), n, block.gate_out);
           block.gate_backward(*gate);
         }
-        if (need_x1) std::fill_n(static_cast<T*>(block.g_x1), dim1 * kRows, T(0));
-        if (need_x2) std::fill_n(static_cast<T*>(block.g_x2), dim2 * kRows, T(0));
+        if (need_x1) start[0](static_cast<T*>(block.g_x1));
+        if (need_x2) start[1](static_cast<T*>(block.g_x2));
         const Weights<T> weights = weights_of(in<T>(weight), weight, z, n);
         WeightSums<T> g_weights = nullptr;
         if (need_weight) g_weights = shared ? sums : weights_of(out<T>(g_weight), weight, z, n);
-        for (const Path& path : paths) block.backward(path, weights, need_x1, need_x2, g_weights);
+        for (size_t p = 0; p < paths.size(); ++p)
+          block.backward(paths[p], weights, need_x1, need_x2, g_weights, !start[paths[p].swapped].writes[p]);
         if (need_x1) store_rows<T>(block.g_x1, layout.slices[0], rows_from(out<T>(g_x1), z, n, dim1));
         if (need_x2) store_rows<T>(block.g_x2, layout.slices[1], rows_from(out<T>(g_x2), z, n, dim2));
         T* b = sums + padded;

@@ -76,6 +76,7 @@ struct Path {
   int64_t rows() const { return meet == Meet::all ? U * V : meet == Meet::equal ? U : U * (U - 1) / 2; }
   int64_t columns() const { return mixes ? W : 1; }
   int64_t weights() const { return weight < 0 ? 0 : rows() * columns(); }
+  bool writes() const { return mixes && (meet == Meet::equal || (meet == Meet::all && V == 1)); }  // each component once
 
   // f(Group) for every channel of side 2.
   template <class F>
@@ -89,8 +90,11 @@ struct Path {
   }
 };
 
+// `exchange`: full products too may have in2 as side 1, where it has the more channels: then the coupling of a channel
+// serves more of them, and a group's weights lie together.
 template <class T>
-std::vector<Path> read_paths(const std::vector<int64_t>& flat, const Tensor& index, const Tensor& value) {
+std::vector<Path> read_paths(const std::vector<int64_t>& flat, const Tensor& index, const Tensor& value,
+                             bool exchange = false) {
   const Tensor ijk = dense(index), coefficients = dense(value);
   const int64_t* row = in<int64_t>(ijk);
   const double* c = in<double>(coefficients);
@@ -98,7 +102,8 @@ std::vector<Path> read_paths(const std::vector<int64_t>& flat, const Tensor& ind
   int64_t padded = 0;
   for (size_t p = 0; p < flat.size(); p += 13) {
     const int64_t *f = flat.data() + p, mode = f[12];
-    const bool swapped = mode == UVV || mode == UVU_V || mode == U_VW || (mode == UVUV && f[1] == 1);
+    const bool swapped = mode == UVV || mode == UVU_V || mode == U_VW || (mode == UVUV && f[1] == 1) ||
+                         (exchange && mode == UVW && f[4] > 1 && f[4] >= f[1]);
     const bool mixes = mode == UVW || mode == UUW || mode == U_VW;
     const int64_t *a = swapped ? f + 3 : f, *b = swapped ? f : f + 3;
     Path path{a[0], a[1], a[2], b[0], b[1], b[2], f[6], f[7], f[8], f[9], padded, 0, Meet::all, swapped, mixes,
@@ -153,6 +158,39 @@ struct Layout {
       parts[2].push_back({p.o3, p.W, p.d3});
     }
     for (int n = 0; n < 3; ++n) slices[n] = fill_slices(parts[n], dims[n], dims[3]);
+  }
+};
+
+// Which paths are the first to reach their slice of out (slot 2), or of an input as side 1 (slot 0, 1): they may write
+// instead of adding. What they do not write must be cleared; `kept` slices hold something already.
+struct Start {
+  std::vector<bool> writes;
+  std::vector<Slice> clear;
+
+  Start(const std::vector<Path>& paths, int slot, int64_t dim, const std::vector<Slice>& kept = {}) {
+    std::vector<Slice> written;
+    std::vector<int64_t> seen;
+    for (const Slice& s : kept) seen.push_back(s.o);
+    for (const Path& p : paths) {
+      const bool side1 = p.swapped == slot;
+      const Slice slice = slot == 2 ? Slice{p.o3, p.W, p.d3} : side1 ? Slice{p.o1, p.U, p.d1} : Slice{p.o2, p.V, p.d2};
+      const bool first = std::find(seen.begin(), seen.end(), slice.o) == seen.end();
+      writes.push_back(first && (slot == 2 || side1) && p.writes());
+      if (first) seen.push_back(slice.o);
+      if (writes.back()) written.push_back(slice);
+    }
+    std::sort(written.begin(), written.end(), [](const Slice& a, const Slice& b) { return a.o < b.o; });
+    int64_t end = 0;
+    for (const Slice& s : written) {
+      if (s.o > end) clear.push_back({end, s.o - end, 1});
+      end = s.o + s.mul * s.d;
+    }
+    if (end < dim) clear.push_back({end, dim - end, 1});
+  }
+
+  template <class T>
+  void operator()(T* components) const {
+    for (const Slice& s : clear) std::fill_n(components + s.o * kRows, s.mul * kRows, T(0));
   }
 };
 
