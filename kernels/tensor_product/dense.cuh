@@ -10,7 +10,7 @@
 namespace ace::product {
 
 constexpr int kRows = 16, kTeam = 128, kWide = 64;  // rows and threads of a team; width of a tile
-constexpr int kSegments = 3;                        // the most segments of a stage
+template <class T> constexpr int kSegments = sizeof(T) == 4 ? 3 : 2;  // the most segments of a stage
 template <class T> constexpr int kDeep = sizeof(T) == 4 ? 72 : 32;  // channels of a stage
 template <class T> constexpr int kLeftStride = kDeep<T> + 4;        // of shared memory, free of bank conflicts
 constexpr int kRightStride = kWide + 8;
@@ -58,7 +58,7 @@ template <class T, Role role, class F>
 __device__ __forceinline__ Place for_segments(const DenseJobs& jobs, Place at, int end, int& columns, F&& f) {
   columns = 0;
 #pragma unroll 1
-  for (int s = 0; s < kSegments && at.path < end; ++s) {
+  for (int s = 0; s < kSegments<T> && at.path < end; ++s) {
     const Path& p = jobs.path[at.path];
     const int mul = Ends<role>(p).a_mul, deep = mul - at.a < kDeep<T> ? mul - at.a : kDeep<T>;
     if (columns + deep > kDeep<T>) break;
@@ -268,8 +268,8 @@ __device__ void dense_job(const DenseJobs& jobs, const Job& job, const DenseOper
   T* const dense = dynamic_shared<T>();
   T* const right = dense + (in.space + 3) / 4 * 4;
   const int m_size = (kRows * in.rows_of_m + 3) / 4 * 4, t_size = DB * kRows * kLeftStride<T>;
-  T* const m = right + kRightSize<T> + team_index * (kSegments * m_size + t_size);
-  T* const t = m + kSegments * m_size;
+  T* const m = right + kRightSize<T> + team_index * (kSegments<T> * m_size + t_size);
+  T* const t = m + kSegments<T> * m_size;
   const int64_t z0 = (int64_t(blockIdx.x) * teams + team_index) * kRows;
   const Ends<role> whole(jobs.path[job.first]);
   const int width = whole.b_mul - job.channel < kWide ? whole.b_mul - job.channel : kWide, wide = (width + 7) / 8 * 8;

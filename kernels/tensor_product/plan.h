@@ -72,7 +72,7 @@ struct DenseLaunch {
 
   template <class T>
   size_t shared(int teams) const {
-    const size_t team = kSegments * ((kRows * rows_of_m + 3) / 4 * 4) + components * kRows * kLeftStride<T>;
+    const size_t team = kSegments<T> * ((kRows * rows_of_m + 3) / 4 * 4) + components * kRows * kLeftStride<T>;
     return ((space + 3) / 4 * 4 + kRightSize<T> + teams * team) * sizeof(T);
   }
 };
