@@ -137,7 +137,8 @@ def test_limits_of_a_launch(kernels):
 @functools.cache
 def cases():
     return [case for room in ROOMS if available("cpu")[room].get("cuda") == ""
-            for case in importlib.import_module(f"ace_fast.kernels.{room}.cases").SMALL if "cuda" not in case.refused_by]
+            for case in importlib.import_module(f"ace_fast.kernels.{room}.cases").SMALL
+            if "cuda" not in case.refused_by]
 
 
 @pytest.mark.parametrize("case", cases(), ids=repr)
