@@ -5,18 +5,20 @@ from .kernels.knn import knn
 from .kernels.relaxed_linear import relaxed_linear
 from .kernels.segment_sum import gather, segment_sum
 from .kernels.steerable_message import steerable_message
-from .kernels.tensor_product import GateTable, ProductTable, gate, tensor_product
+from .kernels.tensor_product import GateTable, NormTable, ProductTable, gate, norm_activation, tensor_product
 from .kernels.tensor_product_conv import tensor_product_conv
 from .kernels.vn_edge_conv import vn_edge_conv, vn_edge_select, vn_edge_stats
 from .kernels.vn_linear import vn_leaky_relu, vn_linear, vn_norm_stats
 
 __all__ = [
     "GateTable",
+    "NormTable",
     "ProductTable",
     "dual_update",
     "gate",
     "gather",
     "knn",
+    "norm_activation",
     "relaxed_linear",
     "segment_sum",
     "steerable_message",

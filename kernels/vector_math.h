@@ -85,6 +85,32 @@ inline Vec<T> sigmoid_of(Vec<T> x) {
   return (x >= T(0) ? splat<T>(T(1)) : e) / (e + T(1));
 }
 
+// In an array, which the compiler takes to one instruction.
+template <class T>
+inline Vec<T> sqrt_of(Vec<T> x) {
+  alignas(kVectorBytes) T a[lanes<T>];
+  store(a, x);
+  for (int l = 0; l < lanes<T>; ++l) a[l] = std::sqrt(a[l]);
+  return load(static_cast<const T*>(a));
+}
+
+// Cephes: near zero x + x^3 P(x^2) (float), x + x^3 P(x^2) / Q(x^2) (double), elsewhere 1 - 2 / (exp(2 |x|) + 1).
+template <class T>
+inline Vec<T> tanh_of(Vec<T> x) {
+  const Vec<T> a = abs_of<T>(x), s = x * x;
+  Vec<T> near;
+  if constexpr (sizeof(T) == 4) {
+    const T p[] = {-3.33332819422e-1f, 1.33314422036e-1f, -5.37397155531e-2f, 2.06390887954e-2f, -5.70498872745e-3f};
+    near = polynomial<T>(s, p);
+  } else {
+    const T p[] = {-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1};
+    const T q[] = {4.84406305325125486048e3, 2.23548839060100448583e3, 1.12811678491632931402e2, 1.0};
+    near = polynomial<T>(s, p) / polynomial<T>(s, q);
+  }
+  const Vec<T> far = T(1) - T(2) / (exp_of<T>(a * T(2)) + T(1));
+  return a < T(0.625) ? x + x * s * near : x < T(0) ? -far : far;
+}
+
 inline Vec<float> exp(Vec<float> x) { return exp_of<float>(x); }
 inline Vec<double> exp(Vec<double> x) { return exp_of<double>(x); }
 inline Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }

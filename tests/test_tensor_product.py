@@ -8,16 +8,25 @@ import torch
 from e3nn import nn, o3
 
 from ace_fast.backend import available
-from ace_fast.kernels.tensor_product import GateTable, ProductTable, gate, tensor_product
+from ace_fast.kernels.tensor_product import (
+    GateTable,
+    NormTable,
+    ProductTable,
+    epilogue,
+    gate,
+    norm_activation,
+    tensor_product,
+)
 from ace_fast.kernels.tensor_product.cases import MODE_IRREPS, gate_input, gate_table, mode_table, table
 from ace_fast.kernels.tensor_product.epilogue import gate_bwd
 from ace_fast.kernels.tensor_product.op import (
     gated_tensor_product_bwd,
     gated_tensor_product_op,
     tensor_product_bwd,
+    tensor_product_bwd_bwd,
     tensor_product_op,
 )
-from ace_fast.kernels.tensor_product.table import LAYOUTS, MODES, unpack
+from ace_fast.kernels.tensor_product.table import ACTIVATIONS, LAYOUTS, MODES, unpack
 
 NBODY = ("32x0e+32x1o+32x0e+32x1o+2x0e", "1x0e+1x1o", "64x0e+32x1o")
 QM9 = ("18x0e+18x1o+18x2e+18x0e+18x1o+18x2e+1x0e", "1x0e+1x1o+1x2e+1x3o", "54x0e+18x1o+18x2e")
@@ -148,6 +157,74 @@ def tensor_product_gate(pre: torch.Tensor, t: GateTable) -> torch.Tensor:
     return torch.cat([torch.nn.functional.silu(scalars) * t.scalar_gain, gated.flatten(1)], 1)
 
 
+def norm_table(irreps: str, activation: str, epsilon: float = 1e-8) -> NormTable:
+    return NormTable(tuple(v for mul, ir in o3.Irreps(irreps) for v in (mul, ir.dim)), activation, epsilon)
+
+
+FUNCTIONS = {"silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b in epilogue.BACKENDS])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_norm_equals_e3nn(activation, backend, double):
+    """With and without biases; zero vectors and norms below epsilon, through which no gradient comes."""
+    irreps = o3.Irreps("3x0e+2x1o+4x2e")
+    for epsilon, bias in ((1e-8, True), (0.8, True), (1e-8, False)):
+        theirs = nn.NormActivation(irreps, FUNCTIONS[activation], epsilon=epsilon, bias=bias)
+        if bias:
+            torch.nn.init.normal_(theirs.biases)
+        x = normal(60, irreps.dim)
+        if epsilon > 1e-3 or activation == "tanh":
+            x.data[:3] = 0
+        leaves = (x, theirs.biases) if bias else (x,)
+        mine = norm_activation(x, norm_table(str(irreps), activation, epsilon), theirs.biases if bias else None,
+                               backend=backend)
+        expected = theirs(x)
+        close([mine], [expected])
+        g = torch.randn_like(expected)
+        close(torch.autograd.grad(mine, leaves, g), torch.autograd.grad(expected, leaves, g))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_normed_product(backend, double):
+    """Product and activation of norms in one are the two, one after the other, in either layout."""
+    for layout in LAYOUTS if backend != "triton" else LAYOUTS[:1]:
+        irreps = o3.Irreps("4x0e+3x1o"), o3.Irreps("1x0e+1x1o"), o3.Irreps("3x0e+2x1o")
+        t = ProductTable(*irreps, table(*map(str, irreps)).instructions, bias=True, layout=layout)
+        norm = norm_table("3x0e+2x1o", "silu")
+        x1, x2, weight, bias, shift = normal(9, 13), normal(9, 4), normal(t.weight_numel), normal(3), normal(5)
+        leaves = (x1, x2, weight, bias, shift)
+        mine = tensor_product(x1, x2, weight, t, bias, norm=norm, norm_bias=shift, backend=backend)
+        pre = tensor_product(x1, x2, weight, t, bias, backend="reference")
+        expected = norm_activation(pre, norm, shift, layout=layout, backend="reference")
+        g = torch.randn_like(expected)
+        close([mine, *torch.autograd.grad(mine, leaves, g)], [expected, *torch.autograd.grad(expected, leaves, g)])
+
+
+def test_norm_errors():
+    arguments, t, gate = small()
+    x1, x2, weight, bias, *_ = arguments.values()
+    pre, good = torch.zeros(3, 6), norm_table("3x0e+1x1o", "silu")
+    for norm, shift, message in (
+        (norm_table("3x0e+1x1o", "elu"), None, "activation must be one of .*, got 'elu'"),
+        (norm_table("3x0e+1x1o", "silu", 0.0), None, "epsilon must be positive, got 0.0"),
+        (good, torch.zeros(5), r"norm_bias must be \[4\], one per channel, got \[5\]"),
+        (good, torch.zeros(4).double(), "norm_bias must be torch.float32 on cpu, got torch.float64 on cpu"),
+    ):
+        with pytest.raises(ValueError, match=f"^norm_activation: {message}"):
+            norm_activation(pre, norm, shift)
+        with pytest.raises(ValueError, match=f"^normed_tensor_product: {message}"):
+            tensor_product(x1, x2, weight, t, bias, norm=norm, norm_bias=shift)
+    with pytest.raises(ValueError, match=r"norm_activation: pre must be \[Z, 6\], got \[3, 5\]"):
+        norm_activation(pre[:, :5], good)
+    with pytest.raises(ValueError, match=r"normed_tensor_product: layout must be \(multiplicity, 2l\+1\) of slices"):
+        tensor_product(x1, x2, weight, t, norm=norm_table("1x0e", "silu"))
+    with pytest.raises(ValueError, match="tensor_product: norm must be given with norm_bias and without gate, got"):
+        tensor_product(x1, x2, weight, t, norm=good, gate=gate)
+    with pytest.raises(ValueError, match="tensor_product: norm must be given with norm_bias and without gate, got"):
+        tensor_product(x1, x2, weight, t, norm_bias=torch.zeros(4))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rotations_and_inversion(backend, double):
     irreps, attributes, out = o3.Irreps("3x0e+2x1o+1x0o"), o3.Irreps("1x0e+1x1o"), "2x0e+2x1o+1x0o"
@@ -220,6 +297,9 @@ def test_wrong_gradients_layouts_and_backends():
     g, pre, needs = torch.zeros(3, t.dims[2]), torch.zeros(3, t.dims[2]), [True] * 4
     with pytest.raises(ValueError, match=r"tensor_product_bwd: g must be \[3, 6\], got \[2, 6\]"):
         tensor_product_bwd(g[:2], *bare, needs, "reference")
+    with pytest.raises(ValueError, match=r"tensor_product_bwd_bwd: gg_x2 must be \[3, 4\], got \[2, 4\]"):
+        x1, x2, weight, *tables = bare
+        tensor_product_bwd_bwd(g, x1, x2, weight, None, x2[:2], None, *tables, needs, "reference")
     with pytest.raises(ValueError, match=r"gated_tensor_product_bwd: g must be \[3, 5\], got \[3, 6\]"):
         gated_tensor_product_bwd(g, pre, *bare, *gate, needs, "reference")
     with pytest.raises(ValueError, match="layout must be 6 numbers with one gate a gated irrep, got 7 numbers, 1 gat"):

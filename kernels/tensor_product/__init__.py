@@ -1,5 +1,5 @@
-from .epilogue import gate
+from .epilogue import gate, norm_activation
 from .op import tensor_product
-from .table import GateTable, ProductTable
+from .table import GateTable, NormTable, ProductTable
 
-__all__ = ["GateTable", "ProductTable", "gate", "tensor_product"]
+__all__ = ["GateTable", "NormTable", "ProductTable", "gate", "norm_activation", "tensor_product"]

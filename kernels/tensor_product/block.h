@@ -7,11 +7,12 @@
 namespace ace::product {
 
 // Weights of a block, or their gradients: `shared` [n] (gradients: padded sums, see Path), or where it is null the [n] of
-// each row. Gradients with neither are not asked for.
+// each row. Gradients with neither are not asked for; those of rows are written, or with `add` added to what is there.
 template <class P>
 struct WeightsOf {
   P shared = nullptr;
   Rows<P> rows = {{}, 0};
+  bool add = false;
   WeightsOf(P shared) : shared(shared) {}
   WeightsOf(const Rows<P>& rows) : rows(rows) {}
   explicit operator bool() const { return shared || rows.count; }
@@ -140,6 +141,15 @@ class Block {
   void gate(const Gate& f) { f.forward<T>(y, gate_out); }
   void gate_backward(const Gate& f) { f.backward<T>(gate_out, y); }
 
+  // y (pre-activation) -> gate_out; y and gate_out (gradient of the result) -> y (gradient of the pre-activation) and
+  // the parameters' gradients, added to `sums`
+  void epilogue(const Epilogue& e) {
+    std::visit([&](const auto& f) { f.template forward<T>(y, gate_out); }, e);
+  }
+  void epilogue_backward(const Epilogue& e, T* sums) {
+    std::visit([&](const auto& f) { f.template backward<T>(gate_out, y, sums); }, e);
+  }
+
   T sum_row(int64_t c) const { return sum_lanes(y + c * kRows); }
 
   Scratch<T> x1, x2, y, g_x1, g_x2, gate_out;
@@ -222,11 +232,15 @@ class Block {
       T* to = sums.rows.at[z] + p.weight + g.weight * p.W;
       const T* row = turned + z * p.d * width;
       if (width == p.W) {
-        matmul<T>(g.count, p.W, p.d, left + z, columns, kRows, row, width, to, g.step * p.W, false);
+        matmul<T>(g.count, p.W, p.d, left + z, columns, kRows, row, width, to, g.step * p.W, sums.add);
         continue;
       }
       matmul<T>(g.count, p.W, p.d, left + z, columns, kRows, row, width, back, width, false);
-      for (int64_t a = 0; a < g.count; ++a) std::copy_n(back + a * width, p.W, to + a * g.step * p.W);
+      for (int64_t a = 0; a < g.count; ++a)
+        for (int64_t w = 0; w < p.W; ++w) {
+          T& target = to[a * g.step * p.W + w];
+          target = back[a * width + w] + (sums.add ? target : T(0));
+        }
     }
   }
 
@@ -337,6 +351,12 @@ class Block {
         if (need_2) g_couple(p, group.b, group.count, x + group.first * p.d1 * kRows, t);
       });
     });
+    if (need_weight && sums.add) {
+      Rows<const T*> before{{}, sums.rows.count};
+      std::copy_n(sums.rows.at, before.count, before.at);
+      product::load_rows<T>(shifted(before, p.weight), {{0, p.rows(), 1}}, lane_weights);
+      for (int64_t i = 0; i < p.rows() * kRows; i += lanes<T>) store(lane_sums + i, load(lane_sums + i) + load(lane_weights + i));
+    }
     if (need_weight && !sums.shared)
       product::store_rows<T>(lane_sums, {{0, p.rows(), 1}}, shifted(sums.rows, p.weight));
     for (int64_t n = 0; need_weight && sums.shared && n < p.rows(); ++n)

@@ -8,9 +8,17 @@ from e3nn.math import normalize2mom
 
 from ..cases import Case
 from . import reference
-from .epilogue import gate_bwd, gate_op
-from .op import gated_tensor_product_bwd, gated_tensor_product_op, tensor_product_bwd, tensor_product_op
-from .table import GateTable, Path, ProductTable, unpack
+from .epilogue import gate_bwd, gate_op, norm_activation_bwd, norm_activation_op
+from .op import (
+    gated_tensor_product_bwd,
+    gated_tensor_product_op,
+    normed_tensor_product_bwd,
+    normed_tensor_product_op,
+    tensor_product_bwd,
+    tensor_product_bwd_bwd,
+    tensor_product_op,
+)
+from .table import ACTIVATIONS, MODES, GateTable, Path, ProductTable, unpack
 
 ALL = (True, True, True, True)
 # backends that take shared "uvw" weights in mul_ir only
@@ -114,7 +122,7 @@ def _arguments(z: int, t: ProductTable, gate: GateTable | None, bias: bool, need
 
 
 def _mode_cases(name: str, note: str, z: int, t: ProductTable, per_sample: bool = False,
-                needs: tuple[bool, ...] = ALL, refused_by: tuple[str, ...] = GENERAL) -> list[Case]:
+                needs: tuple[bool, ...] = ALL) -> list[Case]:
     """The bare product of any table and its gradient, with shared weights or one row of them per sample."""
 
     def inputs(without: tuple[str, ...]) -> Callable[[torch.Generator], dict]:
@@ -126,7 +134,7 @@ def _mode_cases(name: str, note: str, z: int, t: ProductTable, per_sample: bool 
 
         return make
 
-    names = ("x1", "x2", "weight")
+    names, refused_by = ("x1", "x2", "weight"), _refused(t, per_sample)
     return [
         Case(name, tensor_product_op, reference.forward, inputs(("g", "pre", "needs")), (*names, "bias"), note,
              refused_by=refused_by),
@@ -158,6 +166,77 @@ def _cases(name: str, note: str, z: int, in1: str, in2: str, out: str, *, gated:
         Case(name, op, forward, inputs(("g", "pre", "needs")), ("x1", "x2", "weight", "bias"), note),
         Case(name, adjoint, backward, inputs(unused), tuple(floats), note),
     ]
+
+
+def _refused(t: ProductTable, per_sample: bool) -> tuple[str, ...]:
+    general = per_sample or t.dims[3] or any(MODES[p.mode] != "uvw" for p in unpack(t.paths))
+    return GENERAL if general else ()
+
+
+def _second_case(name: str, note: str, z: int, t: ProductTable, per_sample: bool = False,
+                 given: tuple[bool, ...] = ALL[:3], needs: tuple[bool, ...] = ALL) -> Case:
+    """The second derivative of any product; given: which gradients have a cotangent."""
+    names = ("x1", "x2", "weight")
+
+    def inputs(g: torch.Generator) -> dict:
+        found = _arguments(z, t, None, False, needs, g)
+        if per_sample:
+            found["weight"] = torch.randn(z, t.weight_numel, generator=g, dtype=torch.float64)
+        found |= {f"gg_{n}": torch.randn(found[n].shape, generator=g, dtype=torch.float64) if has else None
+                  for n, has in zip(names, given, strict=True)}
+        return {n: found[n] for n in (*floats, "cg_index", "cg_value", "dims", "paths", "bias_slots", "needs")}
+
+    floats = ("g", *names, *(f"gg_{n}" for n in names))
+    return Case(name, tensor_product_bwd_bwd, reference.second, inputs, floats, note,
+                refused_by=_refused(t, per_sample))
+
+
+def _norm_cases(name: str, note: str, z: int, irreps: str, activation: str, ir_mul: bool = False,
+                bias: bool = True) -> list[Case]:
+    """The activation of norms alone; epsilon is such that some norms are clamped and none is close to zero."""
+    slices = [(mul, ir.dim) for mul, ir in o3.Irreps(irreps)]
+    dim, channels = sum(mul * d for mul, d in slices), sum(mul for mul, _ in slices)
+    static = {"layout": [v for s in slices for v in s], "activation": activation, "epsilon": 0.5, "ir_mul": ir_mul}
+
+    def inputs(g: torch.Generator, *names: str) -> dict:
+        found = {n: torch.randn(z, dim, generator=g, dtype=torch.float64) for n in (*names, "pre")}
+        return found | {"norm_bias": torch.randn(channels, generator=g, dtype=torch.float64) if bias else None} | static
+
+    return [Case(name, norm_activation_op, reference.norm_activation, inputs, ("pre", "norm_bias"), note),
+            Case(name, norm_activation_bwd, reference.norm_activation_backward, lambda g: inputs(g, "g"),
+                 ("g", "pre", "norm_bias"), note)]
+
+
+def _normed_cases(name: str, note: str, z: int, in1: str, in2: str, out: str, activation: str, norm_bias: bool = True,
+                  layout: str = "mul_ir", needs: tuple[bool, ...] = (*ALL, True)) -> list[Case]:
+    """The product with the activation of norms; biases of the product and of the norms where there are some."""
+    a, b, c = (o3.Irreps(i) for i in (in1, in2, out))
+    full = table(in1, in2, out)
+    t = ProductTable(a, b, c, full.instructions, bias=True, layout=layout)
+    slices = [(mul, ir.dim) for mul, ir in c]
+    static = {"layout": [v for s in slices for v in s], "activation": activation, "epsilon": 0.5}
+    order = ("x1", "x2", "weight", "bias", "norm_bias", "cg_index", "cg_value", "dims", "paths", "bias_slots")
+
+    def found(g: torch.Generator) -> dict:
+        given = _arguments(z, t, None, True, needs, g)
+        channels = sum(mul for mul, _ in slices)
+        return given | {"norm_bias": torch.randn(channels, generator=g, dtype=torch.float64) if norm_bias else None}
+
+    def inputs(g: torch.Generator) -> dict:
+        given = found(g)
+        return {n: given[n] for n in order} | static
+
+    def inputs_bwd(g: torch.Generator) -> dict:
+        given = found(g)
+        given["needs"][4] &= norm_bias
+        return {n: given[n] for n in ("g", "pre", *order) if n != "bias"} | static | {"needs": given["needs"]}
+
+    refused_by = GENERAL if layout == "ir_mul" else ()
+    names = ("x1", "x2", "weight")
+    return [Case(name, normed_tensor_product_op, reference.normed_forward, inputs, (*names, "bias", "norm_bias"), note,
+                 refused_by=refused_by),
+            Case(name, normed_tensor_product_bwd, reference.normed_backward, inputs_bwd,
+                 ("g", "pre", *names, "norm_bias"), note, refused_by=refused_by)]
 
 
 def _gate_cases(name: str, note: str, z: int, irreps: str, ir_mul: bool = False) -> list[Case]:
@@ -210,8 +289,36 @@ SMALL = [
     *_gate_cases("ir_mul", "channels of a component together", 53, "5x0e+3x1o+2x0o+7x2e", True),
     *_gate_cases("no_scalars", "every scalar is a gate", 5, "0x0e+2x1o+1x0o"),
     *_gate_cases("empty", "no rows", 0, "2x0e+2x1o"),
+    *_norm_cases("tiny", "one scalar, one vector", 1, "1x0e+1x1o", "silu"),
+    *(case for activation in ACTIVATIONS for case in _norm_cases(
+        f"odd_{activation}", "several slices, rows beyond one block", 53, "5x0e+3x1o+2x2e", activation)),
+    *_norm_cases("ir_mul", "channels of a component together, no bias", 53, "5x0e+3x1o+7x2e", "tanh", True, False),
+    *_norm_cases("long_sum", "gradients of the biases sum over 1100 rows", 1100, "3x0e+2x1o", "sigmoid"),
+    *_norm_cases("empty", "no rows", 0, "2x0e+2x1o", "silu"),
+    *_normed_cases("tiny", "a scalar and a vector, their norms", 1, "1x0e", _VECTORS, _VECTORS, "silu"),
+    *_normed_cases("odd", "three slices, rows beyond one block", 53, "5x0e+3x1o", _VECTORS, "4x0e+3x1o+2x1e", "tanh"),
+    *_normed_cases("no_norm_bias", "only x1 asks for a gradient", 7, "2x0e+1x1o", _VECTORS, "3x0e+2x1o", "sigmoid",
+                   False, needs=(True, False, False, False, False)),
+    *_normed_cases("ir_mul", "channels of a component together; only the biases ask", 19, "5x0e+3x1o", _VECTORS,
+                   "4x0e+3x1o", "relu", layout="ir_mul", needs=(False, False, False, True, True)),
+    *_normed_cases("empty", "no rows", 0, "2x0e+2x1o", _VECTORS, "2x0e+2x1o", "silu"),
+    _second_case("tiny", "one path", 1, mode_table(("uvw",))),
+    _second_case("odd", "shared weights, all cotangents", 53, mode_table(("uvw",))),
+    _second_case("mixed_modes", "all modes, some paths without weights, weights of every row, in ir_mul", 19,
+                 mode_table(tuple(MODE_IRREPS), "some", "ir_mul"), True),
+    _second_case("no_cotangent_of_inputs", "only the weights' gradient has a cotangent; rows of weights", 7,
+                 mode_table(("uvw", "uvu")), True, (False, False, True)),
+    _second_case("no_cotangent_of_weights", "g and weight ask", 7, mode_table(("uvu", "u<vw")), False,
+                 (True, True, False), (True, False, False, True)),
+    _second_case("channels", "channels as lanes, weights of every row", 21, channel_table("20x0e+9x1o", "1x0e+1x1o", 2),
+                 True),
+    _second_case("channels_shared", "in2 has the channels; shared weights; only in1's gradient has a cotangent", 37,
+                 channel_table("8x1o+20x3o", "1x0e+1x1o", 3, "uvv"), False, (True, False, False)),
+    _second_case("channels_of_weights", "weights of every row, whose gradient alone has a cotangent", 5,
+                 channel_table("16x1o", "1x1o", 2), True, (False, False, True)),
+    _second_case("empty", "no rows", 0, mode_table(("uvw",))),
     *(case for mode in MODE_IRREPS for case in _mode_cases(
-        f"mode_{mode}", f"all paths {mode}", 19, mode_table((mode,)), refused_by=() if mode == "uvw" else GENERAL)),
+        f"mode_{mode}", f"all paths {mode}", 19, mode_table((mode,)))),
     *(case for mode in MODE_IRREPS for case in _mode_cases(
         f"mode_{mode}_per_sample", f"{mode}, weights of every row", 7, mode_table((mode,)), True)),
     *_mode_cases("mixed_modes", "all modes in one product, some paths without weights", 11,
@@ -237,8 +344,7 @@ SMALL = [
     *(case for mode in ("uvw", "uvu") for case in _mode_cases(
         f"{mode}_many_paths", "52 paths to two slices", 3, ProductTable(
             "2x0e+2x1o", "+".join(["1x0e+1x1o"] * 13), "2x0e+2x1o",
-            [(i, j, (i + j) % 2, mode, True, 1.0) for i in range(2) for j in range(26)]),
-        refused_by=GENERAL if mode == "uvu" else ())),
+            [(i, j, (i + j) % 2, mode, True, 1.0) for i in range(2) for j in range(26)]))),
     *_mode_cases("uvu_high_degree", "l = 6, 5 and 8: beyond the unrolled degrees", 3, ProductTable(
         "2x6e+3x5o", "1x3o", "2x5o+3x8e+2x8o", [(0, 0, 0, "uvu", True, 1.0), (1, 0, 1, "uvu", True, 2.0),
                                                  (0, 0, 2, "uvu", True, 0.5)]), True),

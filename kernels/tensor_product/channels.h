@@ -61,7 +61,8 @@ struct ChannelPlan {
   std::vector<Coupling> couplings;
   std::vector<Slice> unreached;                             // columns of out that no path writes
   bool wide[2] = {false, false}, single[2] = {false, false};  // which inputs take part with all channels, with one
-  int64_t coupled = 0, sums = 0, most = 1;                  // numbers in a coupling, in padded sums; the largest slice
+  int64_t coupled = 0, sums = 0;   // numbers in a coupling, in padded sums
+  int64_t most = 1, widest = 1;    // in the largest slice of out, of an input, padded
 
   // Whether the plan fits: nothing but channel by channel, and vectors at least half full.
   static bool takes(const std::vector<Path>& paths) {
@@ -94,6 +95,7 @@ struct ChannelPlan {
       coupled += p.d1 * p.d3;
       if (p.weight >= 0) sums += round_up<T>(p.U);
       most = std::max(most, round_up<T>(p.U) * p.d3);
+      widest = std::max(widest, round_up<T>(p.U) * p.d1);
       if (first && p.o3 > end) unreached.push_back({end, p.o3 - end, 1});
       end = p.o3 + p.U * p.d3;
     }
@@ -196,28 +198,29 @@ class Channels {
 
   explicit Channels(const ChannelPlan<T>& plan)
       : x{Scratch<T>(plan.in[0].size), Scratch<T>(plan.in[1].size)},
-        g_x{Scratch<T>(plan.in[0].size), Scratch<T>(plan.in[1].size)}, slice(plan.most), plan(plan),
-        m(plan.coupled * L), columns{Scratch<T>(plan.dim[0] * L), Scratch<T>(plan.dim[1] * L)},
+        g_x{Scratch<T>(plan.in[0].size), Scratch<T>(plan.in[1].size)}, slice(plan.most),
+        m(plan.coupled * L), plan(plan), columns{Scratch<T>(plan.dim[0] * L), Scratch<T>(plan.dim[1] * L)},
         part(ChannelPlan<T>::kMost * ChannelPlan<T>::kMost * L), g_m(L * ld_m()), turned(plan.coupled * L) {
     std::fill_n(static_cast<T*>(m), plan.coupled * L, T(0));
     std::fill_n(static_cast<T*>(g_m), L * ld_m(), T(0));
   }
 
-  // Forms the couplings of up to L rows.
-  void couple(const Rows<const T*>& in1, const Rows<const T*>& in2) {
+  // Forms the couplings `to` of up to L rows; without rows of an input, those with it are left as they are.
+  void couple(const Rows<const T*>& in1, const Rows<const T*>& in2, T* to) {
     for (int side = 0; side < 2; ++side) {
-      if (!plan.single[side]) continue;
       const Rows<const T*>& rows = side ? in2 : in1;
-      T* to = columns[side];
-      if (rows.count < L) std::fill_n(to, plan.dim[side] * L, T(0));
+      if (!plan.single[side] || !rows.count) continue;
+      T* x = columns[side];
+      if (rows.count < L) std::fill_n(x, plan.dim[side] * L, T(0));
       transpose_rows<T>([&](int64_t r) { return rows.at[r]; }, rows.count, plan.dim[side],
-                        [&](int64_t c) { return to + c * L; });
+                        [&](int64_t c) { return x + c * L; });
     }
     for (const Coupling& c : plan.couplings) {
+      if (!(c.side ? in2 : in1).count) continue;
       Vec<T> sum{};
       const T* x = columns[c.side] + c.column * L;
       for (const Term& term : c.terms) sum += static_cast<T>(term.c) * load(x + term.j * L);
-      store(m + c.m * L, sum);
+      store(to + c.m * L, sum);
     }
   }
 
@@ -225,6 +228,12 @@ class Channels {
   void load_row(const T* in1, const T* in2) {
     if (plan.wide[0]) plan.in[0].load(in1, x[0]);
     if (plan.wide[1]) plan.in[1].load(in2, x[1]);
+  }
+
+  // The gradients of the inputs whose channels are lanes begin at zero.
+  void clear(const bool (&need)[2]) {
+    for (int side = 0; side < 2; ++side)
+      if (need[side]) std::fill_n(static_cast<T*>(g_x[side]), plan.in[side].size, T(0));
   }
 
   // visit(path, into) for every path; into(y, add) puts it at y, padded.
@@ -253,9 +262,16 @@ class Channels {
             if (g_weight) store_first(g_weight + p.weight + u, sum, p.U - u);
             else store(sums + p.sums + u, load(sums + p.sums + u) + sum);
           });
-        if (need[!p.side]) channels_couplings<T, D1, D3>(p, a, of(p, weight), g, part, g_m + lane * ld_m() + p.m);
       });
+      if (need[!p.side]) g_coupling(p, lane, x[p.side] + p.x, of(p, weight), g);
     }
+  }
+
+  // The gradient of a path's coupling, for `uncouple`; x and w may be of other operands than those loaded.
+  void g_coupling(const ChannelPath& p, int64_t lane, const T* a, const T* w, const T* g) {
+    with_degrees(p, [&]<int D1, int D3>() {
+      channels_couplings<T, D1, D3>(p, a, w, g, part, g_m + lane * ld_m() + p.m);
+    });
   }
 
   // Gradients of the inputs whose single channels made the couplings, for the rows of `backward`; added where `add` says.
@@ -278,15 +294,17 @@ class Channels {
       for (int64_t c = 0; c < plan.dim[side]; ++c) rows.at[r][c] += to[c * L + r];
   }
 
+  static const T* of(const ChannelPath& p, const T* weight) { return p.weight < 0 ? nullptr : weight + p.weight; }
+
   Scratch<T> x[2], g_x[2];  // padded rows
   Scratch<T> slice;         // one slice of out, padded
+  Scratch<T> m;             // couplings [coupled][L]
 
  private:
-  static const T* of(const ChannelPath& p, const T* weight) { return p.weight < 0 ? nullptr : weight + p.weight; }
   int64_t ld_m() const { return plan.coupled + L; }
 
   const ChannelPlan<T>& plan;
-  Scratch<T> m, columns[2], part, g_m, turned;  // m, turned [coupled][L], columns [dim][L], g_m [L][coupled, a vector]
+  Scratch<T> columns[2], part, g_m, turned;  // columns [dim][L], g_m [L][coupled, a vector], turned [coupled][L]
 };
 
 }  // namespace ace::product

@@ -1,328 +1,248 @@
-// tensor_product: rows z are the vector lanes. A block of kRows rows is transposed to [component, z]; there the
-// Clebsch-Gordan contraction is a handful of vector multiplications and the sum over channels is native.h's matmul,
-// done on the side of the contraction with fewer components. Weight gradients are summed per chunk of blocks, then over
-// chunks: the order of summation does not depend on the number of threads.
-#include "block.h"
-#include "channels.h"
+// tensor_product, alone, gated and normed, its second derivative, and what follows it alone: which code runs for a table.
+// Products of many channels with one run by rows (by_channels.h), all others by blocks of rows (by_blocks.h). Sums over
+// rows are taken per chunk of blocks, then over chunks: their order does not depend on the number of threads.
+#include "by_blocks.h"
+#include "by_channels.h"
 
 namespace {
 
 using namespace ace;
 using namespace ace::product;
 
-using Ints = std::vector<int64_t>;
-// As in op.py: dims, paths, bias_slots.
-struct Static {
-  Ints dims, paths, slots;
+// ---- epilogues ------------------------------------------------------------------------------------------------------
 
-  std::vector<Slice> biased() const {
-    std::vector<Slice> found;
-    for (size_t s = 0; s < slots.size(); s += 2) found.push_back({slots[s], slots[s + 1], 1});
-    return found;
-  }
-  int64_t biases() const {
-    int64_t n = 0;
-    for (const Slice& s : biased()) n += s.mul;
-    return n;
-  }
-};
-
-// The weights [n] or [Z, n], or their gradients, of `count` rows from z on.
-template <class P>
-WeightsOf<P> weights_of(P data, const Tensor& weight, int64_t z, int64_t count) {
-  if (weight.dim() == 1) return data;
-  return rows_from(data, z, count, weight.size(1));
+int64_t dim_out(const Epilogue& e) {
+  return std::visit([](const auto& f) { return f.dim_out(); }, e);
 }
 
-// The gate alone: out [Z, dim - gates] of pre [Z, dim], and the gradient of pre from g [Z, dim - gates].
-Tensor apply_gate(const Tensor& pre_, const Gate& gate, bool ir_mul) {
+// pre [Z, dim] -> [Z, dim out]
+Tensor apply(const Tensor& pre_, const Epilogue& epilogue, bool ir_mul) {
   const Tensor pre = dense(pre_);
-  const int64_t rows = pre.size(0), dim = gate.dim_in(), dim_out = gate.dim_out();
-  const std::vector<Slice> slices_in = gate.slices_in(ir_mul), slices_out = gate.slices_out(ir_mul);
-  Tensor gated = in_huge_pages(empty(pre, {rows, dim_out}));
+  const int64_t rows = pre.size(0), dim = pre.size(1), width = dim_out(epilogue);
+  Tensor result = in_huge_pages(empty(pre, {rows, width}));
   dispatch(pre, [&]<class T>() {
-    Chunks(rows).run([&](int64_t, auto&& visit) {
-      const Scratch<T> y(dim * kRows), to(dim_out * kRows);
-      visit([&](int64_t z, int64_t n) {
-        load_rows<T>(rows_from(in<T>(pre), z, n, dim), slices_in, y);
-        gate.forward<T>(y, to);
-        store_rows<T>(to, slices_out, rows_from(out<T>(gated), z, n, dim_out));
+    std::visit([&](const auto& f) {
+      const std::vector<Slice> from = f.slices_in(ir_mul), to = f.slices_out(ir_mul);
+      Chunks(rows).run([&](int64_t, auto&& visit) {
+        const Scratch<T> x(dim * kRows), y(width * kRows);
+        visit([&](int64_t z, int64_t n) {
+          load_rows<T>(rows_from(in<T>(pre), z, n, dim), from, x);
+          f.template forward<T>(x, y);
+          store_rows<T>(y, to, rows_from(out<T>(result), z, n, width));
+        });
       });
-    });
+    }, epilogue);
   });
-  return gated;
+  return result;
 }
 
-Tensor apply_gate_backward(const Tensor& g_, const Tensor& pre_, const Gate& gate, bool ir_mul) {
+// Gradients of pre and of the parameters from g [Z, dim out].
+std::tuple<Tensor, Tensor> apply_backward(const Tensor& g_, const Tensor& pre_, const Epilogue& epilogue, bool ir_mul) {
   const Tensor g = dense(g_), pre = dense(pre_);
-  const int64_t rows = pre.size(0), dim = gate.dim_in(), dim_out = gate.dim_out();
-  const std::vector<Slice> slices_in = gate.slices_in(ir_mul), slices_out = gate.slices_out(ir_mul);
-  Tensor g_pre = in_huge_pages(empty(pre, {rows, dim}));
+  const int64_t rows = pre.size(0), dim = pre.size(1), width = dim_out(epilogue);
+  const int64_t parameters = std::visit([](const auto& f) { return f.parameters(); }, epilogue);
+  Tensor g_pre = in_huge_pages(empty(pre, {rows, dim})), g_parameters = empty(pre, {parameters});
   dispatch(pre, [&]<class T>() {
-    Chunks(rows).run([&](int64_t, auto&& visit) {
-      const Scratch<T> y(dim * kRows), to(dim_out * kRows);
-      visit([&](int64_t z, int64_t n) {
-        load_rows<T>(rows_from(in<T>(pre), z, n, dim), slices_in, y);
-        load_rows<T>(rows_from(in<T>(g), z, n, dim_out), slices_out, to);
-        gate.backward<T>(to, y);
-        store_rows<T>(y, slices_in, rows_from(out<T>(g_pre), z, n, dim));
-      });
-    });
-  });
-  return g_pre;
-}
-
-// The product of channels, see channels.h.
-template <class T>
-void forward_channels(const ChannelPlan<T>& plan, const Tensor& x1, const Tensor& x2, const Tensor& weight,
-                      const T* bias, const Static& fixed, Tensor& pre) {
-  const int64_t rows = x1.size(0), dim3 = fixed.dims[2], ld = weight.dim() == 2 ? weight.size(1) : 0;
-  Chunks(rows).run([&](int64_t, auto&& visit) {
-    Channels<T> channels(plan);
-    visit([&](int64_t first, int64_t count) {
-      for (int64_t z = first; z < first + count; ++z) {
-        const int64_t lane = (z - first) % lanes<T>, batch = std::min<int64_t>(lanes<T>, first + count - z);
-        if (lane == 0)
-          channels.couple(rows_from(in<T>(x1), z, batch, plan.dim[0]), rows_from(in<T>(x2), z, batch, plan.dim[1]));
-        T* row = out<T>(pre) + z * dim3;
-        channels.load_row(in<T>(x1) + z * plan.dim[0], in<T>(x2) + z * plan.dim[1]);
-        channels.forward(lane, in<T>(weight) + z * ld, [&](const ChannelPath& p, auto&& into) {
-          into(channels.slice, !p.first);
-          if (p.last) plan.store_slice(p, channels.slice, row);
+    std::visit([&](const auto& f) {
+      const std::vector<Slice> from = f.slices_in(ir_mul), to = f.slices_out(ir_mul);
+      const Chunks chunks(rows);
+      const Partial<T> partial(chunks.count, parameters);
+      chunks.run([&](int64_t chunk, auto&& visit) {
+        const Scratch<T> x(dim * kRows), y(width * kRows);
+        T* sums = partial.start(chunk);
+        visit([&](int64_t z, int64_t n) {
+          load_rows<T>(rows_from(in<T>(pre), z, n, dim), from, x);
+          load_rows<T>(rows_from(in<T>(g), z, n, width), to, y);
+          f.template backward<T>(y, x, parameters ? sums : nullptr);
+          store_rows<T>(x, from, rows_from(out<T>(g_pre), z, n, dim));
         });
-        for (const Slice& s : plan.unreached) std::fill_n(row + s.o, s.mul, T(0));
-        const T* b = bias;
-        for (size_t s = 0; b && s < fixed.slots.size(); s += 2)
-          for (int64_t m = 0; m < fixed.slots[s + 1]; ++m) row[fixed.slots[s] + m] += *b++;
-      }
-    });
+      });
+      partial.add(0, parameters, out<T>(g_parameters));
+    }, epilogue);
   });
+  return {g_pre, g_parameters};
 }
 
-// pre [Z, dims[2]], and with a gate out [Z, dims[2] - gates]
-std::tuple<Tensor, Tensor> forward(const Tensor& x1_, const Tensor& x2_, const Tensor& weight_,
-                                   const std::optional<Tensor>& bias_, const Tensor& index, const Tensor& value,
-                                   const Static& fixed, const Gate* gate) {
-  const Tensor x1 = dense(x1_), x2 = dense(x2_), weight = dense(weight_);
+// ---- products -------------------------------------------------------------------------------------------------------
+
+// f(ByChannels or ByBlocks) with what runs the table.
+template <class T, class F>
+void run(const Call& call, F&& f) {
+  const std::vector<Path> paths = read_paths<T>(call.paths, call.index, call.value, true);
+  const Layout layout(paths, call.dims);
+  if (ChannelPlan<T>::takes(paths)) f(ByChannels<T>(call, paths, layout));
+  else f(ByBlocks<T>(call, paths, layout));
+}
+
+// (out, pre): pre [Z, dims[2]], and with an epilogue out. It is fused in blocks of rows in mul_ir; in ir_mul, where its
+// slices need not be the product's, it runs on its own.
+std::tuple<Tensor, Tensor> forward(const Call& call, const std::optional<Tensor>& bias_, const Epilogue* epilogue) {
   const std::optional<Tensor> bias = bias_ ? std::optional<Tensor>(dense(*bias_)) : std::nullopt;
-  const int64_t rows = x1.size(0), dim1 = fixed.dims[0], dim2 = fixed.dims[1], dim3 = fixed.dims[2];
-  const int64_t dim_out = gate ? gate->dim_out() : 0;
-  bool fused = gate && !fixed.dims[3];
-  Tensor pre = in_huge_pages(empty(x1, {rows, dim3})), gated = in_huge_pages(empty(x1, {fused ? rows : 0, dim_out}));
-  dispatch(x1, [&]<class T>() {
-    const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value, true);
-    const Layout layout(paths, fixed.dims);
-    if (ChannelPlan<T>::takes(paths)) {
-      fused = false;
-      const ChannelPlan<T> plan(paths, fixed.dims, layout);
-      return forward_channels<T>(plan, x1, x2, weight, bias ? in<T>(*bias) : nullptr, fixed, pre);
-    }
-    const Start start(paths, 2, dim3, bias ? fixed.biased() : std::vector<Slice>{});
-    Chunks(rows).run([&](int64_t, auto&& visit) {
-      Block<T> block(dim1, dim2, dim3, paths);
-      visit([&](int64_t z, int64_t n) {
-        load_rows<T>(rows_from(in<T>(x1), z, n, dim1), layout.slices[0], block.x1);
-        load_rows<T>(rows_from(in<T>(x2), z, n, dim2), layout.slices[1], block.x2);
-        prefetch_rows(in<T>(x1), dim1, z + n, std::min(rows, z + n + kRows));
-        start(static_cast<T*>(block.y));
-        const T* b = bias ? in<T>(*bias) : nullptr;
-        for (size_t s = 0; b && s < fixed.slots.size(); s += 2)
-          for (int64_t m = 0; m < fixed.slots[s + 1]; ++m) std::fill_n(block.y + (fixed.slots[s] + m) * kRows, kRows, *b++);
-        const Weights<T> weights = weights_of(in<T>(weight), weight, z, n);
-        for (size_t p = 0; p < paths.size(); ++p) block.forward(paths[p], weights, !start.writes[p]);
-        store_rows<T>(block.y, layout.slices[2], rows_from(out<T>(pre), z, n, dim3));
-        if (fused) {
-          block.gate(*gate);
-          block.store_rows(block.gate_out, dim_out, n, out<T>(gated) + z * dim_out);
-        }
-      });
-    });
-  });
-  return {gate && !fused ? apply_gate(pre, *gate, fixed.dims[3]) : gated, pre};
-}
-
-template <class T>
-void backward_channels(const ChannelPlan<T>& plan, const Tensor& g, const Tensor& x1, const Tensor& x2,
-                       const Tensor& weight, const Static& fixed, int64_t needs, Tensor& g_x1, Tensor& g_x2,
-                       Tensor& g_weight, Tensor& g_bias) {
-  const int64_t rows = x1.size(0), dim3 = fixed.dims[2], ld = weight.dim() == 2 ? weight.size(1) : 0;
-  const bool need[2] = {(needs & 1) != 0, (needs & 2) != 0}, need_weight = needs & 4, need_bias = needs & 8;
-  Tensor* const g_in[2] = {&g_x1, &g_x2};
-  const Chunks chunks(rows);
-  const int64_t weights = need_weight && !ld ? plan.sums : 0, biases = need_bias ? fixed.biases() : 0;
-  const int64_t stride = weights + biases, count = std::max<int64_t>(chunks.count, 1);
-  Scratch<T> partial(count * stride);  // [chunk][padded weights, biases]
-  std::fill_n(static_cast<T*>(partial), stride, T(0));
-  chunks.run([&](int64_t chunk, auto&& visit) {
-    Channels<T> channels(plan);
-    T* sums = partial + chunk * stride;
-    std::fill_n(sums, stride, T(0));
-    visit([&](int64_t first, int64_t n) {
-      for (int64_t z = first; z < first + n; ++z) {
-        const int64_t lane = (z - first) % lanes<T>, batch = std::min<int64_t>(lanes<T>, first + n - z);
-        if (lane == 0)
-          channels.couple(rows_from(in<T>(x1), z, batch, plan.dim[0]), rows_from(in<T>(x2), z, batch, plan.dim[1]));
-        const T* row = in<T>(g) + z * dim3;
-        channels.load_row(in<T>(x1) + z * plan.dim[0], in<T>(x2) + z * plan.dim[1]);
-        for (int side = 0; side < 2; ++side)
-          if (need[side]) std::fill_n(static_cast<T*>(channels.g_x[side]), plan.in[side].size, T(0));
-        channels.backward(lane, in<T>(weight) + z * ld, need, need_weight && ld ? out<T>(g_weight) + z * ld : nullptr,
-                          weights ? sums : nullptr, [&](const ChannelPath& p) {
-          if (p.first) plan.load_slice(p, row, channels.slice);
-          return static_cast<const T*>(channels.slice);
-        });
-        for (int side = 0; side < 2; ++side) {
-          if (!need[side]) continue;
-          T* to = out<T>(*g_in[side]);
-          const bool wide = plan.wide[side] || !plan.single[side];
-          if (wide) plan.in[side].store(channels.g_x[side], to + z * plan.dim[side]);
-          if (plan.single[side] && (lane + 1 == lanes<T> || z + 1 == first + n))
-            channels.uncouple(rows_from(to, z - lane, lane + 1, plan.dim[side]), side, wide);
-        }
-        T* b = sums + weights;
-        for (size_t s = 0; need_bias && s < fixed.slots.size(); s += 2)
-          for (int64_t m = 0; m < fixed.slots[s + 1]; ++m) *b++ += row[fixed.slots[s] + m];
+  Tensor pre = in_huge_pages(empty(call.x1, {call.rows(), call.dims[2]})), result = pre;
+  bool fused = false;
+  dispatch(call.x1, [&]<class T>() {
+    const T* b = bias ? in<T>(*bias) : nullptr;
+    run<T>(call, [&](const auto& product) {
+      if constexpr (requires { product.forward(b, epilogue, pre, result); }) {
+        fused = epilogue && !call.ir_mul();
+        if (fused) result = in_huge_pages(empty(call.x1, {call.rows(), dim_out(*epilogue)}));
+        product.forward(b, fused ? epilogue : nullptr, pre, result);
+      } else {
+        product.forward(b, pre);
       }
     });
   });
-  const auto total = [&](int64_t at) {
-    T sum = partial[at];
-    for (int64_t c = 1; c < count; ++c) sum += partial[c * stride + at];
-    return sum;
-  };
-  for (const ChannelPath& p : plan.paths)
-    for (int64_t u = 0; weights && p.weight >= 0 && u < p.U; ++u) out<T>(g_weight)[p.weight + u] = total(p.sums + u);
-  for (int64_t m = 0; m < biases; ++m) out<T>(g_bias)[m] = total(weights + m);
+  return {epilogue && !fused ? apply(pre, *epilogue, call.ir_mul()) : result, pre};
 }
 
-// Gradients of x1, x2, weight and bias; bit n of `needs` asks for the n-th, the others are empty.
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tensor* pre_, const Tensor& x1_,
-                                                    const Tensor& x2_, const Tensor& weight_, const Tensor& index,
-                                                    const Tensor& value, const Static& fixed, const Gate* gate,
-                                                    int64_t needs) {
-  const Tensor g = dense(g_), pre = pre_ ? dense(*pre_) : g, x1 = dense(x1_), x2 = dense(x2_), weight = dense(weight_);
-  const int64_t rows = x1.size(0), dim1 = fixed.dims[0], dim2 = fixed.dims[1], dim3 = fixed.dims[2];
-  const bool need_x1 = needs & 1, need_x2 = needs & 2, need_weight = needs & 4, need_bias = needs & 8;
-  const bool shared = weight.dim() == 1;
-  const int64_t biases = fixed.biases();
-  const auto result = [&](bool need, const Ints& size) { return in_huge_pages(empty(x1, need ? size : Ints{0})); };
-  const int64_t n = weight.size(weight.dim() - 1);
-  Tensor g_x1 = result(need_x1, {rows, dim1}), g_x2 = result(need_x2, {rows, dim2});
-  Tensor g_weight = result(need_weight, shared ? Ints{n} : Ints{rows, n}), g_bias = result(need_bias, {biases});
-  dispatch(x1, [&]<class T>() {
-    const std::vector<Path> paths = read_paths<T>(fixed.paths, index, value, true);
-    const Layout layout(paths, fixed.dims);
-    if (ChannelPlan<T>::takes(paths)) {
-      const ChannelPlan<T> plan(paths, fixed.dims, layout);
-      const Tensor g_pre = gate ? apply_gate_backward(g, pre, *gate, fixed.dims[3]) : g;
-      return backward_channels<T>(plan, g_pre, x1, x2, weight, fixed, needs, g_x1, g_x2, g_weight, g_bias);
-    }
-    const Chunks chunks(rows);
-    const Start start[2] = {Start(paths, 0, dim1), Start(paths, 1, dim2)};
-    const int64_t padded = need_weight && shared ? padded_weights<T>(paths) : 0, stride = round_up<T>(padded + biases);
-    Scratch<T> partial(std::max<int64_t>(chunks.count, 1) * stride);  // [chunk][padded weights, biases]
-    std::fill_n(static_cast<T*>(partial), stride, T(0));
-    chunks.run([&](int64_t chunk, auto&& visit) {
-      Block<T> block(dim1, dim2, dim3, paths);
-      T* sums = partial + chunk * stride;
-      std::fill_n(sums, stride, T(0));
-      visit([&](int64_t z, int64_t n) {
-        load_rows<T>(rows_from(in<T>(x1), z, n, dim1), layout.slices[0], block.x1);
-        load_rows<T>(rows_from(in<T>(x2), z, n, dim2), layout.slices[1], block.x2);
-        load_rows<T>(rows_from(in<T>(pre), z, n, dim3), layout.slices[2], block.y);
-        prefetch_rows(in<T>(x1), dim1, z + n, std::min(rows, z + n + kRows));
-        prefetch_rows(in<T>(pre), dim3, z + n, std::min(rows, z + n + kRows));
-        if (gate) {
-          block.load_rows(in<T>(g) + z * gate->dim_out(), gate->dim_out(), n, block.gate_out);
-          block.gate_backward(*gate);
-        }
-        if (need_x1) start[0](static_cast<T*>(block.g_x1));
-        if (need_x2) start[1](static_cast<T*>(block.g_x2));
-        const Weights<T> weights = weights_of(in<T>(weight), weight, z, n);
-        WeightSums<T> g_weights = nullptr;
-        if (need_weight) g_weights = shared ? sums : weights_of(out<T>(g_weight), weight, z, n);
-        for (size_t p = 0; p < paths.size(); ++p)
-          block.backward(paths[p], weights, need_x1, need_x2, g_weights, !start[paths[p].swapped].writes[p]);
-        if (need_x1) store_rows<T>(block.g_x1, layout.slices[0], rows_from(out<T>(g_x1), z, n, dim1));
-        if (need_x2) store_rows<T>(block.g_x2, layout.slices[1], rows_from(out<T>(g_x2), z, n, dim2));
-        T* b = sums + padded;
-        for (size_t s = 0; need_bias && s < fixed.slots.size(); s += 2)
-          for (int64_t m = 0; m < fixed.slots[s + 1]; ++m, ++b) *b += block.sum_row(fixed.slots[s] + m);
-      });
+// Gradients of x1, x2, weight, bias and the epilogue's parameters.
+Gradients backward(const Call& call, const Tensor& g_, const Tensor* pre_, const Epilogue* epilogue, int64_t needs) {
+  const Tensor g = dense(g_), pre = pre_ ? dense(*pre_) : g;
+  const int64_t parameters = epilogue ? std::visit([](const auto& f) { return f.parameters(); }, *epilogue) : 0;
+  Gradients to(call, needs, parameters);
+  const auto alone = [&] {  // the epilogue's part of the gradient
+    if (!epilogue) return g;
+    const auto [g_pre, g_parameters] = apply_backward(g, pre, *epilogue, call.ir_mul());
+    if (to.need_parameters) to.parameters = g_parameters;
+    return g_pre;
+  };
+  dispatch(call.x1, [&]<class T>() {
+    run<T>(call, [&](const auto& product) {
+      if constexpr (requires { product.backward(g, pre, epilogue, parameters, to); }) {
+        if (!call.ir_mul()) return product.backward(g, pre, epilogue, parameters, to);
+        const Tensor g_pre = alone();
+        const bool need = std::exchange(to.need_parameters, false);
+        product.backward(g_pre, g_pre, nullptr, 0, to);
+        to.need_parameters = need;
+      } else {
+        product.backward(alone(), to);
+      }
     });
-    const int64_t count = std::max<int64_t>(chunks.count, 1);
-    if (need_weight && shared) sum_chunks<T>(paths, partial, count, stride, out<T>(g_weight));
-    for (int64_t m = 0; need_bias && m < biases; ++m) {
-      T sum = 0;
-      for (int64_t c = 0; c < count; ++c) sum += partial[c * stride + padded + m];
-      out<T>(g_bias)[m] = sum;
-    }
   });
-  return {g_x1, g_x2, g_weight, g_bias};
+  return to;
 }
+
+Call make_call(const Tensor& x1, const Tensor& x2, const Tensor& weight, const Tensor& index, const Tensor& value,
+               const Ints& dims, const Ints& paths, const Ints& slots) {
+  return {dense(x1), dense(x2), dense(weight), dense(index), dense(value), dims, paths, slots};
+}
+
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Tensor tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias, Tensor index, Tensor value,
                       Ints dims, Ints paths, Ints slots) {
-  return std::get<1>(forward(x1, x2, weight, bias, index, value, {dims, paths, slots}, nullptr));
+  return std::get<1>(forward(make_call(x1, x2, weight, index, value, dims, paths, slots), bias, nullptr));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight,
-                                                              Tensor index, Tensor value, Ints dims, Ints paths,
-                                                              Ints slots, int64_t needs) {
-  return backward(g, nullptr, x1, x2, weight, index, value, {dims, paths, slots}, nullptr, needs);
+Four tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, Tensor index, Tensor value, Ints dims, Ints paths,
+                        Ints slots, int64_t needs) {
+  const Gradients to =
+      backward(make_call(x1, x2, weight, index, value, dims, paths, slots), g, nullptr, nullptr, needs);
+  return {to.x1, to.x2, to.weight, to.bias};
 }
 
-// The epilogue is fused in mul_ir; in ir_mul, where the slices of the gate need not be the product's, it runs on its own.
+// Gradients of g, x1, x2 and weight.
+Four tensor_product_bwd_bwd(Tensor g_, Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> gg_x1,
+                            std::optional<Tensor> gg_x2, std::optional<Tensor> gg_weight, Tensor index, Tensor value,
+                            Ints dims, Ints paths, Ints slots, int64_t needs) {
+  const Call call = make_call(x1, x2, weight, index, value, dims, paths, slots);
+  const auto made_dense = [](const std::optional<Tensor>& x) { return x ? std::optional<Tensor>(dense(*x)) : x; };
+  const Cotangents cotangents{made_dense(gg_x1), made_dense(gg_x2), made_dense(gg_weight)};
+  const Tensor g = dense(g_);
+  Gradients to(call, needs >> 1 & 7);
+  Tensor g_g = in_huge_pages(empty(g, needs & 1 ? Ints{call.rows(), dims[2]} : Ints{0}));
+  dispatch(call.x1, [&]<class T>() {
+    run<T>(call, [&](const auto& product) { product.second(g, cotangents, needs & 1 ? &g_g : nullptr, to); });
+  });
+  return {g_g, to.x1, to.x2, to.weight};
+}
+
 std::tuple<Tensor, Tensor> gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias,
                                                 Tensor index, Tensor value, Ints dims, Ints paths, Ints slots,
                                                 Ints layout, double scalar_gain, double gate_gain) {
-  const Gate gate(layout, scalar_gain, gate_gain);
-  if (!dims[3]) return forward(x1, x2, weight, bias, index, value, {dims, paths, slots}, &gate);
-  const Tensor pre = std::get<1>(forward(x1, x2, weight, bias, index, value, {dims, paths, slots}, nullptr));
-  return {apply_gate(pre, gate, true), pre};
+  const Epilogue gate = Gate(layout, scalar_gain, gate_gain);
+  return forward(make_call(x1, x2, weight, index, value, dims, paths, slots), bias, &gate);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2,
-                                                                    Tensor weight, Tensor index, Tensor value,
-                                                                    Ints dims, Ints paths, Ints slots, Ints layout,
-                                                                    double scalar_gain, double gate_gain,
-                                                                    int64_t needs) {
-  const Gate gate(layout, scalar_gain, gate_gain);
-  const Static fixed{dims, paths, slots};
-  if (!dims[3]) return backward(g, &pre, x1, x2, weight, index, value, fixed, &gate, needs);
-  return backward(apply_gate_backward(g, pre, gate, true), nullptr, x1, x2, weight, index, value, fixed, nullptr, needs);
+Four gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, Tensor index, Tensor value,
+                              Ints dims, Ints paths, Ints slots, Ints layout, double scalar_gain, double gate_gain,
+                              int64_t needs) {
+  const Epilogue gate = Gate(layout, scalar_gain, gate_gain);
+  const Gradients to = backward(make_call(x1, x2, weight, index, value, dims, paths, slots), g, &pre, &gate, needs);
+  return {to.x1, to.x2, to.weight, to.bias};
+}
+
+std::tuple<Tensor, Tensor> normed_tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias,
+                                                 std::optional<Tensor> norm_bias, Tensor index, Tensor value, Ints dims,
+                                                 Ints paths, Ints slots, Ints layout, int64_t activation,
+                                                 double epsilon) {
+  const Epilogue norm = Norm(layout, activation, epsilon, norm_bias);
+  return forward(make_call(x1, x2, weight, index, value, dims, paths, slots), bias, &norm);
+}
+
+Five normed_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> norm_bias,
+                               Tensor index, Tensor value, Ints dims, Ints paths, Ints slots, Ints layout,
+                               int64_t activation, double epsilon, int64_t needs) {
+  const Epilogue norm = Norm(layout, activation, epsilon, norm_bias);
+  const Gradients to = backward(make_call(x1, x2, weight, index, value, dims, paths, slots), g, &pre, &norm, needs);
+  return {to.x1, to.x2, to.weight, to.bias, to.parameters};
 }
 
 Tensor gate(Tensor pre, Ints layout, double scalar_gain, double gate_gain, bool ir_mul) {
-  return apply_gate(pre, Gate(layout, scalar_gain, gate_gain), ir_mul);
+  return apply(pre, Gate(layout, scalar_gain, gate_gain), ir_mul);
 }
 
 Tensor gate_bwd(Tensor g, Tensor pre, Ints layout, double scalar_gain, double gate_gain, bool ir_mul) {
-  return apply_gate_backward(g, pre, Gate(layout, scalar_gain, gate_gain), ir_mul);
+  return std::get<0>(apply_backward(g, pre, Gate(layout, scalar_gain, gate_gain), ir_mul));
+}
+
+Tensor norm_activation(Tensor pre, std::optional<Tensor> norm_bias, Ints layout, int64_t activation, double epsilon,
+                       bool ir_mul) {
+  return apply(pre, Norm(layout, activation, epsilon, norm_bias), ir_mul);
+}
+
+std::tuple<Tensor, Tensor> norm_activation_bwd(Tensor g, Tensor pre, std::optional<Tensor> norm_bias, Ints layout,
+                                               int64_t activation, double epsilon, bool ir_mul) {
+  return apply_backward(g, pre, Norm(layout, activation, epsilon, norm_bias), ir_mul);
 }
 
 }  // namespace
 
 #define TABLES "Tensor cg_index, Tensor cg_value, int[] dims, int[] paths, int[] bias_slots"
 #define GATE "int[] layout, float scalar_gain, float gate_gain"
+#define NORM "int[] layout, int activation, float epsilon"
+#define FOUR " -> (Tensor, Tensor, Tensor, Tensor)"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_native, m) {
   m.def("tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ") -> Tensor");
-  m.def("tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, " TABLES
-        ", int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, " TABLES ", int needs)" FOUR);
+  m.def("tensor_product_bwd_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, Tensor? gg_x1, Tensor? gg_x2, "
+        "Tensor? gg_weight, " TABLES ", int needs)" FOUR);
   m.def("gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ", " GATE
         ") -> (Tensor, Tensor)");
   m.def("gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, " TABLES ", " GATE
-        ", int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+        ", int needs)" FOUR);
+  m.def("normed_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, Tensor? norm_bias, " TABLES ", " NORM
+        ") -> (Tensor, Tensor)");
+  m.def("normed_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, Tensor? norm_bias, " TABLES
+        ", " NORM ", int needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("gate(Tensor pre, " GATE ", bool ir_mul) -> Tensor");
   m.def("gate_bwd(Tensor g, Tensor pre, " GATE ", bool ir_mul) -> Tensor");
+  m.def("norm_activation(Tensor pre, Tensor? norm_bias, " NORM ", bool ir_mul) -> Tensor");
+  m.def("norm_activation_bwd(Tensor g, Tensor pre, Tensor? norm_bias, " NORM ", bool ir_mul) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ace_fast_native, CPU, m) {
   m.impl("tensor_product", TORCH_BOX(&tensor_product));
   m.impl("tensor_product_bwd", TORCH_BOX(&tensor_product_bwd));
+  m.impl("tensor_product_bwd_bwd", TORCH_BOX(&tensor_product_bwd_bwd));
   m.impl("gated_tensor_product", TORCH_BOX(&gated_tensor_product));
   m.impl("gated_tensor_product_bwd", TORCH_BOX(&gated_tensor_product_bwd));
+  m.impl("normed_tensor_product", TORCH_BOX(&normed_tensor_product));
+  m.impl("normed_tensor_product_bwd", TORCH_BOX(&normed_tensor_product_bwd));
   m.impl("gate", TORCH_BOX(&gate));
   m.impl("gate_bwd", TORCH_BOX(&gate_bwd));
+  m.impl("norm_activation", TORCH_BOX(&norm_activation));
+  m.impl("norm_activation_bwd", TORCH_BOX(&norm_activation_bwd));
 }

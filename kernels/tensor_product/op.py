@@ -1,4 +1,4 @@
-"""tensor_product and gated_tensor_product: schema, checks, fakes and derivatives."""
+"""tensor_product, alone, gated and normed: schema, checks, fakes and derivatives."""
 
 from types import SimpleNamespace
 
@@ -7,11 +7,10 @@ from torch import Tensor
 
 from ...backend import pick
 from ..define import check_constant, check_tensors, define, fail, no_forward_mode, vjp
-from ..multilinear import second_derivative
 from ..triton_common import allow_tf32
 from . import reference, triton_kernels
-from .epilogue import GATE, check_gate
-from .table import MODES, GateTable, Path, ProductTable, weight_numel, with_weight
+from .epilogue import GATE, NORM, code, fuse
+from .table import MODES, GateTable, NormTable, Path, ProductTable, weight_numel
 
 _native, _cuda = torch.ops.ace_fast_native, torch.ops.ace_fast_cuda
 
@@ -30,23 +29,48 @@ def _fully_connected_only(weight: Tensor, dims: list[int], paths: list[int]) -> 
     return f"mode {modes.pop()}" if modes else ""
 
 
+def _normed(forward, backward) -> dict:
+    """The normed product of a backend that has no kernel of its own for norms: the formula after its product."""
+
+    def normed_forward(x1, x2, weight, bias, norm_bias, *rest):
+        pre = forward(x1, x2, weight, bias, *rest[:5])
+        return reference.norm_activation(pre, norm_bias, *rest[5:], rest[2][3]), pre
+
+    def normed_backward(g, pre, x1, x2, weight, norm_bias, *rest):
+        *rest, needs = rest
+        g_pre, g_norm = reference.norm_activation_backward(g, pre, norm_bias, *rest[5:], rest[2][3])
+        found = backward(g_pre, x1, x2, weight, *rest[:5], needs[:4])
+        return *found, g_norm if needs[4] else g.new_empty(0)
+
+    return {"normed_forward": normed_forward, "normed_backward": normed_backward}
+
+
+def _natively(library, *options) -> dict:
+    """The product and the gated one of a library of compiled kernels; options: made of the first tensor."""
+
+    def call(name):
+        return lambda *a: getattr(library, name)(*a, *(f(a[0]) for f in options))
+
+    def call_bwd(name):
+        return lambda *a: getattr(library, name)(*a[:-1], _mask(a[-1]), *(f(a[0]) for f in options))
+
+    return {"forward": call("tensor_product"), "backward": call_bwd("tensor_product_bwd"),
+            "gated_forward": call("gated_tensor_product"), "gated_backward": call_bwd("gated_tensor_product_bwd")}
+
+
+_ON_CUDA = _natively(_cuda, allow_tf32)
 BACKENDS = {
     "reference": reference,
     "cpu": SimpleNamespace(
-        forward=lambda *a: _native.tensor_product(*a),
-        backward=lambda *a: _native.tensor_product_bwd(*a[:-1], _mask(a[-1])),
-        gated_forward=lambda *a: _native.gated_tensor_product(*a),
-        gated_backward=lambda *a: _native.gated_tensor_product_bwd(*a[:-1], _mask(a[-1])),
+        **_natively(_native), second=lambda *a: _native.tensor_product_bwd_bwd(*a[:-1], _mask(a[-1])),
+        normed_forward=lambda *a: _native.normed_tensor_product(*a[:-2], code(a[-2]), a[-1]),
+        normed_backward=lambda *a: _native.normed_tensor_product_bwd(*a[:-3], code(a[-3]), a[-2], _mask(a[-1])),
     ),
-    "cuda": SimpleNamespace(
-        forward=lambda *a: _cuda.tensor_product(*a, allow_tf32(a[0])),
-        backward=lambda *a: _cuda.tensor_product_bwd(*a[:-1], _mask(a[-1]), allow_tf32(a[0])),
-        gated_forward=lambda *a: _cuda.gated_tensor_product(*a, allow_tf32(a[0])),
-        gated_backward=lambda *a: _cuda.gated_tensor_product_bwd(*a[:-1], _mask(a[-1]), allow_tf32(a[0])),
-    ),
+    "cuda": SimpleNamespace(**_ON_CUDA, **_normed(_ON_CUDA["forward"], _ON_CUDA["backward"])),
     "triton": SimpleNamespace(
         forward=triton_kernels.forward, backward=triton_kernels.backward, gated_forward=triton_kernels.gated_forward,
         gated_backward=triton_kernels.gated_backward, refuses=_fully_connected_only,
+        **_normed(triton_kernels.forward, triton_kernels.backward),
     ),
 }
 
@@ -76,11 +100,6 @@ def _check(op, x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots
                f"{cg_value.dtype} {list(cg_value.shape)} beside {cg_index.dtype} {list(cg_index.shape)}")
 
 
-def _check_g(op, name, g, z, dim) -> None:
-    if g.dim() != 2 or g.shape[0] != z or g.shape[1] != dim:
-        fail(op, name, f"[{z}, {dim}]", list(g.shape))
-
-
 def _forward(*args):
     *inputs, backend = args
     _check("tensor_product", *inputs)
@@ -92,9 +111,10 @@ def _forward_fake(*args):
     return args[0].new_empty(args[0].shape[0], args[6][2])
 
 
-def _check_bwd(op, g, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots):
+def _check_bwd(op, g, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, name="g"):
     _check(op, x1, x2, weight, None, cg_index, cg_value, dims, paths, bias_slots)
-    _check_g(op, "g", g, x1.shape[0], dims[2])
+    if g.dim() != 2 or g.shape[0] != x1.shape[0] or g.shape[1] != dims[2]:
+        fail(op, name, f"[{x1.shape[0]}, {dims[2]}]", list(g.shape))
 
 
 def _backward(*args):
@@ -139,22 +159,56 @@ def _backward_setup(ctx, inputs, output):
 
 def _backward_rule(ctx, gg_x1, gg_x2, gg_weight, gg_bias):
     g, x1, x2, weight, *cg = ctx.saved_tensors
-    dims, paths, slots = ctx.static
-
-    def tables(slot):  # what has no weight is constant in the weights
-        return *cg, dims, with_weight(paths) if slot == 2 else paths, slots
-
     cotangents = [gg if given else None for gg, given in zip((gg_x1, gg_x2, gg_weight), ctx.given[:3], strict=True)]
-    need_g = ctx.needs_input_grad[0]
-    g_g, *sums = second_derivative(
-        (x1, x2, weight), cotangents, ctx.needs_input_grad[:4],
-        lambda slot, x: tensor_product_op(*x, None, *tables(slot), ctx.backend),
-        lambda slot, x, wanted: tensor_product_bwd(g, *x, *tables(slot), [*wanted, False], ctx.backend)[:3],
-    )
-    if gg_bias is not None and ctx.given[3] and need_g:
+    needs = list(ctx.needs_input_grad[:4])
+    found = [None] * 4
+    if any(needs) and any(c is not None for c in cotangents):
+        found = tensor_product_bwd_bwd(g, x1, x2, weight, *cotangents, *cg, *ctx.static, needs, ctx.backend)
+        found = list(_needed(needs, found))
+    if gg_bias is not None and ctx.given[3] and needs[0]:
+        dims, _, slots = ctx.static
         bias = reference.forward(x1, x2, weight, gg_bias, *cg, dims, [], slots)
-        g_g = bias if g_g is None else g_g + bias
-    return g_g, *sums, *(None,) * 7
+        found[0] = bias if found[0] is None else found[0] + bias
+    return *found, *(None,) * 7
+
+
+def _check_bwd_bwd(op, g, x1, x2, weight, gg_x1, gg_x2, gg_weight, *tables):
+    _check_bwd(op, g, x1, x2, weight, *tables)
+    for name, gg, x in (("gg_x1", gg_x1, x1), ("gg_x2", gg_x2, x2), ("gg_weight", gg_weight, weight)):
+        if gg is not None and gg.shape != x.shape:
+            fail(op, name, list(x.shape), list(gg.shape))
+    check_tensors(op, g, gg_x1=gg_x1, gg_x2=gg_x2, gg_weight=gg_weight)
+
+
+def _backward_backward(*args):
+    *inputs, backend = args
+    _check_bwd_bwd("tensor_product_bwd_bwd", *inputs[:-1])
+    chosen = _pick("tensor_product_bwd_bwd", backend, args[0], args[3], *args[9:11])
+    if hasattr(chosen, "second"):
+        return chosen.second(*inputs)
+    return reference.second(*inputs, chosen.forward, chosen.backward)
+
+
+def _backward_backward_fake(*args):
+    _check_bwd_bwd("tensor_product_bwd_bwd", *args[:-2])
+    return tuple(x.new_empty(x.shape if need else (0,)) for x, need in zip(args[:4], args[12], strict=True))
+
+
+def _bwd_bwd_setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:9])
+    ctx.static, ctx.given, ctx.backend = inputs[9:12], inputs[12], inputs[13]
+
+
+def _bwd_bwd_rule(ctx, *cotangents):
+    *inputs, cg_index, cg_value = ctx.saved_tensors
+
+    def second(*x):
+        return reference.second(*x, cg_index, cg_value, *ctx.static, ctx.given,
+                                lambda *a: tensor_product_op(*a, ctx.backend),
+                                lambda *a: tensor_product_bwd(*a, ctx.backend))
+
+    return *vjp(second, inputs, list(cotangents)), *(None,) * 7
 
 
 _TABLES = "Tensor cg_index, Tensor cg_value, int[] dims, int[] paths, int[] bias_slots"
@@ -170,114 +224,53 @@ tensor_product_bwd = define(
 )
 
 
-def _gated(*args):
-    *inputs, backend = args
-    _check("gated_tensor_product", *inputs[:9])
-    check_gate("gated_tensor_product", inputs[9], inputs[6][2])
-    return _pick("gated_tensor_product", backend, args[0], args[2], args[6], args[7]).gated_forward(*inputs)
-
-
-def _gated_fake(*args):
-    _check("gated_tensor_product", *args[:9])
-    check_gate("gated_tensor_product", args[9], args[6][2])
-    z, dim, gates = args[0].shape[0], args[6][2], args[9][1]
-    return args[0].new_empty(z, dim - gates), args[0].new_empty(z, dim)
-
-
-def _check_gated_bwd(g, pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, layout):
-    _check_bwd("gated_tensor_product_bwd", pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots)
-    check_gate("gated_tensor_product_bwd", layout, dims[2])
-    _check_g("gated_tensor_product_bwd", "g", g, x1.shape[0], dims[2] - layout[1])
-
-
-def _gated_backward(*args):
-    *inputs, backend = args
-    _check_gated_bwd(*inputs[:11])
-    return _pick("gated_tensor_product_bwd", backend, args[0], args[4], args[7], args[8]).gated_backward(*inputs)
-
-
-def _gated_backward_fake(*args):
-    _check_gated_bwd(*args[:11])
-    return _gradients_fake(*args[2:5], args[9], args[13])
-
-
-def _gated_setup(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    x1, x2, weight, _, *tables = inputs
-    ctx.save_for_backward(output[1], x1, x2, weight, *tables[:2])
-    ctx.static, ctx.gate, ctx.backend = tables[2:5], inputs[9:12], inputs[12]
-
-
-def _gated_rule(ctx, g_out, g_pre):
-    needs = list(ctx.needs_input_grad[:4])
-    pre, *rest = ctx.saved_tensors
-    if g_out is None and g_pre is None:
-        return (None,) * 13
-    if g_pre is None:
-        grads = gated_tensor_product_bwd(g_out, pre, *rest, *ctx.static, *ctx.gate, needs, ctx.backend)
-    else:
-        if g_out is not None:
-            g_pre = g_pre + reference.gate_backward(g_out, pre, *ctx.gate, ctx.static[0][3])
-        grads = tensor_product_bwd(g_pre, *rest, *ctx.static, needs, ctx.backend)
-    return *_needed(needs, grads), *(None,) * 9
-
-
-def _gated_backward_setup(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:7])
-    ctx.static, ctx.gate, ctx.needs, ctx.backend = inputs[7:10], inputs[10:13], inputs[13], inputs[14]
-
-
-def _gated_backward_rule(ctx, *cotangents):
-    *inputs, cg_index, cg_value = ctx.saved_tensors
-
-    def gradients(g, pre, x1, x2, weight):
-        g_pre = reference.gate_backward(g, pre, *ctx.gate, ctx.static[0][3])
-        return tensor_product_bwd(g_pre, x1, x2, weight, cg_index, cg_value, *ctx.static, ctx.needs, ctx.backend)
-
-    return *vjp(gradients, inputs, list(cotangents)), *(None,) * 10
-
-
-gated_tensor_product_op = define(
-    f"gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, {_TABLES}, {GATE}, str backend)"
-    " -> (Tensor, Tensor)",
-    _gated, _gated_fake, _gated_setup, _gated_rule, batched=(0, 1),
+tensor_product_bwd_bwd = define(
+    "tensor_product_bwd_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, Tensor? gg_x1, Tensor? gg_x2,"
+    f" Tensor? gg_weight, {_TABLES}, bool[] needs, str backend) -> {_FOUR}",
+    _backward_backward, _backward_backward_fake, _bwd_bwd_setup, _bwd_bwd_rule,
 )
-gated_tensor_product_bwd = define(
-    f"gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, {_TABLES}, {GATE},"
-    f" bool[] needs, str backend) -> {_FOUR}",
-    _gated_backward, _gated_backward_fake, _gated_backward_setup, _gated_backward_rule,
-)
+_PRODUCT = SimpleNamespace(tables=_TABLES, check=_check, check_bwd=_check_bwd, gradients_fake=_gradients_fake,
+                           pick=_pick, bwd=tensor_product_bwd)
+gated_tensor_product_op, gated_tensor_product_bwd = fuse(GATE, _PRODUCT)
+normed_tensor_product_op, normed_tensor_product_bwd = fuse(NORM, _PRODUCT)
 
 
 def tensor_product(x1: Tensor, x2: Tensor, weight: Tensor, table: ProductTable, bias: Tensor | None = None, *,
-                   gate: GateTable | None = None, backend: str = "auto") -> Tensor:
-    r"""Fully connected Clebsch-Gordan product with shared weights, optional bias and gate.
+                   gate: GateTable | None = None, norm: NormTable | None = None, norm_bias: Tensor | None = None,
+                   backend: str = "auto") -> Tensor:
+    r"""Clebsch-Gordan product in e3nn's connection modes, with optional bias and gate or activation of norms.
 
     .. math:: y^{w}_{k} = \sum_{paths} \sum_{uv,ij} W_{uvw} C_{ijk} x^{u}_{1,i} x^{v}_{2,j} (+ b)
 
     Args:
-        x1: [Z, dim1], x2: [Z, dim2], irreps in e3nn's mul_ir layout, float32 or float64.
-        weight: [n], the [U, V, W] blocks of all paths one after the other (e3nn's order).
+        x1: [Z, dim1], x2: [Z, dim2], irreps in the table's layout, float32 or float64.
+        weight: [n], or [Z, n] with a row for each sample: the blocks of all paths one after the other (e3nn's order).
         table: what is multiplied with what; see `ProductTable`.
         bias: [b], one for each even scalar of the output, or None.
         gate: applies e3nn's Gate (SiLU on scalars, sigmoid gates) to the product in the same kernel.
-        backend: "auto", "reference", "cpu" or "triton".
+        norm: applies e3nn's NormActivation to the product in the same kernel; see `norm_activation`.
+        norm_bias: [channels], added to the norms, or None.
+        backend: "auto", "reference", "cpu", "cuda" or "triton".
 
     Returns:
         [Z, dim_out], with a gate [Z, dim_out - number of gates].
 
     Raises:
-        ValueError: wrong shapes, dtypes or devices, or a backend that cannot run here.
+        ValueError: wrong shapes, dtypes or devices, a gate and a norm together, or a backend that cannot run here.
         NotImplementedError: forward-mode derivatives.
 
-    Derivatives of any order in x1, x2, weight and bias. Source: SEGNN (Brandstetter et al. 2022), equation 8;
-    e3nn's FullyConnectedTensorProduct.
+    Derivatives of any order in x1, x2, weight and the biases. Source: SEGNN (Brandstetter et al. 2022), equation 8;
+    e3nn's TensorProduct.
     """
-    no_forward_mode("tensor_product", x1, x2, weight, bias)
+    no_forward_mode("tensor_product", x1, x2, weight, bias, norm_bias)
     cg = table.on(x1.device)
     check_constant("tensor_product", cg_value=cg[1])
     tables = (*cg, table.dims, table.paths, table.bias_slots)
-    if gate is None:
-        return tensor_product_op(x1, x2, weight, bias, *tables, backend)
-    return gated_tensor_product_op(x1, x2, weight, bias, *tables, *gate, backend)[0]
+    if gate is not None and norm is not None or norm is None and norm_bias is not None:
+        fail("tensor_product", "norm", "given with norm_bias and without gate",
+             f"norm={norm} with norm_bias={norm_bias is not None} and gate={gate is not None}")
+    if gate is not None:
+        return gated_tensor_product_op(x1, x2, weight, bias, *tables, *gate, backend)[0]
+    if norm is not None:
+        return normed_tensor_product_op(x1, x2, weight, bias, norm_bias, *tables, *norm, backend)[0]
+    return tensor_product_op(x1, x2, weight, bias, *tables, backend)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .table import MODES, Path, unpack, weight_shape
+from ..multilinear import second_derivative
+from .table import MODES, Path, unpack, weight_shape, with_weight
 
 
 def _dense(path: Path, cg_index: Tensor, cg_value: Tensor, like: Tensor) -> Tensor:
@@ -109,6 +110,25 @@ def backward(g, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, nee
     return tuple(x if need else g.new_zeros(0) for x, need in zip(found, needs, strict=True))
 
 
+def second(g, x1, x2, weight, gg_x1, gg_x2, gg_weight, cg_index, cg_value, dims, paths, bias_slots, needs,
+           product=forward, gradients=backward) -> tuple[Tensor, ...]:
+    """Gradients of sum <gg, gradient> with respect to (g, x1, x2, weight); gg are None where there are none.
+
+    The product is multilinear: a sum of products and gradients, of any backend, with one operand replaced.
+    """
+
+    def tables(slot):  # what has no weight is constant in the weights
+        return cg_index, cg_value, dims, with_weight(paths) if slot == 2 else paths, bias_slots
+
+    found = second_derivative(
+        (x1, x2, weight), (gg_x1, gg_x2, gg_weight), needs,
+        lambda slot, x: product(*x, None, *tables(slot)),
+        lambda slot, x, wanted: gradients(g, *x, *tables(slot), [*wanted, False])[:3],
+    )
+    return tuple(x.new_zeros(x.shape if need else 0) if y is None else y
+                 for x, y, need in zip((g, x1, x2, weight), found, needs, strict=True))
+
+
 def gate(pre: Tensor, layout, scalar_gain: float, gate_gain: float, ir_mul: int = 0) -> Tensor:
     """e3nn's Gate: [SiLU(scalars) c1, sigmoid(gates) c2 * gated], pre [Z, scalars + gates + gated]."""
     scalars, gates = layout[:2]
@@ -151,3 +171,65 @@ def gated_backward(g, pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias
     """Gradients of `gated_forward`'s first output with respect to (x1, x2, weight, bias)."""
     g_pre = gate_backward(g, pre, layout, scalar_gain, gate_gain, dims[3])
     return backward(g_pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, needs)
+
+
+def _activation(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and derivative of a nonlinearity (table.py, ACTIVATIONS)."""
+    if name == "tanh":
+        y = torch.tanh(x)
+        return y, 1 - y * y
+    if name == "relu":
+        return torch.relu(x), (x > 0).to(x.dtype)
+    s = torch.sigmoid(x)
+    return (s, s * (1 - s)) if name == "sigmoid" else (x * s, s * (1 + x * (1 - s)))
+
+
+def _norms(pre: Tensor, bias: Tensor | None, layout, epsilon: float, ir_mul: int):
+    """For each slice: x [Z, mul, d], which norms are free (not clamped), the norms n, n + bias."""
+    o = c = 0
+    for mul, d in zip(layout[::2], layout[1::2], strict=True):
+        x = _slice(pre, o, mul, d, ir_mul)
+        square = x.square().sum(2)
+        free = square >= epsilon**2
+        n = torch.where(free, square, epsilon**2).sqrt()
+        yield x, free, n, n if bias is None else n + bias[c:c + mul]
+        o, c = o + mul * d, c + mul
+
+
+def norm_activation(pre: Tensor, norm_bias: Tensor | None, layout, activation: str, epsilon: float,
+                    ir_mul: int = 0) -> Tensor:
+    """e3nn's NormActivation: f(n + bias) x / n with the clamped norm n of each channel x; pre [Z, dim]."""
+    out = [pre[:, :0]]
+    for x, _, n, shifted in _norms(pre, norm_bias, layout, epsilon, ir_mul):
+        out.append(_columns(x * (_activation(activation, shifted)[0] / n)[:, :, None], ir_mul))
+    return torch.cat(out, 1)
+
+
+def norm_activation_backward(g: Tensor, pre: Tensor, norm_bias: Tensor | None, layout, activation: str,
+                             epsilon: float, ir_mul: int = 0) -> tuple[Tensor, Tensor]:
+    """Gradients of `norm_activation` with respect to pre and bias (empty without one), by its formula."""
+    g_pre, g_bias, o = [pre[:, :0]], [pre.new_zeros(0)], 0
+    for x, free, n, shifted in _norms(pre, norm_bias, layout, epsilon, ir_mul):
+        gy = _slice(g, o, *x.shape[1:], ir_mul)
+        f, slope = _activation(activation, shifted)
+        along = (gy * x).sum(2) / n
+        radial = torch.where(free, (slope - f / n) * along / n, 0)
+        g_pre.append(_columns(gy * (f / n)[:, :, None] + x * radial[:, :, None], ir_mul))
+        g_bias.append((slope * along).sum(0))
+        o += x.shape[1] * x.shape[2]
+    return torch.cat(g_pre, 1), torch.cat(g_bias) if norm_bias is not None else pre.new_zeros(0)
+
+
+def normed_forward(x1, x2, weight, bias, norm_bias, cg_index, cg_value, dims, paths, bias_slots, layout, activation,
+                   epsilon) -> tuple[Tensor, Tensor]:
+    """The product followed by the activation of norms: (out, pre-activation)."""
+    pre = forward(x1, x2, weight, bias, cg_index, cg_value, dims, paths, bias_slots)
+    return norm_activation(pre, norm_bias, layout, activation, epsilon, dims[3]), pre
+
+
+def normed_backward(g, pre, x1, x2, weight, norm_bias, cg_index, cg_value, dims, paths, bias_slots, layout, activation,
+                    epsilon, needs) -> tuple[Tensor, ...]:
+    """Gradients of `normed_forward`'s first output with respect to (x1, x2, weight, bias, norm_bias)."""
+    g_pre, g_norm = norm_activation_backward(g, pre, norm_bias, layout, activation, epsilon, dims[3])
+    found = backward(g_pre, x1, x2, weight, cg_index, cg_value, dims, paths, bias_slots, needs[:4])
+    return *found, g_norm if needs[4] else g.new_zeros(0)

@@ -13,6 +13,7 @@ from ..define import fail
 # e3nn's connection modes: which pairs of channels (u, v) meet, and how the weights take them to output channels.
 MODES = ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
 LAYOUTS = ("mul_ir", "ir_mul")
+ACTIVATIONS = ("silu", "sigmoid", "tanh", "relu")  # of norms
 
 
 class Path(NamedTuple):
@@ -155,3 +156,11 @@ class GateTable(NamedTuple):
     layout: tuple[int, ...]  # n_scalars, n_gates, then (multiplicity, 2l+1) of each gated slice
     scalar_gain: float  # e3nn's second-moment constants (1 where there is no gated part)
     gate_gain: float
+
+
+class NormTable(NamedTuple):
+    """e3nn's NormActivation: `activation` of each channel's norm, clamped to `epsilon` from below."""
+
+    layout: tuple[int, ...]  # (multiplicity, 2l+1) of each slice
+    activation: str  # one of ACTIVATIONS
+    epsilon: float = 1e-8
