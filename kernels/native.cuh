@@ -177,6 +177,24 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
+// Sums of N values over the lanes of a warp: lane n has the n-th (repeated beyond N, a power of two).
+template <class T, int N>
+__device__ __forceinline__ T sum_scattered(T (&value)[N], int lane) {
+#pragma unroll
+  for (int width = N / 2, step = 1; width > 0; width /= 2, step *= 2) {
+    const bool upper = lane & step;
+#pragma unroll
+    for (int n = 0; n < width; ++n) {
+      const T give = upper ? value[2 * n] : value[2 * n + 1], keep = upper ? value[2 * n + 1] : value[2 * n];
+      value[n] = keep + __shfl_xor_sync(kWarp, give, step);
+    }
+  }
+  T sum = value[0];
+#pragma unroll
+  for (int step = N; step < 32; step *= 2) sum += __shfl_xor_sync(kWarp, sum, step);
+  return sum;
+}
+
 // ---- functions -----------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float exp_of(float x) { return expf(x); }

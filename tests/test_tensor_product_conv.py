@@ -229,6 +229,55 @@ def test_atomic_is_refused_where_torch_asks_for_determinism():
         tensor_product_conv(x1, x2, weight, graph, t, atomic=True)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shared", [False, True], ids=["per_edge", "shared"])
+def test_atomic_sums_are_right(backend, shared):
+    """In any order, where one node has most edges, from and to every kind of kernel."""
+    torch.use_deterministic_algorithms(False)
+    t = uvu_table("32x0e+20x1o", "1x0e+1x1o", "1x0e+1x1o+1x1e")
+    graph = ace_fast.Graph(torch.stack([torch.randint(0, 6, (90,)), (torch.arange(90) - 60).clamp(min=0) // 5]), (6, 9))
+    leaves = normal(6, t.dims[0]), normal(90, t.dims[1]), normal(*(() if shared else (90,)), t.weight_numel)
+    g = torch.randn(9, t.dims[2], dtype=torch.float64)
+    mine, expected = (tensor_product_conv(*leaves, graph, t, atomic=a, backend=b)
+                      for a, b in ((True, backend), (False, "reference")))
+    close([mine], [expected])
+    close(*(torch.autograd.grad(y, leaves, g) for y in (mine, expected)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shared", [False, True], ids=["per_edge", "shared"])
+def test_coefficients_need_not_be_clebsch_gordan(backend, shared):
+    """Kernels that know the coefficients at compile time check them; other tables run too, beside known ones."""
+    t = uvu_table("20x0e+17x1o+16x2e", "1x0e+1x1o", "1x0e+1x1o+1x2e")
+    index, value = (x.clone() for x in t.on("cpu"))
+    paths = torch.tensor(t.paths).reshape(-1, 13)
+    for n, path in enumerate(paths[::2]):  # one coefficient of every second path
+        value[path[10] + n % (path[11] - path[10])] *= 1.5
+    graph = ace_fast.Graph(torch.randint(0, 4, (2, 25)), 4)
+    x = normal(4, t.dims[0]), normal(25, t.dims[1]), normal(*(() if shared else (25,)), t.weight_numel)
+    tables = (*graph.sources, *graph.targets, index, value, t.dims, t.paths, False)
+    mine, expected = (tensor_product_conv_op(*x, *tables, b) for b in (backend, "reference"))
+    close([mine], [expected])
+    g = torch.randn_like(mine)
+    close(*(torch.autograd.grad(y, x, g) for y in (mine, expected)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_paths_beyond_one_launch(backend):
+    """More units and paths than a launch takes; paths that share a slice of out; two slices of in2 of one degree."""
+    in1, in2 = "+".join(["8x0e+8x1o"] * 12), "1x0e+1x1o+1x1o"
+    a, b, out = o3.Irreps(in1), o3.Irreps(in2), o3.Irreps("8x0e+8x1o+8x1e")
+    instructions = [(i, j, k, "uvu", True, 0.5) for i, (_, x) in enumerate(a) for j, (_, y) in enumerate(b)
+                    for k, (_, z) in enumerate(out) if z in x * y]
+    t = ProductTable(a, b, out, instructions)
+    graph = ace_fast.Graph(torch.randint(0, 4, (2, 11)), 4)
+    leaves = normal(4, t.dims[0]), normal(11, t.dims[1]), normal(11, t.weight_numel)
+    mine, expected = (tensor_product_conv(*leaves, graph, t, backend=k) for k in (backend, "reference"))
+    close([mine], [expected])
+    g = torch.randn_like(mine)
+    close(*(torch.autograd.grad(y, leaves, g) for y in (mine, expected)))
+
+
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 TABLE = uvu_table("4x0e+2x1o", "1x0e+1x1o", "1x0e+1x1o")
@@ -295,3 +344,31 @@ def test_forward_mode_raises():
     a = _arguments()
     with pytest.raises(NotImplementedError, match="tensor_product_conv: forward-mode derivatives"):
         torch.func.jvp(lambda x: tensor_product_conv(x, a["x2"], a["weight"], GRAPH, TABLE), (a["x1"],), (a["x1"],))
+
+
+# ---- many edges ----------------------------------------------------------------------------------------------------
+
+def test_gradients_in_several_parts():
+    """On a GPU rows of gradients are kept for a bounded number of edges at a time."""
+    if "cuda" not in BACKENDS:
+        pytest.skip("no CUDA kernels on this device")
+    t = uvu_table("512x0e", "1x0e", "1x0e")
+    edges = 13000  # 53 MB of rows in float64
+    graph = ace_fast.Graph(torch.randint(0, 40, (2, edges)), 40)
+    x1, x2, weight, g = (torch.randn(*s, dtype=torch.float64) for s in ((40, 512), (edges, 1), (edges, 512), (40, 512)))
+    tables = (*graph.sources, *graph.targets, *t.on("cpu"), t.dims, t.paths, False, [True] * 3)
+    close(*(tensor_product_conv_bwd(g, x1, x2, weight, *tables, b) for b in ("cuda", "reference")))
+
+
+def test_rows_of_any_product_in_several_parts():
+    """And of every other product their operands and results too."""
+    if "cuda" not in BACKENDS:
+        pytest.skip("no CUDA kernels on this device")
+    t = ProductTable("64x0e", "1x0e", "64x0e", [(0, 0, 0, "uvw", True, 1.0)])
+    edges = 1100  # 74 MB of rows in float64
+    graph = ace_fast.Graph(torch.randint(0, 30, (2, edges)), 30)
+    x = [torch.randn(*s, dtype=torch.float64) for s in ((30, 64), (edges, 1), (edges, 4096))]
+    tables = (*graph.sources, *graph.targets, *t.on("cpu"), t.dims, t.paths, False)
+    close(*([tensor_product_conv_op(*x, *tables, b)] for b in ("cuda", "reference")))
+    g = torch.randn(30, 64, dtype=torch.float64)
+    close(*(tensor_product_conv_bwd(g, *x, *tables, [True] * 3, b) for b in ("cuda", "reference")))

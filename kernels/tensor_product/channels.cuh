@@ -198,24 +198,6 @@ __global__ void __launch_bounds__(32 * kWarps, sizeof(T) == 8 ? 2 : 4) channel_f
 
 // ---- gradients -----------------------------------------------------------------------------------------------------
 
-// Sums of N values over the lanes of a warp: lane n has the n-th (repeated beyond N, a power of two).
-template <class T, int N>
-__device__ T sum_scattered(T (&value)[N], int lane) {
-#pragma unroll
-  for (int width = N / 2, step = 1; width > 0; width /= 2, step *= 2) {
-    const bool upper = lane & step;
-#pragma unroll
-    for (int n = 0; n < width; ++n) {
-      const T give = upper ? value[2 * n] : value[2 * n + 1], keep = upper ? value[2 * n + 1] : value[2 * n];
-      value[n] = keep + __shfl_xor_sync(kWarp, give, step);
-    }
-  }
-  T sum = value[0];
-#pragma unroll
-  for (int step = N; step < 32; step *= 2) sum += __shfl_xor_sync(kWarp, sum, step);
-  return sum;
-}
-
 // g_x2[v, j] += sum_ik C sum_u w x1[u, i] g[u, k] for the channels of this tile.
 template <class T, int G, int DB>
 __device__ __forceinline__ void second_gradient(const Warp<T>& warp, const T* dense, const Path& p, const Channels<T>& g,

@@ -11,14 +11,25 @@ from ...graph import Graph
 from ..define import check_constant, check_tensors, define, fail, no_forward_mode
 from ..multilinear import second_derivative
 from ..tensor_product.table import Path, ProductTable, weight_numel, with_weight
+from ..triton_common import allow_tf32
 from . import reference
 
-_native = torch.ops.ace_fast_native
+_native, _cuda = torch.ops.ace_fast_native, torch.ops.ace_fast_cuda
+
+
+def _mask(needs: list[bool]) -> int:
+    return sum(need << i for i, need in enumerate(needs))
+
+
 BACKENDS = {
     "reference": reference,
     "cpu": SimpleNamespace(  # deterministic whether or not `atomic` allows less
         forward=lambda *a: _native.tensor_product_conv(*a[:-1]),
-        backward=lambda *a: _native.tensor_product_conv_bwd(*a[:-2], sum(need << i for i, need in enumerate(a[-1]))),
+        backward=lambda *a: _native.tensor_product_conv_bwd(*a[:-2], _mask(a[-1])),
+    ),
+    "cuda": SimpleNamespace(
+        forward=lambda *a: _cuda.tensor_product_conv(*a, allow_tf32(a[0])),
+        backward=lambda *a: _cuda.tensor_product_conv_bwd(*a[:-1], _mask(a[-1]), allow_tf32(a[0])),
     ),
 }
 
@@ -166,7 +177,7 @@ def tensor_product_conv(x1: Tensor, x2: Tensor, weight: Tensor, graph: Graph, ta
         table: what is multiplied with what, in which connection modes; see `ProductTable`.
         atomic: sums at the nodes in any order on a GPU, faster where few nodes have most edges; refused under
             torch.use_deterministic_algorithms(True).
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "cuda".
 
     Returns:
         [N_dst, dim_out]; targets without edges are zero. Deterministic unless `atomic`.
