@@ -13,6 +13,7 @@ using Ints = std::vector<int64_t>;
 using Maybe = std::optional<Tensor>;
 
 constexpr int kFewest = 32;                 // columns of t that must fit
+constexpr int kFew = 4096, kMany = 8192;    // values of t: enough for two blocks to share, and all that a block takes
 constexpr int kForwardBlocks = 2048, kBackwardBlocks = 256;  // at most; a block of the backward has sums of its own
 
 // One product as the operator takes it.
@@ -112,8 +113,9 @@ struct Plan {
     at.most = 192;
     at.columns = take(static_cast<int>(ceil_div(2 * at.most * sizeof(Column), sizeof(T))));
     const int least = std::max(deepest * kEdges * (kFewest + 4), backward ? kEdges * at.ld_y : 0);
-    const int room = static_cast<int>(available / sizeof(T)) - end - 64;
-    at.t_size = std::min(room, std::max(least, 8192));
+    const auto room_in = [&](size_t bytes) { return static_cast<int>(bytes / sizeof(T)) - end - 128; };
+    const int room = room_in(available), shared = room_in(available / 2 - 1024);  // where two blocks share a multiprocessor
+    at.t_size = std::min(shared >= std::max(least, kFew) ? shared : room, std::max(least, kMany));
     at.t = take(at.t_size);
     bytes = end * sizeof(T);
     fits = room >= least && at.ld_m <= at.ld_x && std::max(cells, end) < (1 << 24);

@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(kThreads, 2) message_fwd_kernel(ACE_ARGUMENT(T
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1) message_bwd_kernel(ACE_ARGUMENT(Tables) tables, Problem<T> in,
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1) message_bwd_kernel(ACE_ARGUMENT(Tables) tables, Problem<T> in,
                                                                   Gradients<T> to) {
   ACE_SHARED(int64_t, ids, 3 * kEdges);
   Block<T> block(tables, in, ids);

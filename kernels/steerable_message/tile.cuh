@@ -160,17 +160,26 @@ template <int DB>
 __device__ void multiply(float (&sum)[DB][4], const Share& share, const float* t, const Column* columns, int count,
                          const float* weight, int channel, int end, bool single) {
   const int g = lane_id() / 4, k = lane_id() % 4, n = channel + share.tile * 8 + g, stride = count + 4;
-#pragma unroll 1
-  for (int first = 0; first < count; first += 16) {
-    uint32_t big[2][2], small[2][2];
+  float next[2][2];  // weights come from L2: the next ones are asked for before these are used
+  const auto fetch = [&](int first) {
 #pragma unroll
     for (int s = 0; s < 2; ++s)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int c = first + s * 8 + k + h * 4;
         const bool there = c < count && n < end && columns[c].weight >= 0;
-        split_tf32(there ? __ldg(weight + columns[c].weight + n * columns[c].stride) : 0.0f, big[s][h], small[s][h]);
+        next[s][h] = there ? __ldg(weight + columns[c].weight + n * columns[c].stride) : 0.0f;
       }
+  };
+  fetch(0);
+#pragma unroll 1
+  for (int first = 0; first < count; first += 16) {
+    uint32_t big[2][2], small[2][2];
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) split_tf32(next[s][h], big[s][h], small[s][h]);
+    fetch(first + 16);
 #pragma unroll
     for (int b = 0; b < DB; ++b) {
       if (b % share.groups != share.group) continue;
