@@ -1,5 +1,10 @@
 """tensor_product_conv: against e3nn on gathered rows, graphs, determinism, memory, errors."""
 
+import itertools
+import math
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from e3nn import o3
@@ -14,6 +19,7 @@ from ace_fast.kernels.tensor_product_conv.op import BACKENDS as BACKENDS_OF
 from ace_fast.kernels.tensor_product_conv.op import tensor_product_conv_bwd, tensor_product_conv_op
 
 BACKENDS = [name for name, reason in available("cpu")["tensor_product_conv"].items() if not reason]
+W3J = Path(ace_fast.kernels.__file__).parent / "tensor_product_conv/w3j.h"
 CASES = {(case.name, case.op): case for case in SMALL}
 
 
@@ -100,19 +106,26 @@ def test_equivariance(backend, double):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_indices_outside_are_left_out(backend):
+@pytest.mark.parametrize("shared", [False, True], ids=["per_edge", "shared"])
+@pytest.mark.parametrize("first", [False, True], ids=["last_in_order", "first_in_order"])
+def test_indices_outside_are_left_out(first, shared, backend):
     """Such edges add nothing and have no gradient; nobody reads elsewhere."""
     t = uvu_table("16x0e+16x1o", "1x0e+1x1o", "1x0e+1x1o")
-    graph = ace_fast.Graph(torch.tensor([[0, 1, 2, 2], [1, 1, 0, 2]]), 3)
-    source, target = torch.tensor([0, 5, 1 << 40, 2]), torch.tensor([1, 1, 0, -1])
-    x1, x2, weight = normal(3, 64), normal(4, 4), normal(4, t.weight_numel)
+    graph = ace_fast.Graph(torch.tensor([[0, 1, 2, 2], [1, 1, 0, 2]]), 3)  # in the order 2, 0, 1, 3
+    far = [2, 1 << 40] if first else [1 << 40, 2]
+    source, target = torch.tensor([0, 5, *far]), torch.tensor([1, 1, -1, 2] if first else [1, 1, 0, -1])
+    x1, x2, weight = normal(3, 64), normal(4, 4), normal(*(() if shared else (4,)), t.weight_numel)
     tables = (source, *graph.sources[1:], target, *graph.targets[1:], *t.on("cpu"), t.dims, t.paths, False)
     y = tensor_product_conv_op(x1, x2, weight, *tables, backend)
-    alone = ace_fast.Graph(torch.tensor([[0], [1]]), 3)
-    close([y], [tensor_product_conv(x1, x2[:1], weight[:1], alone, t, backend="reference")])
-    found = tensor_product_conv_bwd(torch.randn_like(y), x1, x2, weight, *tables, [True] * 3, backend)
-    assert all(torch.isfinite(x).all() for x in found)
-    assert (found[0][1:] == 0).all() and all((x[1:] == 0).all() and (x[0] != 0).any() for x in found[1:])
+    alone = ace_fast.Graph(torch.tensor([[0], [1]]), (3, 3))
+    leaves = x1, x2[:1], weight if shared else weight[:1]
+    expected = tensor_product_conv(*leaves, alone, t, backend="reference")
+    close([y], [expected])
+    g = torch.randn_like(y)
+    found = tensor_product_conv_bwd(g, x1, x2, weight, *tables, [True] * 3, backend)
+    gold = torch.autograd.grad(expected, leaves, g)
+    close([found[0], found[1][:1], found[2] if shared else found[2][:1]], gold)
+    assert (found[1][1:] == 0).all() and (shared or (found[2][1:] == 0).all())
 
 
 @pytest.mark.parametrize("backend", ["cpu"] if "cpu" in BACKENDS else [])
@@ -244,15 +257,27 @@ def test_atomic_sums_are_right(backend, shared):
     close(*(torch.autograd.grad(y, leaves, g) for y in (mine, expected)))
 
 
+def _other_value(n, path, index, value):
+    value[path[10] + n % (path[11] - path[10])] *= 1.5
+
+
+def _other_place(n, path, index, value):  # to where the degrees couple nothing
+    rows = index[path[10]:path[11]]
+    cells = itertools.product(*(range(d) for d in path[[2, 5, 8]]))
+    for free in set(cells) - {tuple(row) for row in rows.tolist()}:
+        rows[n % len(rows)] = torch.tensor(free)
+        return
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shared", [False, True], ids=["per_edge", "shared"])
-def test_coefficients_need_not_be_clebsch_gordan(backend, shared):
+@pytest.mark.parametrize("change", [_other_value, _other_place], ids=["other_value", "other_place"])
+def test_coefficients_need_not_be_clebsch_gordan(change, shared, backend):
     """Kernels that know the coefficients at compile time check them; other tables run too, beside known ones."""
     t = uvu_table("20x0e+17x1o+16x2e", "1x0e+1x1o", "1x0e+1x1o+1x2e")
     index, value = (x.clone() for x in t.on("cpu"))
-    paths = torch.tensor(t.paths).reshape(-1, 13)
-    for n, path in enumerate(paths[::2]):  # one coefficient of every second path
-        value[path[10] + n % (path[11] - path[10])] *= 1.5
+    for n, path in enumerate(torch.tensor(t.paths).reshape(-1, 13)[::2]):
+        change(n, path, index, value)
     graph = ace_fast.Graph(torch.randint(0, 4, (2, 25)), 4)
     x = normal(4, t.dims[0]), normal(25, t.dims[1]), normal(*(() if shared else (25,)), t.weight_numel)
     tables = (*graph.sources, *graph.targets, index, value, t.dims, t.paths, False)
@@ -260,6 +285,22 @@ def test_coefficients_need_not_be_clebsch_gordan(backend, shared):
     close([mine], [expected])
     g = torch.randn_like(mine)
     close(*(torch.autograd.grad(y, x, g) for y in (mine, expected)))
+
+
+def test_coefficients_of_the_compiler():
+    """w3j.h holds e3nn's wigner_3j up to l = 3; were it to hold others, kernels would read tables: right, but slow."""
+    found = {}
+    for *numbers, square in re.findall(r"{(\d), (\d), (\d), (\d), (\d), (\d), (-?\d+)}", W3J.read_text()):
+        l1, l2, l3, *at = map(int, numbers)
+        block = found.setdefault((l1, l2, l3), torch.zeros(2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1, dtype=torch.float64))
+        block[tuple(at)] = math.copysign(math.sqrt(abs(int(square)) / 840), int(square))
+    for degrees in itertools.product(range(4), repeat=3):
+        if abs(degrees[0] - degrees[1]) > degrees[2] or degrees[2] > degrees[0] + degrees[1]:
+            continue
+        axes = sorted(range(3), key=degrees.__getitem__)  # where the sorted degrees are
+        mine = found[tuple(degrees[a] for a in axes)].permute([axes.index(n) for n in range(3)])
+        odd = sum(axes[m] > axes[n] for m, n in ((0, 1), (0, 2), (1, 2))) % 2
+        close([mine * (-1) ** (odd * sum(degrees))], [o3.wigner_3j(*degrees, dtype=torch.float64)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads<T>, 1) conv_bwd_kernel(ACE_ARGUMENT(P
   stage.fetch_shared();
   __syncthreads();
   stage.fetch(stretch, 0, 0);
-  int at = -1;  // the node whose gradient is there
+  int at = -2;  // the node whose gradient is there; that of no node (-1) is zero
   for (int chunk = 0, half = 0; chunk < stretch.count; chunk += sizes.chunk, half ^= 1) {
     stage.fetch(stretch, chunk + sizes.chunk, half ^ 1);
     clear(rows.x2, to.x2 ? sizes.chunk * plan.units * in.dim2 : 0);

@@ -89,8 +89,8 @@ def _mode(*modes: str, weights: str = "all", layout: str = "mul_ir") -> Callable
 _VECTORS = "1x0e+1x1o"
 _WIDE = ("20x0e+17x1o", _VECTORS, "1x0e+1x1o+1x1e")
 SMALL = [
-    *_cases("tiny", "one path, a scalar product, for the numerical derivatives", 2, [[0, 1], [1, 0]],
-            _uvu("1x1o", "1x1o", "1x0e")),
+    *_cases("tiny", "a scalar product, for the numerical derivatives; a target with two edges and one without", 3,
+            [[0, 1, 2], [1, 1, 0]], _uvu("1x1o", "1x1o", "1x0e")),
     *_cases("odd", "no multiplicity is a power of two, edges beyond one block", 11, _random(11, 11, 67),
             _uvu("5x0e+3x1o", _VECTORS, "1x0e+1x1o+1x1e")),
     *_cases("both_branches", "channels beyond one vector, not whole vectors; several slices of in2", 7,
