@@ -1,4 +1,4 @@
-"""e3nn's products, Linear and Gate in somebody's model, replaced by ours, put back."""
+"""e3nn's products, Linear, Gate and NormActivation in somebody's model, replaced by ours, put back."""
 
 import functools
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from .nn import (
     FullyConnectedTensorProduct,
     Gate,
     Linear,
+    NormActivation,
     TensorProduct,
     TensorSquare,
 )
@@ -36,6 +37,8 @@ _KINDS = [
     _Kind(o3.TensorProduct, TensorProduct, _STATE, ("0e", "0e", "0e", [])),
     _Kind(o3.Linear, Linear, ("weight", "bias", "output_mask"), ("0e", "0e")),
     _Kind(e3nn.nn.Gate, Gate, ("act_scalars", "act_gates"), ("0e", [None], "0e", [None], "0e")),
+    _Kind(e3nn.nn.NormActivation, NormActivation, ("biases", "scalar_nonlinearity", "norm", "scalar_multiplier"),
+          (o3.Irreps("0e"), torch.tanh)),
 ]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
          "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
@@ -46,11 +49,11 @@ def _kind(module: nn.Module) -> _Kind | None:
 
 
 def of_interest(module: nn.Module) -> bool:
-    """Whether it is a product, Linear or Gate, e3nn's or ours."""
+    """Whether it is a product, Linear, Gate or NormActivation, e3nn's or ours."""
     if isinstance(module, torch.jit.ScriptModule):
         # a scripted torch.nn.Linear bears the same name
         return (module.original_name in {kind.theirs.__name__ for kind in _KINDS}
-                and (module.original_name == "Gate" or hasattr(module, "weight_numel")))
+                and (module.original_name in ("Gate", "NormActivation") or hasattr(module, "weight_numel")))
     return _kind(module) is not None
 
 
@@ -96,6 +99,21 @@ def would_be_lost(module: nn.Module, usual: frozenset[str]) -> str:
     return f"it has attributes of its own ({', '.join(own)}) that would be lost; delete them first" if own else ""
 
 
+def _product(module: nn.Module) -> nn.Module:
+    """Where a Gate or NormActivation, e3nn's or ours, has its output_mask; any other module itself."""
+    name = {Gate: "mul", NormActivation: "scalar_multiplier"}.get(_kind(module).ours)
+    return getattr(module, name) if name else module
+
+
+def _unused(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules in e3nn's Gate or NormActivation that ours does not call."""
+    if isinstance(module, e3nn.nn.Gate):
+        return module.sc, module.sc.cut, module.mul
+    if isinstance(module, e3nn.nn.NormActivation):
+        return module.norm, module.norm.tp, module.scalar_multiplier
+    return ()
+
+
 def why_not(module: nn.Module) -> str:
     """Why this module stays as it is; empty where it can be replaced."""
     if isinstance(module, torch.jit.ScriptModule):
@@ -107,14 +125,13 @@ def why_not(module: nn.Module) -> str:
         return "it is a subclass, which may compute something else"
     if lost := would_be_lost(module, _usual(kind.theirs)):
         return lost
-    if kind.ours is Gate:
-        if any(would_be_lost(inner, _names(inner)) for inner in (module.sc, module.sc.cut, module.mul)):
-            return "what is inside has hooks, which ours would not call; remove them first"
-        if type(module.mul) is not o3.ElementwiseTensorProduct:
-            return f"its mul is {type(module.mul).__name__}; it must be e3nn's"
-        return ""
-    if module.output_mask.dtype not in (torch.float32, torch.float64):
-        return f"its weights are {module.output_mask.dtype}; ours must be float32 or float64"
+    if any(would_be_lost(inner, _names(inner)) for inner in _unused(module)):
+        return "what is inside has hooks, which ours would not call; remove them first"
+    product = _product(module)
+    if product is not module and type(product) is not o3.ElementwiseTensorProduct:
+        return f"its product is {type(product).__name__}; it must be e3nn's"
+    if product.output_mask.dtype not in (torch.float32, torch.float64):
+        return f"its weights are {product.output_mask.dtype}; ours must be float32 or float64"
     if kind.ours is Linear and not Linear.takes_plain(module):
         return "it takes f_in and external weights, whose numbers it does not keep"
     return ""
@@ -132,8 +149,9 @@ def changed_since(new: nn.Module) -> str:
 
 def put_back(new: nn.Module, old: nn.Module) -> None:
     """Gives `old` the present parameters and buffers of its replacement, and the training flag."""
-    like = (new.mul if isinstance(new, Gate) else new).output_mask
+    like = _product(new).output_mask
     old.to(like.device, like.dtype)  # its tables did not see .to() while it was out
     for key in _kind(new).shared:
-        setattr(old, key, getattr(new, key))
+        if hasattr(new, key):
+            setattr(old, key, getattr(new, key))
     old.train(new.training)

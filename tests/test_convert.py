@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from e3nn import o3
-from e3nn.nn import Gate
+from e3nn.nn import Gate, NormActivation
 from torch import nn
 
 from ace_fast import nn as fast
@@ -17,7 +17,7 @@ IRREPS = ("3x0e+2x1o", "1x0e+1x1o", "2x0e+3x1o")
 
 
 class Net(nn.Module):
-    """Somebody's model: products in a list, one used twice, a gate and a product of another mode."""
+    """Somebody's model: products in a list, one used twice, a gate, a norm activation and a product of another mode."""
 
     def __init__(self):
         super().__init__()
@@ -28,13 +28,14 @@ class Net(nn.Module):
         self.paths = o3.TensorProduct("2x0e+3x1o", "1x0e", "2x0e", [(0, 0, 0, "uvw", True)])
         self.depthwise = o3.TensorProduct("2x0e", "1x0e", "2x0e", [(0, 0, 0, "uvu", True)])
         self.gate = Gate("1x0e", [torch.tanh], "1x0e", [torch.sigmoid], "1x1o")
+        self.norm = NormActivation(o3.Irreps(IRREPS[2]), torch.tanh, bias=True)
         self.missing = None
 
     def forward(self, x, y):
         x = self.first(x, y)
         for block in self.blocks:
             x = self.first(block["tp"](x, y), y)
-        x = self.first(self.again(x, y), y)
+        x = self.norm(self.first(self.again(x, y), y))
         return self.depthwise(self.paths(x, y[:, :1]), y[:, :1])
 
 
@@ -67,7 +68,7 @@ def test_convert_and_restore(net, backend):
     want = results(net, x, y)
     report = convert(net, backend)
     assert [e.name for e in report.replaced] == ["first", "blocks.0.tp", "blocks.1.tp", "again", "paths", "depthwise",
-                                                 "gate"]
+                                                 "gate", "norm"]
     assert not report.left
     assert type(net.first) is fast.FullyConnectedTensorProduct and type(net.paths) is fast.TensorProduct
     assert net.again is net.blocks[0]["tp"]
@@ -104,7 +105,7 @@ def test_training_continues_across_convert_and_restore(net):
 def test_report_is_a_table(net):
     text = str(convert(net))
     lines = text.splitlines()
-    assert lines[0] == "7 replaced, 0 left"
+    assert lines[0] == "8 replaced, 0 left"
     assert lines[1].split() == ["replaced", "first", "FullyConnectedTensorProduct", "3x0e+2x1o", "x", "1x0e+1x1o", "->",
                                 "2x0e+3x1o"]
     assert str(convert(nn.Linear(1, 1))) == "0 replaced, 0 left"
@@ -137,6 +138,19 @@ def with_parametrization(tp):
     return tp
 
 
+def with_hook_inside(norm):
+    with_hook(norm.norm.tp)
+    return norm
+
+
+def with_another_product(gate):
+    gate.mul = nn.Identity()
+    return gate
+
+
+GATE, NORM = ("1x0e", [torch.tanh], "1x0e", [torch.sigmoid], "1x1o"), (o3.Irreps("1x1o"), torch.sigmoid)
+
+
 class Subclass(o3.FullyConnectedTensorProduct):
     def forward(self, x, y, weight=None):
         return -super().forward(x, y, weight)
@@ -151,13 +165,28 @@ class Subclass(o3.FullyConnectedTensorProduct):
     (lambda: Subclass(*IRREPS), "it is a subclass, which may compute something else"),
     (lambda: o3.FullyConnectedTensorProduct(*IRREPS).to(torch.bfloat16),
      "its weights are torch.bfloat16; ours must be float32 or float64"),
-], ids=["hooks", "attributes", "parametrized", "subclass", "bfloat16"])
+    (lambda: with_another_product(Gate(*GATE)), "its product is Identity; it must be e3nn's"),
+], ids=["hooks", "attributes", "parametrized", "subclass", "bfloat16", "mul"])
 def test_left_with_its_reason(make, why):
     module = make()
     holder = nn.ModuleDict({"tp": module})
     report = convert(holder)
     assert report.replaced == [] and [(e.name, e.why) for e in report.left] == [("tp", why)]
     assert holder["tp"] is module
+
+
+@pytest.mark.parametrize("make, why", [
+    (lambda: NormActivation(*NORM).to(torch.bfloat16),
+     "its weights are torch.bfloat16; ours must be float32 or float64"),
+    (lambda: with_hook_inside(NormActivation(*NORM)),
+     "what is inside has hooks, which ours would not call; remove them first"),
+], ids=["bfloat16", "hooks-inside"])
+def test_what_is_inside_comes_after(make, why):
+    """Of a module that stays, the products inside may be replaced."""
+    holder = nn.ModuleDict({"norm": make()})
+    report = convert(holder)
+    assert (report.left[0].name, report.left[0].why) == ("norm", why) and type(holder["norm"]) is NormActivation
+    assert {e.name for e in report.replaced + report.left[1:]} == {"norm.norm.tp", "norm.scalar_multiplier"}
 
 
 @pytest.mark.parametrize("change, why", [
@@ -172,7 +201,7 @@ def test_restore_leaves_what_was_changed_since(net, change, why):
     report = restore(net)
     assert [(e.name, e.why) for e in report.left] == [("first", why)]
     assert [e.name for e in report.replaced] == ["blocks.0.tp", "blocks.1.tp", "again", "paths", "depthwise",
-                                                 "gate"]
+                                                 "gate", "norm"]
     assert net.first is converted and type(net.paths) is o3.TensorProduct
 
 

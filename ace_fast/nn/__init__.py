@@ -4,6 +4,7 @@ from .conv import TensorProductConv
 from .gate import Gate
 from .linear import Linear
 from .norm import BatchNorm, InstanceNorm
+from .norm_activation import NormActivation
 from .o3_layers import O3TensorProduct, O3TensorProductSwishGate
 from .products import ElementwiseTensorProduct, FullTensorProduct, FullyConnectedTensorProduct, TensorSquare
 from .relaxed import RelaxedLinear
@@ -27,6 +28,7 @@ __all__ = [
     "Gate",
     "InstanceNorm",
     "Linear",
+    "NormActivation",
     "O3TensorProduct",
     "O3TensorProductSwishGate",
     "RelaxedLinear",

@@ -13,7 +13,12 @@ from ..kernels.tensor_product.table import LAYOUTS
 from . import peers
 from .products import ElementwiseTensorProduct
 
-_SILU, _SIGMOID = (nn.functional.silu, nn.SiLU), (torch.sigmoid, nn.functional.sigmoid, nn.Sigmoid)
+KINDS = {  # the functions and modules that are a nonlinearity of ours
+    "silu": (nn.functional.silu, nn.SiLU),
+    "sigmoid": (torch.sigmoid, nn.functional.sigmoid, nn.Sigmoid),
+    "tanh": (torch.tanh, nn.functional.tanh, nn.Tanh),
+    "relu": (torch.relu, nn.functional.relu, nn.ReLU),
+}
 
 
 class Gate(nn.Module):
@@ -68,7 +73,7 @@ class Gate(nn.Module):
 
     def _fused(self) -> GateTable | None:
         """What the fused operator needs to be this gate; None where it cannot be."""
-        gains = _gain(self.act_scalars.acts, _SILU), _gain(self.act_gates.acts, _SIGMOID)
+        gains = _gain(self.act_scalars.acts, "silu"), _gain(self.act_gates.acts, "sigmoid")
         dims = [self.irreps_scalars.dim, self.irreps_gates.dim, self.irreps_gated.dim]
         ends = list(accumulate(dims))
         in_order = [[(end - dim, end)] if dim else [] for dim, end in zip(dims, ends, strict=True)]
@@ -103,11 +108,16 @@ class Gate(nn.Module):
         return torch.cat([scalars, self.mul(gated, self.act_gates(gates))], -1)
 
 
-def _gain(acts: nn.ModuleList, kinds: tuple) -> float | None:
-    """e3nn's constant of the activations where all are of these kinds, else None."""
+def kind(activation) -> str | None:
+    """Which nonlinearity of ours (KINDS) a function or module is, if any."""
+    return next((name for name, kinds in KINDS.items() if activation in kinds or type(activation) in kinds), None)
+
+
+def _gain(acts: nn.ModuleList, name: str) -> float | None:
+    """e3nn's constant of the activations where all are this one, else None."""
     gain = 1.0
     for act in acts:
-        if act is None or act.f not in kinds and type(act.f) not in kinds:
+        if act is None or kind(act.f) != name:
             return None
         gain = 1.0 if act._is_id else act.cst
     return gain

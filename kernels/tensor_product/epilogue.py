@@ -5,6 +5,7 @@ its gradient needs; second derivatives go through the formula in PyTorch, for an
 """
 
 from collections.abc import Callable
+from math import prod
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -261,7 +262,7 @@ def _rows(op: str, pre: Tensor, layout: str) -> Tensor:
         fail(op, "layout", f"one of {LAYOUTS}", repr(layout))
     if pre.dim() == 0:
         fail(op, "pre", "[..., dim]", list(pre.shape))
-    return pre.reshape(-1, pre.shape[-1])
+    return pre.reshape(prod(pre.shape[:-1]), pre.shape[-1])
 
 
 def gate(pre: Tensor, table: GateTable, *, layout: str = "mul_ir", backend: str = "auto") -> Tensor:
