@@ -54,6 +54,11 @@ def _vmap_rule(op, batched: tuple[int, ...]):
     return rule
 
 
+def mask(needs: list[bool]) -> int:
+    """The gradients asked for as the compiled kernels take them: bit n for the n-th."""
+    return sum(need << i for i, need in enumerate(needs))
+
+
 def vjp(function, inputs: list[Tensor | None], cotangents: list[Tensor | None]) -> list[Tensor | None]:
     """Gradients of sum(<cotangent, output>) of a differentiable `function(*inputs)` with respect to its inputs.
 

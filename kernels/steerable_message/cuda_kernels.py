@@ -5,6 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
+from ..define import mask
 from ..segment_sum.op import BACKENDS as SEGMENT_SUM
 from ..tensor_product.op import BACKENDS as TENSOR_PRODUCT
 from ..triton_common import allow_tf32
@@ -38,5 +39,4 @@ def backward(g, *arguments) -> tuple[Tensor, ...]:
     a = Arguments(*inputs)
     if needs[2] or not _whole(a, True):
         return _parts.backward(g, *arguments)
-    mask = sum(need << i for i, need in enumerate(needs))
-    return _cuda.steerable_message_bwd(g, *a, mask, allow_tf32(a.h))
+    return _cuda.steerable_message_bwd(g, *a, mask(needs), allow_tf32(a.h))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...backend import pick
 from ...graph import Graph
-from ..define import check_constant, check_tensors, define, fail, no_forward_mode, vjp
+from ..define import check_constant, check_tensors, define, fail, mask, no_forward_mode, vjp
 from ..segment_sum import triton_kernels as segment_kernels
 from ..tensor_product import triton_kernels as product_kernels
 from ..tensor_product.table import MODES, GateTable, Path, ProductTable, weight_numel
@@ -17,16 +17,11 @@ from .reference import Arguments
 _native = torch.ops.ace_fast_native
 NAMES = ("h", "extra", "attr", "weight1", "bias1", "weight2", "bias2")  # what has a derivative
 
-
-def _mask(needs: list[bool]) -> int:
-    return sum(need << i for i, need in enumerate(needs))
-
-
 BACKENDS = {
     "reference": reference,
     "cpu": SimpleNamespace(
         forward=lambda *a: _native.steerable_message(*a),
-        backward=lambda *a: _native.steerable_message_bwd(*a[:-1], _mask(a[-1])),
+        backward=lambda *a: _native.steerable_message_bwd(*a[:-1], mask(a[-1])),
     ),
     "cuda": cuda_kernels,
     "triton": reference.compose(segment_kernels, product_kernels),
@@ -224,7 +219,13 @@ def steerable_message(h: Tensor, attr: Tensor, graph: Graph, weight1: Tensor, ta
     through the reference and store them. Source: SEGNN (Brandstetter et al. 2022), equations 10 and 11.
 
     Example:
-        >>> message = ace_fast.steerable_message(h, attr, graph, w1, table1, w2, table2)  # doctest: +SKIP
+        >>> paths = [(0, 0, 0, "uvw", True, 1.0)]
+        >>> table1 = ace_fast.functional.ProductTable("2x0e", "1x0e", "3x0e", paths)  # of h_i and h_j, 1x0e each
+        >>> table2 = ace_fast.functional.ProductTable("3x0e", "1x0e", "1x0e", paths)
+        >>> graph = ace_fast.Graph(torch.tensor([[0, 1, 2], [1, 1, 0]]), 3)
+        >>> h, attr, w1, w2 = torch.randn(3, 1), torch.ones(3, 1), torch.randn(6), torch.randn(3)
+        >>> ace_fast.functional.steerable_message(h, attr, graph, w1, table1, w2, table2).shape
+        torch.Size([3, 1])
     """
     op = "steerable_message"
     if not isinstance(graph, Graph):

@@ -6,17 +6,13 @@ import torch
 from torch import Tensor
 
 from ...backend import pick
-from ..define import check_constant, check_tensors, define, fail, no_forward_mode, vjp
+from ..define import check_constant, check_tensors, define, fail, mask, no_forward_mode, vjp
 from ..triton_common import allow_tf32
 from . import reference, triton_kernels
 from .epilogue import GATE, NORM, code, fuse
 from .table import MODES, GateTable, NormTable, Path, ProductTable, weight_numel
 
 _native, _cuda = torch.ops.ace_fast_native, torch.ops.ace_fast_cuda
-
-
-def _mask(needs: list[bool]) -> int:
-    return sum(need << i for i, need in enumerate(needs))
 
 
 def _fully_connected_only(weight: Tensor, dims: list[int], paths: list[int]) -> str:
@@ -52,7 +48,7 @@ def _natively(library, *options) -> dict:
         return lambda *a: getattr(library, name)(*a, *(f(a[0]) for f in options))
 
     def call_bwd(name):
-        return lambda *a: getattr(library, name)(*a[:-1], _mask(a[-1]), *(f(a[0]) for f in options))
+        return lambda *a: getattr(library, name)(*a[:-1], mask(a[-1]), *(f(a[0]) for f in options))
 
     return {"forward": call("tensor_product"), "backward": call_bwd("tensor_product_bwd"),
             "gated_forward": call("gated_tensor_product"), "gated_backward": call_bwd("gated_tensor_product_bwd")}
@@ -62,9 +58,9 @@ _ON_CUDA = _natively(_cuda, allow_tf32)
 BACKENDS = {
     "reference": reference,
     "cpu": SimpleNamespace(
-        **_natively(_native), second=lambda *a: _native.tensor_product_bwd_bwd(*a[:-1], _mask(a[-1])),
+        **_natively(_native), second=lambda *a: _native.tensor_product_bwd_bwd(*a[:-1], mask(a[-1])),
         normed_forward=lambda *a: _native.normed_tensor_product(*a[:-2], code(a[-2]), a[-1]),
-        normed_backward=lambda *a: _native.normed_tensor_product_bwd(*a[:-3], code(a[-3]), a[-2], _mask(a[-1])),
+        normed_backward=lambda *a: _native.normed_tensor_product_bwd(*a[:-3], code(a[-3]), a[-2], mask(a[-1])),
     ),
     "cuda": SimpleNamespace(**_ON_CUDA, **_normed(_ON_CUDA["forward"], _ON_CUDA["backward"])),
     "triton": SimpleNamespace(

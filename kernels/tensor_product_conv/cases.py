@@ -124,6 +124,8 @@ SMALL = [
     *_cases("high_degree", "l = 6, 5 and 8: beyond the unrolled degrees", 4, _random(4, 4, 9), lambda: ProductTable(
         "2x6e+18x5o", "1x3o", "2x5o+18x8e+2x8o", [(0, 0, 0, "uvu", True, 1.0), (1, 0, 1, "uvu", True, 2.0),
                                                    (0, 0, 2, "uvu", True, 0.5)])),
+    *_cases("unrolled_and_not", "l = 2 and 2 to every degree, 4 beyond the unrolled ones", 4, _random(4, 4, 9),
+            _uvu("20x2e", "1x2e", "1x0e+1x1e+1x2e+1x3e+1x4e")),
     *(case for mode in MODE_IRREPS for case in _cases(
         f"mode_{mode}", f"all paths {mode}, shared weights", 6, _random(6, 6, 19), _mode(mode), shared=True)),
     *(case for mode in MODE_IRREPS for case in _cases(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...backend import pick
 from ...graph import Graph
-from ..define import check_constant, check_tensors, define, fail, no_forward_mode
+from ..define import check_constant, check_tensors, define, fail, mask, no_forward_mode
 from ..multilinear import second_derivative
 from ..tensor_product.table import Path, ProductTable, weight_numel, with_weight
 from ..triton_common import allow_tf32
@@ -16,20 +16,15 @@ from . import reference
 
 _native, _cuda = torch.ops.ace_fast_native, torch.ops.ace_fast_cuda
 
-
-def _mask(needs: list[bool]) -> int:
-    return sum(need << i for i, need in enumerate(needs))
-
-
 BACKENDS = {
     "reference": reference,
     "cpu": SimpleNamespace(  # deterministic whether or not `atomic` allows less
         forward=lambda *a: _native.tensor_product_conv(*a[:-1]),
-        backward=lambda *a: _native.tensor_product_conv_bwd(*a[:-2], _mask(a[-1])),
+        backward=lambda *a: _native.tensor_product_conv_bwd(*a[:-2], mask(a[-1])),
     ),
     "cuda": SimpleNamespace(
         forward=lambda *a: _cuda.tensor_product_conv(*a, allow_tf32(a[0])),
-        backward=lambda *a: _cuda.tensor_product_conv_bwd(*a[:-1], _mask(a[-1]), allow_tf32(a[0])),
+        backward=lambda *a: _cuda.tensor_product_conv_bwd(*a[:-1], mask(a[-1]), allow_tf32(a[0])),
     ),
 }
 
@@ -191,11 +186,11 @@ def tensor_product_conv(x1: Tensor, x2: Tensor, weight: Tensor, graph: Graph, ta
     et al. 2022), e3nn's TensorProduct on gathered rows followed by a sum.
 
     Example:
-        >>> table = ProductTable("8x0e", "1x0e+1x1o", "8x0e+8x1o",
-        ...                      [(0, 0, 0, "uvu", True, 1.0), (0, 1, 1, "uvu", True, 1.0)])
+        >>> paths = [(0, 0, 0, "uvu", True, 1.0), (0, 1, 1, "uvu", True, 1.0)]
+        >>> table = ace_fast.functional.ProductTable("8x0e", "1x0e+1x1o", "8x0e+8x1o", paths)
         >>> graph = ace_fast.Graph(torch.tensor([[0, 1, 2], [1, 1, 0]]), 3)
         >>> x1, x2, weight = torch.randn(3, 8), torch.randn(3, 4), torch.randn(3, table.weight_numel)
-        >>> tensor_product_conv(x1, x2, weight, graph, table).shape
+        >>> ace_fast.functional.tensor_product_conv(x1, x2, weight, graph, table).shape
         torch.Size([3, 32])
     """
     op = "tensor_product_conv"

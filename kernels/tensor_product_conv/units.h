@@ -4,6 +4,8 @@
 // unit with one slice of in2.
 #pragma once
 
+#include "formula.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <map>
@@ -103,9 +105,10 @@ inline void add_jobs(Plan& plan) {
   for (int u = 0; u < plan.units; ++u) {
     const Unit& unit = plan.unit[u];
     for (int n = unit.first, end = n + unit.entries, next; n < end; n = next) {
-      const auto together = [&](int m) {  // one slice of in2, each degree of out once
+      const auto high = [](const Entry& e) { return e.d3 / 2 > kMaxDegree; };
+      const auto together = [&](int m) {  // one slice of in2, each degree of out once; code of their own or none
         const Entry &a = plan.entry[m], &b = plan.entry[m - 1];
-        return a.o2 == b.o2 && a.d2 == b.d2 && a.d3 != b.d3 && a.V == 1 && b.V == 1;
+        return a.o2 == b.o2 && a.d2 == b.d2 && a.d3 != b.d3 && a.V == 1 && b.V == 1 && high(a) == high(b);
       };
       for (next = n + 1; next < end && together(next);) ++next;
       Set set{0, {{static_cast<short>(u), static_cast<short>(n), static_cast<short>(next - n)}}};
