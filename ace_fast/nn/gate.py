@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..kernels.tensor_product import GateTable
-from ..kernels.tensor_product.table import LAYOUTS
 from . import peers
 from .products import ElementwiseTensorProduct
+from .tensor_product import check_columns, check_options
 
 KINDS = {  # the functions and modules that are a nonlinearity of ours
     "silu": (nn.functional.silu, nn.SiLU),
@@ -52,8 +52,7 @@ class Gate(nn.Module):
     def __init__(self, irreps_scalars, act_scalars, irreps_gates, act_gates, irreps_gated, *, layout="mul_ir",
                  backend="auto"):
         super().__init__()
-        if layout not in LAYOUTS:
-            raise ValueError(f"{type(self).__name__}: layout must be one of {LAYOUTS}, got {layout!r}")
+        check_options(type(self).__name__, layout=layout)
         self._adopt(e3nn.nn.Gate(irreps_scalars, act_scalars, irreps_gates, act_gates, irreps_gated), layout, backend)
 
     def _adopt(self, like: e3nn.nn.Gate, layout: str, backend: str) -> None:
@@ -94,9 +93,7 @@ class Gate(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features [..., irreps_in.dim] -> [..., irreps_out.dim]."""
-        if features.dim() == 0 or features.shape[-1] != self._dim:
-            raise ValueError(f"{type(self).__name__}: features must be [..., {self._dim}], got "
-                             f"{list(features.shape)}; its last dimension is that of the irreps")
+        check_columns(type(self).__name__, features=(features, self._dim))
         if self.gate_table is not None:
             return functional.gate(features, self.gate_table, layout=self.layout, backend=self.backend)
         features = _apart(features, self._cuts[0])

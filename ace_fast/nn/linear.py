@@ -8,8 +8,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from ..kernels.tensor_product import ProductTable
-from ..kernels.tensor_product.table import LAYOUTS
-from .tensor_product import apply_product, no_script
+from .tensor_product import apply_product, check_options, no_script
 
 
 class Linear(nn.Module):
@@ -46,15 +45,12 @@ class Linear(nn.Module):
                  layout="mul_ir", backend="auto"):
         super().__init__()
         name = type(self).__name__
-        for option, value, choices in (("path_normalization", path_normalization, ("element", "path")),
-                                       ("layout", layout, LAYOUTS)):
-            if value not in choices:
-                raise ValueError(f"{name}: {option} must be one of {choices}, got {value!r}")
+        check_options(name, layout=layout, internal_weights=internal_weights, shared_weights=shared_weights)
+        if path_normalization not in ("element", "path"):
+            raise ValueError(f"{name}: path_normalization must be one of ('element', 'path'), got "
+                             f"{path_normalization!r}")
         if (f_in is None) != (f_out is None):
             raise ValueError(f"{name}: f_in and f_out must be given together, got {f_in} and {f_out}")
-        if internal_weights and shared_weights is False:
-            raise ValueError(f"{name}: internal_weights must be False where shared_weights is False, got True; "
-                             "pass the weights of every sample to the call")
         out = o3.Irreps(irreps_out)
         if isinstance(biases, (list, tuple)):
             if len(biases) != len(out):

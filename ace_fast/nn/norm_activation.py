@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from .. import functional
 from ..kernels.tensor_product import NormTable
 from ..kernels.tensor_product.epilogue import BACKENDS
-from ..kernels.tensor_product.table import LAYOUTS
 from .gate import kind
-from .tensor_product import no_script
+from .tensor_product import check_columns, check_options, no_script
 
 
 class NormActivation(nn.Module):
@@ -49,8 +48,7 @@ class NormActivation(nn.Module):
                  bias: bool = False, *, layout="mul_ir", backend="auto"):
         super().__init__()
         name, irreps = type(self).__name__, o3.Irreps(irreps_in)
-        if layout not in LAYOUTS:
-            raise ValueError(f"{name}: layout must be one of {LAYOUTS}, got {layout!r}")
+        check_options(name, layout=layout)
         if epsilon is not None and not normalize:
             raise ValueError(f"{name}: epsilon must be None where normalize is False, got {epsilon}; leave it out")
         if epsilon is not None and not epsilon > 0:
@@ -95,9 +93,7 @@ class NormActivation(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features [..., irreps_in.dim] -> [..., irreps_in.dim]."""
-        if features.dim() == 0 or features.shape[-1] != self._dim:
-            raise ValueError(f"{type(self).__name__}: features must be [..., {self._dim}], got "
-                             f"{list(features.shape)}; its last dimension is that of the irreps")
+        check_columns(type(self).__name__, features=(features, self._dim))
         biases = self.biases if self.bias else None
         if self.norm_table is not None:
             return functional.norm_activation(features, self.norm_table, biases, layout=self.layout,

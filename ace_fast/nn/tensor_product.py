@@ -25,13 +25,28 @@ _SPECIALIZED = {
 }
 
 
-def apply_product(name: str, x: Tensor, y: Tensor, weight: Tensor, table: ProductTable, bias: Tensor | None = None,
-                  gate: GateTable | None = None, backend: str = "auto") -> Tensor:
-    """The operator for x [..., dim1], y [..., dim2] and weight [n] or [..., n] whose leading dimensions broadcast."""
-    for argument, value, dim in (("x", x, table.dims[0]), ("y", y, table.dims[1])):
+def check_columns(name: str, **arguments: tuple[Tensor, int]) -> None:
+    """Each argument (value, dim) of a layer is [..., dim]."""
+    for argument, (value, dim) in arguments.items():
         if value.dim() == 0 or value.shape[-1] != dim:
             raise ValueError(f"{name}: {argument} must be [..., {dim}], got {list(value.shape)}; "
                              "its last dimension is that of the irreps")
+
+
+def check_options(name: str, **options) -> None:
+    """Options of one name have the same choices in every layer."""
+    for option, choices in _CHOICES.items():
+        if option in options and options[option] not in choices:
+            raise ValueError(f"{name}: {option} must be one of {choices}, got {options[option]!r}")
+    if options.get("internal_weights") and options.get("shared_weights") is False:
+        raise ValueError(f"{name}: internal_weights must be False where shared_weights is False, got True; "
+                         "pass the weights of every sample to the call")
+
+
+def apply_product(name: str, x: Tensor, y: Tensor, weight: Tensor, table: ProductTable, bias: Tensor | None = None,
+                  gate: GateTable | None = None, backend: str = "auto") -> Tensor:
+    """The operator for x [..., dim1], y [..., dim2] and weight [n] or [..., n] whose leading dimensions broadcast."""
+    check_columns(name, x=(x, table.dims[0]), y=(y, table.dims[1]))
     lead = x.shape[:-1]
     own = weight.dim() > 1  # every row has its own weights
     if y.shape[:-1] != lead or own and weight.shape[:-1] != lead:
@@ -61,15 +76,6 @@ def no_script(layer: nn.Module) -> None:
     """What torch.jit.script hears of a layer of ours."""
     raise NotImplementedError(f"{type(layer).__name__}: torch.jit.script is not supported; use torch.compile, or "
                               "ace_fast.restore(model) before scripting a converted model")
-
-
-def _check_options(name: str, options: dict) -> None:
-    for option, choices in _CHOICES.items():
-        if option in options and options[option] not in choices:
-            raise ValueError(f"{name}: {option} must be one of {choices}, got {options[option]!r}")
-    if options.get("internal_weights") and options.get("shared_weights") is False:
-        raise ValueError(f"{name}: internal_weights must be False where shared_weights is False, got True; "
-                         "pass the weights of every sample to the call")
 
 
 def _check_instructions(name: str, irreps: tuple[o3.Irreps, ...], instructions) -> None:
@@ -143,7 +149,7 @@ class TensorProduct(nn.Module):
                **options) -> None:
         """Becomes what e3nn's class `make` is: its normalisation, weights and mask; its generated code is left out."""
         nn.Module.__init__(self)
-        _check_options(type(self).__name__, options | {"layout": layout})
+        check_options(type(self).__name__, layout=layout, **options)
         like = make(*args, compile_left_right=False, compile_right=False, **options)
         self._adopt(like, layout, backend, compile_left_right, compile_right)
 

@@ -62,7 +62,7 @@ class ByBlocks {
           for (int64_t m = 0; m < call.slots[s + 1]; ++m, ++b) *b += block.sum_row(call.slots[s] + m);
       });
     });
-    if (padded) sum_weights(partial, out<T>(to.weight));
+    if (padded) sum_chunks<T>(paths, partial.data(), partial.chunks, partial.length, out<T>(to.weight));
     if (to.need_bias) partial.add(padded, biases, out<T>(to.bias));
     if (to.need_parameters) partial.add(padded + biases, parameters, out<T>(to.parameters));
   }
@@ -115,7 +115,7 @@ class ByBlocks {
         store(block, to, z, n);
       });
     });
-    if (partial.length) sum_weights(partial, out<T>(to.weight));
+    if (partial.length) sum_chunks<T>(paths, partial.data(), partial.chunks, partial.length, out<T>(to.weight));
   }
 
  private:
@@ -138,17 +138,6 @@ class ByBlocks {
   WeightSums<T> weight_sums(Gradients& to, T* sums, int64_t z, int64_t n) const {
     if (!to.need_weight) return nullptr;
     return call.shared() ? WeightSums<T>(sums) : weights_of(out<T>(to.weight), z, n);
-  }
-
-  // to[row, w] = sum over chunks of the padded weights [row, w]
-  void sum_weights(const Partial<T>& partial, T* to) const {
-    for (const Path& path : paths) {
-      if (path.weight < 0) continue;
-      const int64_t columns = path.mixes ? path.W : path.rows(), width = path.mixes ? round_up<T>(path.W) : columns;
-      parallel(path.mixes ? path.rows() : 1, std::max<int64_t>(1, 16384 / (partial.chunks * width + 1)), [&](int64_t row) {
-        partial.add(path.padded + row * width, columns, to + path.weight + row * columns);
-      });
-    }
   }
 
   const Call& call;
