@@ -48,31 +48,36 @@ def _include() -> list[str]:
     return [f"-I{HERE}", "-isystem", str(torch / "include")]
 
 
-def compile_source(source: Path, sm: int) -> list[Report]:
-    """One report for each kernel of a .cu file on sm_<sm>.
+def compile_source(source: Path, capabilities: Sequence[int] = CAPABILITIES) -> list[Report]:
+    """One report for each kernel of a .cu file on each sm_<capability>.
+
+    As in an installation (CMakeLists.txt) one PTX, of the least of them, is assembled for all: no kernel uses an
+    instruction of a later one, and the PTX takes most of the time.
 
     Raises:
         RuntimeError: it does not compile; the message holds what nvcc said.
     """
     start = time.perf_counter()
+    code = ",".join(f"sm_{sm}" for sm in capabilities)
     with tempfile.TemporaryDirectory() as folder:
-        command = [find(), f"-arch=sm_{sm}", "-cubin", "-Xptxas", "-v", *FLAGS, *_include(), str(source)]
-        done = subprocess.run([*command, "-o", f"{folder}/out.cubin"], capture_output=True, text=True)
+        command = [find(), "-gencode", f"arch=compute_{min(capabilities)},code=[{code}]", "-fatbin", "-Xptxas", "-v"]
+        command += [*FLAGS, *_include(), str(source), "-o", f"{folder}/out.fatbin"]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{source.parent.name}/{source.name} does not compile for sm_{sm}:\n{done.stderr[-4000:]}")
-    return read_log(done.stderr, sm, time.perf_counter() - start)
+        raise RuntimeError(f"{source.parent.name}/{source.name} does not compile for {code}:\n{done.stderr[-4000:]}")
+    return read_log(done.stderr, time.perf_counter() - start)
 
 
-def read_log(log: str, sm: int, seconds: float) -> list[Report]:
+def read_log(log: str, seconds: float) -> list[Report]:
     """The reports in what `ptxas -v` says; spills are bytes stored and loaded."""
     reports = []
     for block in re.split(r"Compiling entry function ", log)[1:]:
         block = block.split("Function properties for")  # device functions that were not inlined come after the kernel
-        name = re.match(r"'(\S+)'", block[0])[1]
+        name, sm = re.match(r"'(\S+)' for 'sm_(\d+)'", block[0]).groups()
         spills = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", "".join(block))))
         registers = int(re.search(r"Used (\d+) registers", "".join(block))[1])
         shared = re.search(r"(\d+) bytes smem", "".join(block))
-        reports.append(Report(name, sm, registers, spills, int(shared[1]) if shared else 0, seconds))
+        reports.append(Report(name, int(sm), registers, spills, int(shared[1]) if shared else 0, seconds))
     names = demangle([r.kernel for r in reports])
     return [r._replace(kernel=name) for r, name in zip(reports, names, strict=True)]
 
@@ -114,10 +119,11 @@ def over(report: Report) -> list[str]:
 def compile_rooms(names: Sequence[str] = (),
                   capabilities: Sequence[int] = CAPABILITIES) -> dict[tuple[str, int], list[Report]]:
     """{(room, sm): its kernels' reports} of the named rooms (default: every room that has CUDA kernels)."""
-    jobs = [(room, sm) for room in names or rooms() for sm in capabilities]
+    names = names or sorted(rooms(), key=lambda room: -sum(f.stat().st_size for f in (HERE / room).glob("*.cu*")))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda job: compile_source(HERE / job[0] / "cuda.cu", job[1]), jobs)
-        return dict(zip(jobs, found, strict=True))
+        found = pool.map(lambda room: compile_source(HERE / room / "cuda.cu", capabilities), names)
+        return {(room, sm): [report for report in reports if report.sm == sm]
+                for room, reports in zip(names, found, strict=True) for sm in capabilities}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -47,7 +47,7 @@ def test_room_kernels_fit(reports, room, sm):
 def test_spills_are_found(tmp_path):
     source = tmp_path / "cuda.cu"
     source.write_text(SPILLING)
-    (report,) = nvcc.compile_source(source, 80)
+    (report,) = nvcc.compile_source(source, [80])
     assert report.kernel == "crowded_kernel<400>"
     assert report.registers == 255
     assert nvcc.over(report)[0].startswith("crowded_kernel<400> on sm_80 spills ")
@@ -56,8 +56,8 @@ def test_spills_are_found(tmp_path):
 def test_what_does_not_compile_is_named(tmp_path):
     source = tmp_path / "cuda.cu"
     source.write_text("__global__ void k() { nothing(); }")
-    with pytest.raises(RuntimeError, match=r'(?s)cuda.cu does not compile for sm_80:.*"nothing" is undefined'):
-        nvcc.compile_source(source, 80)
+    with pytest.raises(RuntimeError, match=r'(?s)cuda.cu does not compile for sm_80,sm_90:.*"nothing" is undef'):
+        nvcc.compile_source(source, [80, 90])
 
 
 def test_command_line(capsys):
