@@ -25,7 +25,7 @@ ALL = (True, True, True, True)
 GENERAL = ("triton",)
 
 
-def table(in1: str, in2: str, out: str, bias: bool = True) -> ProductTable:
+def table(in1: str, in2: str, out: str, bias: bool = True, layout: str = "mul_ir") -> ProductTable:
     """All allowed paths, scaled as the SEGNN code scales them."""
     a, b, c = o3.Irreps(in1), o3.Irreps(in2), o3.Irreps(out)
     instructions = [
@@ -35,7 +35,7 @@ def table(in1: str, in2: str, out: str, bias: bool = True) -> ProductTable:
         for k, (_, ir_out) in enumerate(c)
         if ir_out in ir_1 * ir_2
     ]
-    return ProductTable(a, b, c, instructions, bias)
+    return ProductTable(a, b, c, instructions, bias, layout)
 
 
 # what each mode can connect: equal multiplicities where it asks for them, the output multiplicity it makes
@@ -345,6 +345,20 @@ SMALL = [
         f"{mode}_many_paths", "52 paths to two slices", 3, ProductTable(
             "2x0e+2x1o", "+".join(["1x0e+1x1o"] * 13), "2x0e+2x1o",
             [(i, j, (i + j) % 2, mode, True, 1.0) for i in range(2) for j in range(26)]))),
+    *_mode_cases("x2_many_paths", "76 paths, more than a launch takes", 3, ProductTable(
+        "2x0e+2x1o", "+".join(["1x0e+1x1o"] * 19), "2x0e+2x1o",
+        [(i, j, (i + j) % 2, "uvw", True, 1.0) for i in range(2) for j in range(38)], layout="ir_mul")),
+    *_mode_cases("x2_wide", "either input multiplied with weights beyond one tile; V > 1; only x2 asks", 18,
+                 table("81x0e+75x1o", "2x1o", "77x0e+67x1o", layout="ir_mul"), needs=(False, True, False, False)),
+    *_mode_cases("x2_narrow", "paths of single channels share a tile; a slice that no path reaches; only x2 asks", 37,
+                 table("1x0e+1x1o+1x2e", "1x0e+1x1o+1x2e+1x6e", "9x0e+5x1o+3x1e+2x2e", False, "ir_mul"),
+                 needs=(False, True, False, False)),
+    *_mode_cases("x2_rows", "so many rows that a block has all slices of x2, in ir_mul; bias", 2061, ProductTable(
+        "2x0e+1x1o", "1x0e+2x1o", "3x0e+1x1o", [
+            (0, 0, 0, "uvw", True, 1.0), (0, 1, 1, "uvw", True, 0.5), (1, 0, 1, "uvw", True, 1.0),
+            (1, 1, 0, "uvw", True, 2.0)], True, "ir_mul")),
+    *_mode_cases("x2_rows_mixed", "the same beside a path of another kernel, which adds to x2", 2061, ProductTable(
+        "2x0e+1x1o", "1x0e+2x1o", "3x0e+2x1o", [(1, 1, 0, "uvw", True, 2.0), (0, 1, 1, "uvv", True, 0.5)])),
     *_mode_cases("uvu_high_degree", "l = 6, 5 and 8: beyond the unrolled degrees", 3, ProductTable(
         "2x6e+3x5o", "1x3o", "2x5o+3x8e+2x8o", [(0, 0, 0, "uvu", True, 1.0), (1, 0, 1, "uvu", True, 2.0),
                                                  (0, 0, 2, "uvu", True, 0.5)]), True),

@@ -23,6 +23,8 @@ struct Static {
   }
 };
 
+constexpr int64_t kWholeRows = 2048;  // so many fill a GPU's multiprocessors without sharing out the columns of x2
+
 // Rows whose terms one block (or, where stretches are short, one warp) adds: this depends on Z and on the paths alone.
 int64_t stretch_rows(int64_t Z, bool short_ones = false) {
   return short_ones ? std::max<int64_t>(16, ceil_div(Z, 512)) : std::max<int64_t>(64, ceil_div(Z, 64));
@@ -71,13 +73,15 @@ struct Call {
     const Parts parts = split_paths(read_paths(fixed.paths), in.ld_weight == 0);
     const bool start = !reaches_all<Role::gradient>(parts, to.ld_x1);
     if (to.x1 && start) stream.zero(to.x1, Z * to.ld_x1 * sizeof(T));
-    if (to.x2) stream.zero(to.x2, Z * to.ld_x2 * sizeof(T));
+    const bool whole = Z >= kWholeRows && to.ld_x2 <= kX2Whole;  // blocks have whole rows of x2
+    const bool start2 = !parts.others.empty() || !parts.channels.empty() || !writes_x2(parts.dense, to.ld_x2, whole);
+    if (to.x2 && start2) stream.zero(to.x2, Z * to.ld_x2 * sizeof(T));
     if (to.weight && weights_of({}, parts.channels) != to.ld_weight)
       stream.zero(to.weight, Z * to.ld_weight * sizeof(T));
     run_general_gradients(parts.others, to, Z, 1);
-    run_general_gradients(parts.dense, {nullptr, to.x2, nullptr, 0, to.ld_x2, 0}, Z, 1);
     run_channel_gradients(parts.channels, to, start, channel_rows());
     if (to.x1) run_dense<Role::gradient>(parts.dense, in.g, in.ld_g, nullptr, to.x1, to.ld_x1, start);
+    if (to.x2) run_dense_x2(parts.dense, to.x2, to.ld_x2, whole, start2);
   }
 
   // Gradient of shared weights [n]: stretches of rows, then their sum.
@@ -164,6 +168,22 @@ struct Call {
       stream.launch("dense_weight_kernel", dense_weight_kernel<T>, grid(stretches, tiles), kTeam, shared, some,
                     operands);
     });
+  }
+
+  void run_dense_x2(const std::vector<Path>& paths, T* to, int64_t ld, bool whole, bool add) const {
+    X2Operands<T> operands{in.g, in.x1, in.weight, in.ld_g, in.ld_x1, ld, Z, in.table, to, in.ir_mul, fixed.tf32, whole,
+                           add, 0, 0, 0};
+    for (const X2Launch& plan : plan_x2(paths, whole)) {
+      operands.space = plan.space;
+      operands.row_of_n = plan.row_of_n;
+      operands.components = plan.components;
+      const bool two = ceil_div(Z, 2 * kRows) * plan.jobs >= 2 * stream.multiprocessors() &&
+                       operands.shared(2) <= stream.max_shared();
+      const int teams = two ? 2 : 1;
+      stream.launch("dense_x2_kernel", dense_x2_kernel<T>, grid(ceil_div(Z, teams * kRows), plan.jobs), teams * kTeam,
+                    operands.shared(teams), plan.paths, operands);
+      operands.add = true;  // whole rows: the next paths add to them
+    }
   }
 
   template <Role role>

@@ -2,9 +2,10 @@
 #pragma once
 
 #include "channels.cuh"
-#include "dense.cuh"
+#include "dense_x2.cuh"
 
 #include <algorithm>
+#include <tuple>
 
 namespace ace::product {
 
@@ -140,6 +141,58 @@ std::vector<DenseLaunch> plan_dense(std::vector<Path> paths, const std::vector<i
   plan_slices<role>(plans, std::vector<Path>(paths.begin(), high), slots, add);
   plan_slices<role>(plans, std::vector<Path>(high, paths.end()), slots, add);
   return plans;
+}
+
+// One launch of the gradient of x2.
+struct X2Launch {
+  X2Paths paths{};
+  int jobs = 0, space = 0, row_of_n = 0, components = 1;
+};
+
+// Whether multiplying x1 with the weights costs less than multiplying g: tiles of 8 on the tensor cores, three products,
+// and the sum over the other operand's channels, whose instructions take about five times as long for a number.
+inline bool multiplies_x1(const Path& p) {
+  const auto cost = [&](int64_t deep, int64_t wide, int64_t d) {
+    return 3 * ceil_div(deep, 8) * 8 * ceil_div(wide, 8) * 8 * d + 5 * wide * p.d1 * p.d3;
+  };
+  return cost(p.U, p.W, p.d1) < cost(p.W, p.U, p.d3);
+}
+
+// Launches that together have all paths; where blocks do not have whole rows of x2, by the slice that they add to.
+inline std::vector<X2Launch> plan_x2(std::vector<Path> paths, bool whole) {
+  const auto order = [&](const Path& p) {
+    const bool by_u = multiplies_x1(p);
+    return std::make_tuple(whole ? 0 : p.o2, by_u, by_u ? p.o1 : p.o3, whole ? p.o2 : 0);
+  };
+  std::stable_sort(paths.begin(), paths.end(), [&](const Path& a, const Path& b) { return order(a) < order(b); });
+  std::vector<X2Launch> plans;
+  int total = 0;
+  for (const Path& p : paths) {
+    if (plans.empty() || plans.back().paths.count == kX2Paths) plans.emplace_back(), total = 0;
+    X2Launch& plan = plans.back();
+    const int n = plan.paths.count++;
+    const bool by_u = plan.paths.by_u[n] = multiplies_x1(p);
+    plan.paths.path[n] = p;
+    if (whole) plan.jobs = 1;
+    else if (n == 0 || plan.paths.path[n - 1].o2 != p.o2) plan.jobs += p.V;
+    const int d = by_u ? p.d1 : p.d3, at_once = d <= 1 ? 1 : d <= 3 ? 3 : 5;
+    plan.components = std::max(plan.components, at_once);
+    plan.row_of_n = std::max(plan.row_of_n, at_once * (by_u ? p.d3 : p.d1));
+    total += dense_size(p);
+    plan.space = std::max({plan.space, dense_size(p), std::min(total, kDenseSpace)});
+  }
+  return plans;
+}
+
+// Whether the launches for these paths write all of x2's columns, so that nothing need be zero before.
+inline bool writes_x2(std::vector<Path> paths, int64_t dim, bool whole) {
+  if (paths.empty() || whole) return !paths.empty();
+  if (paths.size() > kX2Paths) return false;  // two launches may share a slice
+  std::sort(paths.begin(), paths.end(), [](const Path& a, const Path& b) { return a.o2 < b.o2; });
+  int64_t next = 0;
+  for (const Path& p : paths)
+    if (p.o2 == next) next += int64_t(p.V) * p.d2;
+  return next == dim;
 }
 
 // One launch of the channel-wise kernels: 32 G channels at a time.
