@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <tuple>
 #include <utility>
 
 // Operators of all cuda.cu files live in torch.ops.ace_fast_cuda, for CUDA tensors; emulated ones take CPU tensors.
@@ -57,6 +58,9 @@ constexpr unsigned kWarp = 0xffffffffu;  // the mask of a whole warp
 
 // ---- launches ------------------------------------------------------------------------------------------------------
 
+constexpr size_t kMaxArguments = 4096;  // bytes that every GPU takes with a launch
+constexpr size_t kMaxStatic = 8 << 10;  // bytes of static shared memory that no kernel exceeds (nvcc.py checks it)
+
 // Blocks of a grid; more than a grid takes raises.
 inline dim3 grid(int64_t x, int64_t y = 1, int64_t z = 1) {
   STD_TORCH_CHECK(x <= 2147483647 && y <= 65535 && z <= 65535, "ace_fast: a grid of ", x, " x ", y, " x ", z,
@@ -85,14 +89,20 @@ class Stream {
   template <class... P, class... A>
   void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A&&... args) const {
     static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
+    static_assert((((sizeof(P) + 7) / 8 * 8) + ... + 0) <= kMaxArguments, "the kernel's arguments are too large");
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #if defined(ACE_EMULATE)
     emulate::run(name, grid, block, shared, [&] { kernel(static_cast<P>(args)...); });
 #else
-    if (shared > (48 << 10))
+    if (shared + kMaxStatic > (48 << 10))  // what a block gets without asking includes static shared memory
       check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-    kernel<<<grid, block, shared, stream_>>>(static_cast<P>(args)...);
-    check(name, cudaGetLastError());
+    std::tuple<P...> values(static_cast<P>(args)...);
+    std::apply(
+        [&](auto&... value) {  // the call's own status: cudaGetLastError may hold that of an earlier one
+          void* pointers[] = {&value..., nullptr};
+          check(name, cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared, stream_));
+        },
+        values);
 #endif
   }
 
@@ -109,6 +119,7 @@ class Stream {
 #if !defined(ACE_EMULATE)
  private:
   static void check(const char* name, cudaError_t error) {
+    if (error != cudaSuccess) cudaGetLastError();  // forgotten, so that nobody takes it for that of a later call
     STD_TORCH_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
   }
   int attribute(cudaDeviceAttr which) const {
@@ -252,6 +263,10 @@ __device__ __forceinline__ void copy_wait() {
 //   TF32 a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b: (t, g), (t + 4, g)
 //   bfloat16, two neighbours in k to a register:
 //     a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8); b: (2t, g), (2t + 8, g)
+
+// How the product of float32 matrices is made: of three TF32 products of parts, with float32's accuracy, of one TF32
+// product, or of one bfloat16 product. Sums are float32 in each. triton_common.py, matmul_precision.
+enum class Precision : int { highest, high, medium };
 
 __device__ __forceinline__ uint32_t bits_of(float x) {
   uint32_t u;

@@ -78,6 +78,19 @@ def allow_tf32(x: torch.Tensor) -> bool:
     return x.is_cuda and x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
+def matmul_precision(x: torch.Tensor) -> int:
+    """torch.get_float32_matmul_precision() for products of `x` in CUDA kernels: highest 0, high 1, medium 2.
+
+    torch's switch for TF32 alone, `torch.backends.cuda.matmul`, counts as high.
+    """
+    if x.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return 0
+    try:
+        return 1 + (torch.get_float32_matmul_precision() == "medium")
+    except RuntimeError:  # the switch was set by its newer names, which have no "medium" on CUDA
+        return 1
+
+
 @functools.cache
 def _cuda_reason(index: int | None) -> str | None:
     if INTERPRETED:

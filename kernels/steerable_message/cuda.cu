@@ -161,19 +161,19 @@ struct Inputs {
 
   // Blocks of whole windows, at most `most` of them.
   template <class T>
-  Problem<T> problem(const Plan<T>& plan, int64_t most, bool single) const {
+  Problem<T> problem(const Plan<T>& plan, int64_t most, int64_t precision) const {
     const int64_t E = attr.size(0), window = std::max<int64_t>(1, ceil_div(ceil_div(E, most), kEdges)) * kEdges;
     const auto maybe = [](const Maybe& x) { return x ? in<T>(*x) : nullptr; };
     return {h.size(0), E, static_cast<int>(h.size(1)), extra ? static_cast<int>(extra->size(1)) : 0,
             static_cast<int>(attr.size(1)), static_cast<int>(two.dims[2]) - gates_of(two), static_cast<int>(window),
             in<T>(h), maybe(extra), in<T>(attr), in<T>(weight1), maybe(bias1), in<T>(weight2), maybe(bias2),
             in<int64_t>(source_index), in<int64_t>(target_index), in<int64_t>(target_order), in<int64_t>(target_ptr),
-            {in<int64_t>(cg_index1), in<double>(cg_value1)}, {in<int64_t>(cg_index2), in<double>(cg_value2)}, single,
-            plan.at};
+            {in<int64_t>(cg_index1), in<double>(cg_value1)}, {in<int64_t>(cg_index2), in<double>(cg_value2)},
+            static_cast<Precision>(precision), plan.at};
   }
 };
 
-Tensor steerable_message(ARGUMENTS, bool single) {
+Tensor steerable_message(ARGUMENTS, int64_t precision) {
   (void)factor;  // the weights are on tensor cores, where products are cheaper than a second pass over rows
   const Inputs inputs = INPUTS;
   const int64_t N = inputs.h.size(0);
@@ -182,7 +182,7 @@ Tensor steerable_message(ARGUMENTS, bool single) {
   const Stream stream(inputs.h);
   dispatch(inputs.h, [&]<class T>() {
     const Plan<T> plan = inputs.plan<T>(stream, false);
-    const Problem<T> problem = inputs.problem(plan, kForwardBlocks, single);
+    const Problem<T> problem = inputs.problem(plan, kForwardBlocks, precision);
     stream.launch("message_fwd_kernel", message_fwd_kernel<T>,
                   grid(std::max<int64_t>(1, ceil_div(problem.E, problem.window))), kThreads, plan.bytes, plan.tables,
                   problem, out<T>(y));
@@ -192,7 +192,8 @@ Tensor steerable_message(ARGUMENTS, bool single) {
 
 // Gradients of h, extra, attr (always empty here), weight1, bias1, weight2, bias2; bit n of `needs` asks for the n-th.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> steerable_message_bwd(Tensor g_, ARGUMENTS,
-                                                                                         int64_t needs, bool single) {
+                                                                                         int64_t needs,
+                                                                                         int64_t precision) {
   (void)factor;
   STD_TORCH_CHECK(!(needs & 4), "steerable_message: this kernel has no gradient of attributes");
   const Inputs inputs = INPUTS;
@@ -205,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> steerable_mes
   const Stream stream(inputs.h);
   dispatch(inputs.h, [&]<class T>() {
     const Plan<T> plan = inputs.plan<T>(stream, true);
-    const Problem<T> problem = inputs.problem(plan, kBackwardBlocks, single);
+    const Problem<T> problem = inputs.problem(plan, kBackwardBlocks, precision);
     const auto at = [&](int n) { return needs >> n & 1 ? out<T>(found[n]) : nullptr; };
     const int64_t blocks = std::max<int64_t>(1, ceil_div(E, problem.window));
     const bool sums = needs & (8 + 16 + 32 + 64);
@@ -253,9 +254,9 @@ bool steerable_message_fits(Tensor h, int64_t A, Ints dims1, Ints paths1, Ints s
   "Tensor target_ptr, " PRODUCT("1") ", " PRODUCT("2") ", bool factor"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_cuda, m) {
-  m.def("steerable_message(" SCHEMA ", bool single) -> Tensor");
+  m.def("steerable_message(" SCHEMA ", int precision) -> Tensor");
   m.def("steerable_message_bwd(Tensor g, " SCHEMA
-        ", int needs, bool single) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+        ", int needs, int precision) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("steerable_message_fits(Tensor h, int attributes, int[] dims1, int[] paths1, int[] slots1, int[] layout1, "
         "int[] dims2, int[] paths2, int[] slots2, int[] layout2, bool backward) -> bool");
 }

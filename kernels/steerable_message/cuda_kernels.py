@@ -8,7 +8,7 @@ from torch import Tensor
 from ..define import mask
 from ..segment_sum.op import BACKENDS as SEGMENT_SUM
 from ..tensor_product.op import BACKENDS as TENSOR_PRODUCT
-from ..triton_common import allow_tf32
+from ..triton_common import matmul_precision
 from . import reference
 from .reference import Arguments
 
@@ -30,7 +30,7 @@ def _whole(a: Arguments, backward: bool) -> bool:
 def forward(*arguments) -> Tensor:
     """As the reference."""
     a = Arguments(*arguments)
-    return _cuda.steerable_message(*a, allow_tf32(a.h)) if _whole(a, False) else _parts.forward(*arguments)
+    return _cuda.steerable_message(*a, matmul_precision(a.h)) if _whole(a, False) else _parts.forward(*arguments)
 
 
 def backward(g, *arguments) -> tuple[Tensor, ...]:
@@ -39,4 +39,4 @@ def backward(g, *arguments) -> tuple[Tensor, ...]:
     a = Arguments(*inputs)
     if needs[2] or not _whole(a, True):
         return _parts.backward(g, *arguments)
-    return _cuda.steerable_message_bwd(g, *a, mask(needs), allow_tf32(a.h))
+    return _cuda.steerable_message_bwd(g, *a, mask(needs), matmul_precision(a.h))

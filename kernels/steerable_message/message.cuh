@@ -37,7 +37,7 @@ struct Problem {
   const T *h, *extra, *attr, *weight1, *bias1, *weight2, *bias2;
   const int64_t *source, *target, *order, *ptr;
   Coefficients table1, table2;
-  bool single;
+  Precision precision;
   Layout at;
 };
 
@@ -257,10 +257,10 @@ struct Block {
 
   __device__ T* at(int offset) const { return shared + offset; }
   __device__ Factors<T> first(const T* x, int ld) const {
-    return {x, ld, at(in.at.attr), in.at.ld_attr, at(in.at.dense1), in.weight1, in.single};
+    return {x, ld, at(in.at.attr), in.at.ld_attr, at(in.at.dense1), in.weight1, in.precision};
   }
   __device__ Factors<T> second(const T* x, int ld) const {
-    return {x, ld, at(in.at.attr), in.at.ld_attr, at(in.at.dense2), in.weight2, in.single};
+    return {x, ld, at(in.at.attr), in.at.ld_attr, at(in.at.dense2), in.weight2, in.precision};
   }
 
   // Rows of both ends, extra features and attributes -> y1, y2, the pre-activations, and m1. Ends without a barrier.

@@ -215,6 +215,8 @@ def steerable_message(h: Tensor, attr: Tensor, graph: Graph, weight1: Tensor, ta
         ValueError: wrong shapes, dtypes or devices, or a backend that cannot run here.
         NotImplementedError: forward-mode derivatives.
 
+    Float32 on a GPU obeys `torch.set_float32_matmul_precision`: either product has the error bound of `tensor_product`.
+
     Derivatives of any order in h, extra, attr, weights and biases; the first recomputes the edges, the higher ones go
     through the reference and store them. Source: SEGNN (Brandstetter et al. 2022), equations 10 and 11.
 

@@ -1,6 +1,6 @@
 // A steerable product of 16 edges by one block: t[b, z, column] = sum_a x[z, a] M[z, a, b] for the columns (path, v,
 // channel) of a slice of the result, in shared memory, times the weights [column, channel]. float32 runs on the tensor
-// cores by three TF32 products of parts (one where torch's switch allows it), float64 by FMA.
+// cores by three TF32 products of parts, or one of TF32 or bfloat16 where torch's switch allows it, float64 by FMA.
 #pragma once
 
 #include "tensor_product/product.cuh"
@@ -158,7 +158,8 @@ struct Share {
 // of the job.
 template <int DB>
 __device__ void multiply(float (&sum)[DB][4], const Share& share, const float* t, const Column* columns, int count,
-                         const float* weight, int channel, int end, bool single) {
+                         const float* weight, int channel, int end, Precision precision) {
+  const bool bf16 = precision == Precision::medium;
   const int g = lane_id() / 4, k = lane_id() % 4, n = channel + share.tile * 8 + g, stride = count + 4;
   float next[2][2];  // weights come from L2: the next ones are asked for before these are used
   const auto fetch = [&](int first) {
@@ -166,7 +167,7 @@ __device__ void multiply(float (&sum)[DB][4], const Share& share, const float* t
     for (int s = 0; s < 2; ++s)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int c = first + s * 8 + k + h * 4;
+        const int c = first + s * 8 + (bf16 ? 2 * k + h : k + h * 4);
         const bool there = c < count && n < end && columns[c].weight >= 0;
         next[s][h] = there ? __ldg(weight + columns[c].weight + n * columns[c].stride) : 0.0f;
       }
@@ -179,20 +180,31 @@ __device__ void multiply(float (&sum)[DB][4], const Share& share, const float* t
     for (int s = 0; s < 2; ++s)
 #pragma unroll
       for (int h = 0; h < 2; ++h) split_tf32(next[s][h], big[s][h], small[s][h]);
+    const uint32_t w[2] = {pack_bf16(next[0][0], next[0][1]), pack_bf16(next[1][0], next[1][1])};
     fetch(first + 16);
 #pragma unroll
     for (int b = 0; b < DB; ++b) {
       if (b % share.groups != share.group) continue;
       float main[4] = {}, rest[4] = {};
+      if (bf16) {
+        const float* x = t + (b * kEdges + g) * stride + first + 2 * k;
+        uint32_t a[4];
 #pragma unroll
-      for (int s = 0; s < 2; ++s) {
+        for (int i = 0; i < 4; ++i) {
+          const float* from = x + i % 2 * 8 * stride + i / 2 * 8;
+          a[i] = i < 2 || first + 8 < count ? pack_bf16(from[0], from[1]) : 0;
+        }
+        mma_bf16(main, a, w);
+      }
+#pragma unroll
+      for (int s = 0; s < 2 && !bf16; ++s) {
         if (first + s * 8 >= count) break;
         uint32_t a[4], a_small[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           split_tf32(t[(b * kEdges + g + i % 2 * 8) * stride + first + s * 8 + k + i / 2 * 4], a[i], a_small[i]);
         mma_tf32(main, a, big[s]);
-        if (single) continue;
+        if (precision == Precision::high) continue;
         mma_tf32(rest, a_small, big[s]);
         mma_tf32(rest, a, small[s]);
       }
@@ -204,7 +216,7 @@ __device__ void multiply(float (&sum)[DB][4], const Share& share, const float* t
 
 template <int DB>
 __device__ void multiply(double (&sum)[DB][4], const Share& share, const double* t, const Column* columns, int count,
-                         const double* weight, int channel, int end, bool) {
+                         const double* weight, int channel, int end, Precision) {
   const int n = channel + share.tile * 8 + tile_channel<double>(0), stride = count + 4;
   if (n >= end) return;
   for (int c = 0; c < count && columns[c].weight >= 0; ++c) {
@@ -221,24 +233,34 @@ __device__ void multiply(double (&sum)[DB][4], const Share& share, const double*
 // g: the first channel's first component in a row of gradients, channels `step` apart.
 template <int DB>
 __device__ void multiply_transposed(float (&sum)[4], const Share& share, const float* t, int count, int first,
-                                    const float* g, int ld_g, int step, int components, int width, bool single) {
+                                    const float* g, int ld_g, int step, int components, int width,
+                                    Precision precision) {
   const int row = lane_id() / 4, k = lane_id() % 4, n = share.tile * 8 + row, stride = count + 4;
+  const auto left = [&](int b, int z, int c) { return c < count ? t[(b * kEdges + z) * stride + c] : 0.0f; };
+  const auto right = [&](int b, int z) { return n < width ? g[z * ld_g + n * step + b] : 0.0f; };
 #pragma unroll 1
   for (int b = 0; b < components; ++b) {
     float main[4] = {}, rest[4] = {};
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      uint32_t a[4], a_small[4], w[2], w_small[2];
+    uint32_t a[4], a_small[4], w[2], w_small[2];
+    if (precision == Precision::medium) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int c = first + row + i % 2 * 8;
-        split_tf32(c < count ? t[(b * kEdges + s * 8 + k + i / 2 * 4) * stride + c] : 0.0f, a[i], a_small[i]);
+        const int z = 2 * k + i / 2 * 8, c = first + row + i % 2 * 8;
+        a[i] = pack_bf16(left(b, z, c), left(b, z + 1, c));
       }
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-        split_tf32(n < width ? g[(s * 8 + k + h * 4) * ld_g + n * step + b] : 0.0f, w[h], w_small[h]);
+      for (int h = 0; h < 2; ++h) w[h] = pack_bf16(right(b, 2 * k + 8 * h), right(b, 2 * k + 8 * h + 1));
+      mma_bf16(main, a, w);
+    }
+#pragma unroll
+    for (int s = 0; s < 2 && precision != Precision::medium; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        split_tf32(left(b, s * 8 + k + i / 2 * 4, first + row + i % 2 * 8), a[i], a_small[i]);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) split_tf32(right(b, s * 8 + k + h * 4), w[h], w_small[h]);
       mma_tf32(main, a, w);
-      if (single) continue;
+      if (precision == Precision::high) continue;
       mma_tf32(rest, a_small, w);
       mma_tf32(rest, a, w_small);
     }
@@ -249,7 +271,7 @@ __device__ void multiply_transposed(float (&sum)[4], const Share& share, const f
 
 template <int DB>
 __device__ void multiply_transposed(double (&sum)[4], const Share& share, const double* t, int count, int first,
-                                    const double* g, int ld_g, int step, int components, int width, bool) {
+                                    const double* g, int ld_g, int step, int components, int width, Precision) {
   const int n = share.tile * 8 + tile_channel<double>(0), stride = count + 4;
   if (n >= width) return;
   for (int b = 0; b < components; ++b)
@@ -273,7 +295,7 @@ struct Factors {
   const T* attr;
   int ld_attr;
   const T *dense, *weight;
-  bool single;
+  Precision precision;
 };
 
 // Runs f(columns, count) for the columns of a job, as many at a time as fit, their t formed. All threads take part; there
@@ -328,7 +350,7 @@ __device__ void multiply_add(const Table& table, Space<T>& space, const Factors<
     T sum[DB][4] = {};
     run_job<T, role, DB>(table, job, space, in, [&](const Column* columns, int count) {
       if (share.group >= 0)
-        multiply<DB>(sum, share, space.t, columns, count, in.weight, job.channel, end, in.single);
+        multiply<DB>(sum, share, space.t, columns, count, in.weight, job.channel, end, in.precision);
     });
     if (share.group < 0) return;
 #pragma unroll
@@ -357,7 +379,7 @@ __device__ void weight_gradient(const Table& table, Space<T>& space, const Facto
       for (int first = share.group * 16; first < count; first += share.groups * 16) {
         T sum[4] = {};
         multiply_transposed<DB>(sum, share, space.t, count, first, from, ld_g, ends.b_d, components, end - job.channel,
-                                in.single);
+                                in.precision);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int c = first + tile_row<T>(i), n = job.channel + share.tile * 8 + tile_channel<T>(i);

@@ -14,7 +14,10 @@ using Ints = std::vector<int64_t>;
 
 struct Static {
   const Ints &dims, &paths, &slots;
-  bool tf32;
+  Precision precision;
+
+  Static(const Ints& dims, const Ints& paths, const Ints& slots, int64_t precision)
+      : dims(dims), paths(paths), slots(slots), precision(static_cast<Precision>(precision)) {}
   bool ir_mul() const { return dims[3] != 0; }
   int64_t biases() const {
     int64_t n = 0;
@@ -155,7 +158,7 @@ struct Call {
 
   void run_dense_weight(const std::vector<Path>& paths, T* part, int64_t n, int64_t rows, int64_t stretches) const {
     WeightOperands<T> operands{in.g, in.x1, in.x2, in.ld_g, in.ld_x1, in.ld_x2, Z, rows, in.table, part, n, in.ir_mul,
-                               fixed.tf32, 0, 0};
+                               fixed.precision, 0, 0};
     for_launches(paths, [&](const Paths& some) {
       int64_t tiles = 0;
       for (int i = 0; i < some.count; ++i) {
@@ -171,8 +174,8 @@ struct Call {
   }
 
   void run_dense_x2(const std::vector<Path>& paths, T* to, int64_t ld, bool whole, bool add) const {
-    X2Operands<T> operands{in.g, in.x1, in.weight, in.ld_g, in.ld_x1, ld, Z, in.table, to, in.ir_mul, fixed.tf32, whole,
-                           add, 0, 0, 0};
+    X2Operands<T> operands{in.g, in.x1, in.weight, in.ld_g, in.ld_x1, ld, Z, in.table, to, fixed.precision, in.ir_mul,
+                           whole, add, 0, 0, 0};
     for (const X2Launch& plan : plan_x2(paths, whole)) {
       operands.space = plan.space;
       operands.row_of_n = plan.row_of_n;
@@ -190,7 +193,7 @@ struct Call {
   void run_dense(const std::vector<Path>& paths, const T* left, int64_t ld_left, const T* bias, T* to, int64_t ld_out,
                  bool add) const {
     DenseOperands<T> operands{left, in.x2, in.weight, bias, ld_left, in.ld_x2, ld_out, Z, in.table, to, in.ir_mul,
-                              fixed.tf32, 0, 0};
+                              fixed.precision, 0, 0};
     for (const DenseLaunch& plan : plan_dense<role>(paths, bias ? fixed.slots : Ints{}, add)) {
       operands.space = plan.space;
       operands.rows_of_m = plan.rows_of_m;
@@ -271,20 +274,20 @@ GateSlices read_gate(const Ints& layout, double scalar_gain, double gate_gain, c
 }
 
 Tensor tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias, Tensor index, Tensor value,
-                      Ints dims, Ints paths, Ints slots, bool tf32) {
-  return forward(x1, x2, weight, bias, index, value, {dims, paths, slots, tf32});
+                      Ints dims, Ints paths, Ints slots, int64_t precision) {
+  return forward(x1, x2, weight, bias, index, value, {dims, paths, slots, precision});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight,
                                                               Tensor index, Tensor value, Ints dims, Ints paths,
-                                                              Ints slots, int64_t needs, bool tf32) {
-  return backward(g, x1, x2, weight, index, value, {dims, paths, slots, tf32}, needs);
+                                                              Ints slots, int64_t needs, int64_t precision) {
+  return backward(g, x1, x2, weight, index, value, {dims, paths, slots, precision}, needs);
 }
 
 std::tuple<Tensor, Tensor> gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias,
                                                 Tensor index, Tensor value, Ints dims, Ints paths, Ints slots,
-                                                Ints layout, double scalar_gain, double gate_gain, bool tf32) {
-  const Tensor pre = forward(x1, x2, weight, bias, index, value, {dims, paths, slots, tf32});
+                                                Ints layout, double scalar_gain, double gate_gain, int64_t precision) {
+  const Tensor pre = forward(x1, x2, weight, bias, index, value, {dims, paths, slots, precision});
   const GateSlices gate = read_gate(layout, scalar_gain, gate_gain, dims);
   const int64_t Z = pre.size(0), dim = pre.size(1), size = Z * (dim - gate.gates);
   Tensor y = empty(pre, {Z, dim - gate.gates});
@@ -300,7 +303,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g_, T
                                                                     Tensor weight, Tensor index, Tensor value,
                                                                     Ints dims, Ints paths, Ints slots, Ints layout,
                                                                     double scalar_gain, double gate_gain,
-                                                                    int64_t needs, bool tf32) {
+                                                                    int64_t needs, int64_t precision) {
   const Tensor g = dense(g_), pre = dense(pre_);
   const GateSlices gate = read_gate(layout, scalar_gain, gate_gain, dims);
   Tensor g_pre = empty(pre, {pre.size(0), pre.size(1)});
@@ -310,7 +313,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g_, T
     stream.launch("gate_bwd_kernel", gate_bwd_kernel<T>, grid(ceil_div(size, kThreads)), kThreads, 0, gate, in<T>(g),
                   in<T>(pre), out<T>(g_pre), size, static_cast<int>(pre.size(1)));
   });
-  return backward(g_pre, x1, x2, weight, index, value, {dims, paths, slots, tf32}, needs);
+  return backward(g_pre, x1, x2, weight, index, value, {dims, paths, slots, precision}, needs);
 }
 
 }  // namespace
@@ -319,13 +322,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g_, T
 #define GATE "int[] layout, float scalar_gain, float gate_gain"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_cuda, m) {
-  m.def("tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ", bool tf32) -> Tensor");
+  m.def("tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ", int precision) -> Tensor");
   m.def("tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, " TABLES
-        ", int needs, bool tf32) -> (Tensor, Tensor, Tensor, Tensor)");
+        ", int needs, int precision) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ", " GATE
-        ", bool tf32) -> (Tensor, Tensor)");
+        ", int precision) -> (Tensor, Tensor)");
   m.def("gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, " TABLES ", " GATE
-        ", int needs, bool tf32) -> (Tensor, Tensor, Tensor, Tensor)");
+        ", int needs, int precision) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 ACE_CUDA_IMPL(m) {

@@ -2,7 +2,8 @@
 // in the place of in1), as matrix products. For 16 rows and a slice of the output, t[b, z, a] = sum_i x[z, a, i]
 // M[z, i, b] is formed in shared memory and multiplied with the weights [a, output channels]; a stage between barriers
 // takes as many segments (a path, a channel of x2, channels a) as fit into 72 channels, to hide latencies together:
-// float32 on the tensor cores by three TF32 products of parts (one where torch's switch allows it), float64 by FMA.
+// float32 on the tensor cores by three TF32 products of parts, or by one of TF32 or bfloat16 where torch's switch for the
+// precision of matrix products allows it (native.cuh, Precision), float64 by FMA.
 #pragma once
 
 #include "general.cuh"
@@ -18,6 +19,7 @@ template <class T>
 constexpr int kRightSize = kWide * kLeftStride<T> > kDeep<T> * kRightStride ? kWide * kLeftStride<T>
                                                                             : kDeep<T> * kRightStride;
 constexpr int kDensePaths = 48, kJobs = 40, kDenseSpace = 1024;
+constexpr int kRunning = 32;  // stages that are summed in registers before they are added to the output
 
 // One slice of the output: its paths, first component and channel of the tile; where its bias lies, -1 without.
 struct Job { int first, end, component, channel, bias; bool add; };
@@ -35,7 +37,8 @@ struct DenseOperands {
   int64_t ld_left, ld_x2, ld_out, Z;
   Coefficients table;
   T* out;
-  bool ir_mul, single_tf32;
+  bool ir_mul;
+  Precision precision;
   int space, rows_of_m;  // values of shared memory for dense coefficients, and for a row's M
 };
 
@@ -153,19 +156,56 @@ template <class T, Role role, int DB> struct Accumulator;
 template <Role role, int DB>
 struct Accumulator<float, role, DB> {
   float sum[DB][2][4] = {};
-  int warp, tile0, tiles, groups, group;
+  int tile0, tiles, groups, group;
 
-  __device__ Accumulator(int thread, int width) : warp(thread / 32), tiles((width + 7) / 8) {
+  __device__ Accumulator(int thread, int width) : tiles((width + 7) / 8) {
+    const int warp = thread / 32;
     groups = tiles == 1 ? 4 : tiles == 2 ? 2 : 1;
     group = tiles == 1 ? warp : tiles == 2 ? warp / 2 : 0;
     tile0 = tiles == 1 ? 0 : tiles == 2 ? warp % 2 : warp;
   }
 
-  __device__ void multiply(const float* left, const float* right, int steps, bool single) {
+  __device__ void multiply(const float* left, const float* right, int steps, Precision precision) {
     const int mine = tile0 >= tiles ? 0 : tile0 + 4 < tiles ? 2 : 1;
     if (mine == 0) return;
 #pragma unroll 1
-    for (int s = 0; s < steps; s += 2) multiply_two(left, right, s, steps - s < 2 ? 1 : 2, mine, single);
+    for (int s = 0; s < steps; s += 2) {
+      const int some = steps - s < 2 ? 1 : 2;
+      if (precision == Precision::medium) multiply_bf16(left, right, s, some, mine);
+      else multiply_two(left, right, s, some, mine, precision == Precision::high);
+    }
+  }
+
+  // As multiply_two, by one bfloat16 product.
+  __device__ __forceinline__ void multiply_bf16(const float* left, const float* right, int first, int steps, int mine) {
+    const int g = lane_id() / 4, t = lane_id() % 4 * 2;
+    uint32_t w[2][2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        const int a = (first + s) * 8 + t, n = (tile0 + 4 * j) * 8 + g;
+        const bool there = s < steps && j < mine;
+        w[j][s] = there ? pack_bf16(right[right_at<float, role>(a, n)], right[right_at<float, role>(a + 1, n)]) : 0;
+      }
+#pragma unroll
+    for (int b = 0; b < DB; ++b) {
+      if (b % groups != group) continue;
+      uint32_t a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* x = left + (b * kRows + g + i % 2 * 8) * kLeftStride<float> + (first + i / 2) * 8 + t;
+        a[i] = i / 2 < steps ? pack_bf16(x[0], x[1]) : 0;
+      }
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (j >= mine) break;
+        float main[4] = {};
+        mma_bf16(main, a, w[j]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[b][j][i] += main[i];
+      }
+    }
   }
 
   // Two steps of 8 channels; what there is only of one is zero.
@@ -213,7 +253,7 @@ struct Accumulator<float, role, DB> {
 
   // f(b, z, n, value) for the elements that this thread has
   template <class F>
-  __device__ void each(F&& f) const {
+  __device__ void each(F&& f) {
     const int g = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
     for (int b = 0; b < DB; ++b)
@@ -233,7 +273,7 @@ struct Accumulator<double, role, DB> {
 
   __device__ Accumulator(int thread, int) : n(thread % 32), z0(thread / 32 * 4) {}
 
-  __device__ void multiply(const double* left, const double* right, int steps, bool) {
+  __device__ void multiply(const double* left, const double* right, int steps, Precision) {
 #pragma unroll 1
     for (int a = 0; a < 8 * steps; ++a) {
       const double w0 = right[right_at<double, role>(a, n)], w1 = right[right_at<double, role>(a, n + 32)];
@@ -249,7 +289,7 @@ struct Accumulator<double, role, DB> {
   }
 
   template <class F>
-  __device__ void each(F&& f) const {
+  __device__ void each(F&& f) {
 #pragma unroll
     for (int b = 0; b < DB; ++b)
 #pragma unroll
@@ -274,6 +314,20 @@ __device__ void dense_job(const DenseJobs& jobs, const Job& job, const DenseOper
   const Ends<role> whole(jobs.path[job.first]);
   const int width = whole.b_mul - job.channel < kWide ? whole.b_mul - job.channel : kWide, wide = (width + 7) / 8 * 8;
   Accumulator<T, role, DB> accumulator(thread, width);
+  bool add = job.add;
+  int running = 0;
+  const auto store = [&] {  // long sums are taken in two levels
+    accumulator.each([&](int b, int z, int n, T& value) {
+      if (z0 + z >= in.Z || n >= width || job.component + b >= whole.b_d) return;
+      T* to = in.out + (z0 + z) * in.ld_out +
+              column(whole.b_offset, whole.b_mul, whole.b_d, in.ir_mul, job.channel + n, job.component + b);
+      if (add) value += *to;
+      else if (job.bias >= 0) value += in.bias[job.bias + job.channel + n];
+      *to = value;
+      value = T(0);
+    });
+    add = true;
+  };
   for (int first = job.first; first < job.end;) {
     const int end = first + paths_that_fit(jobs.path, first, job.end, in.space);
     __syncthreads();
@@ -302,18 +356,13 @@ __device__ void dense_job(const DenseJobs& jobs, const Job& job, const DenseOper
       });
       copy_wait<0>();
       __syncthreads();
-      accumulator.multiply(t, right, columns / 8, in.single_tf32);
+      accumulator.multiply(t, right, columns / 8, in.precision);
+      if (++running % kRunning == 0) store();
       __syncthreads();  // nobody reads these tiles
     }
     first = end;
   }
-  accumulator.each([&](int b, int z, int n, T value) {
-    if (z0 + z >= in.Z || n >= width || job.component + b >= whole.b_d) return;
-    T* to = in.out + (z0 + z) * in.ld_out +
-            column(whole.b_offset, whole.b_mul, whole.b_d, in.ir_mul, job.channel + n, job.component + b);
-    if (job.bias >= 0) value += in.bias[job.bias + job.channel + n];
-    *to = job.add ? *to + value : value;
-  });
+  if (running % kRunning) store();
 }
 
 // `high`: slices with more than 5 components, 7 at once; they take more registers.

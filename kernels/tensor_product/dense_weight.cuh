@@ -19,7 +19,8 @@ struct WeightOperands {
   Coefficients table;
   T* part;  // [stretch, n]
   int64_t n;
-  bool ir_mul, single_tf32;
+  bool ir_mul;
+  Precision precision;
   int space, rows_of_m;
 };
 
@@ -73,45 +74,84 @@ struct WeightAccumulator<float> {
   static constexpr int kTiles = kHigh / 16;
   float sum[kTiles][2][4] = {};
 
-  __device__ void multiply(const float* left, const float* right, int components, int high, int wide, bool single) {
-    const int g = lane_id() / 4, t = lane_id() % 4, warp = threadIdx.x / 32;
-    const int mine = warp * 8 >= wide ? 0 : (warp + 4) * 8 < wide ? 2 : 1;
+  __device__ void multiply(const float* left, const float* right, int components, int high, int wide,
+                           Precision precision) {
+    const int warp = threadIdx.x / 32, mine = warp * 8 >= wide ? 0 : (warp + 4) * 8 < wide ? 2 : 1;
     if (mine == 0) return;
 #pragma unroll 1
     for (int k = 0; k < components; ++k) {
-      uint32_t big[2][2][2], small[2][2][2];
+      const float *a = left + k * kRows * kUStride, *b = right + k * kRows * kWStride + warp * 8;
+      if (precision == Precision::medium) multiply_bf16(a, b, high, mine);
+      else multiply_tf32(a, b, high, mine, precision == Precision::high);
+    }
+  }
+
+  // One component: 16 rows, by one bfloat16 product.
+  __device__ __forceinline__ void multiply_bf16(const float* left, const float* right, int high, int mine) {
+    const int g = lane_id() / 4, t = lane_id() % 4 * 2;
+    uint32_t b[2][2];
 #pragma unroll
-      for (int s = 0; s < 2; ++s)
+    for (int j = 0; j < 2; ++j)
 #pragma unroll
-        for (int j = 0; j < 2; ++j)
-#pragma unroll
-          for (int h = 0; h < 2; ++h)
-            split_tf32(j < mine ? right[(k * kRows + s * 8 + t + 4 * h) * kWStride + (warp + 4 * j) * 8 + g] : 0.0f,
-                       big[s][j][h], small[s][j][h]);
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-        if (m * 16 >= high) break;
-        float main[2][4] = {}, rest[2][4] = {};
-#pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          uint32_t a[4], a_small[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            split_tf32(left[(k * kRows + s * 8 + t + i / 2 * 4) * kUStride + m * 16 + g + i % 2 * 8], a[i], a_small[i]);
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            if (j >= mine) break;
-            mma_tf32(main[j], a, big[s][j]);
-            if (single) continue;
-            mma_tf32(rest[j], a_small, big[s][j]);
-            mma_tf32(rest[j], a, small[s][j]);
-          }
-        }
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sum[m][j][i] += main[j][i] + rest[j][i];
+      for (int h = 0; h < 2; ++h) {
+        const float* x = right + (t + 8 * h) * kWStride + 32 * j + g;
+        b[j][h] = j < mine ? pack_bf16(x[0], x[kWStride]) : 0;
       }
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      if (m * 16 >= high) break;
+      uint32_t a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* x = left + (t + i / 2 * 8) * kUStride + m * 16 + g + i % 2 * 8;
+        a[i] = pack_bf16(x[0], x[kUStride]);
+      }
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (j >= mine) break;
+        float main[4] = {};
+        mma_bf16(main, a, b[j]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[m][j][i] += main[i];
+      }
+    }
+  }
+
+  // The same by three TF32 products of parts, or a single one.
+  __device__ __forceinline__ void multiply_tf32(const float* left, const float* right, int high, int mine, bool single) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+    uint32_t big[2][2][2], small[2][2][2];
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          split_tf32(j < mine ? right[(s * 8 + t + 4 * h) * kWStride + 32 * j + g] : 0.0f,
+                     big[s][j][h], small[s][j][h]);
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      if (m * 16 >= high) break;
+      float main[2][4] = {}, rest[2][4] = {};
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        uint32_t a[4], a_small[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          split_tf32(left[(s * 8 + t + i / 2 * 4) * kUStride + m * 16 + g + i % 2 * 8], a[i], a_small[i]);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if (j >= mine) break;
+          mma_tf32(main[j], a, big[s][j]);
+          if (single) continue;
+          mma_tf32(rest[j], a_small, big[s][j]);
+          mma_tf32(rest[j], a, small[s][j]);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[m][j][i] += main[j][i] + rest[j][i];
     }
   }
 
@@ -134,7 +174,7 @@ struct WeightAccumulator<double> {
   static constexpr int kTiles = kHigh / 4;
   double sum[kTiles][2] = {};
 
-  __device__ void multiply(const double* left, const double* right, int components, int high, int, bool) {
+  __device__ void multiply(const double* left, const double* right, int components, int high, int, Precision) {
     const int lane = lane_id(), warp = threadIdx.x / 32;
 #pragma unroll 1
     for (int row = 0; row < components * kRows; ++row) {
@@ -180,7 +220,7 @@ __global__ void __launch_bounds__(kTeam, 3) dense_weight_kernel(ACE_ARGUMENT(Pat
       form_operands(p, tile, in, m, left, right, z0, stop, component, high, wide);
       __syncthreads();
       const int components = p.d3 - component < kAtOnce ? p.d3 - component : kAtOnce;
-      accumulator.multiply(left, right, components, high, wide, in.single_tf32);
+      accumulator.multiply(left, right, components, high, wide, in.precision);
     }
   T* const to = in.part + blockIdx.x * in.n + p.weight;
   accumulator.each([&](int u, int w, T value) {

@@ -10,7 +10,7 @@ using namespace ace::conv;
 
 Tensor tensor_product_conv(Tensor x1, Tensor x2, Tensor weight, Tensor source, Tensor source_order, Tensor source_ptr,
                            Tensor target, Tensor target_order, Tensor target_ptr, Tensor index, Tensor value, Ints dims,
-                           Ints paths, bool atomic, bool tf32) {
+                           Ints paths, bool atomic, int64_t precision) {
   const Inputs inputs(x1, x2, weight, source, source_order, source_ptr, target, target_order, target_ptr, index, value,
                       dims, paths, atomic);
   Tensor y = empty(inputs.x1, {inputs.targets, dims[2]});
@@ -18,7 +18,7 @@ Tensor tensor_product_conv(Tensor x1, Tensor x2, Tensor weight, Tensor source, T
   dispatch(inputs.x1, [&]<class T>() {
     const ChannelCall<T> channels(inputs, stream);
     if (channels.takes(false)) return channels.forward(out<T>(y));
-    GeneralCall<T>{inputs, stream, tf32}.forward(out<T>(y));
+    GeneralCall<T>{inputs, stream, precision}.forward(out<T>(y));
   });
   return y;
 }
@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor> tensor_product_conv_bwd(Tensor g_, Tensor x1,
                                                            Tensor source, Tensor source_order, Tensor source_ptr,
                                                            Tensor target, Tensor target_order, Tensor target_ptr,
                                                            Tensor index, Tensor value, Ints dims, Ints paths,
-                                                           bool atomic, int64_t needs, bool tf32) {
+                                                           bool atomic, int64_t needs, int64_t precision) {
   const Inputs inputs(x1, x2, weight, source, source_order, source_ptr, target, target_order, target_ptr, index, value,
                       dims, paths, atomic);
   const Tensor g = dense(g_);
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> tensor_product_conv_bwd(Tensor g_, Tensor x1,
     if (!to_x1 && !to_x2 && !to_weight) return;
     const ChannelCall<T> channels(inputs, stream);
     if (channels.takes(true)) return channels.backward(g, to_x1, to_x2, to_weight);
-    GeneralCall<T>{inputs, stream, tf32}.backward(g, to_x1, to_x2, to_weight);
+    GeneralCall<T>{inputs, stream, precision}.backward(g, to_x1, to_x2, to_weight);
   });
   return {g_x1, g_x2, g_weight};
 }
@@ -54,8 +54,8 @@ std::tuple<Tensor, Tensor, Tensor> tensor_product_conv_bwd(Tensor g_, Tensor x1,
   "Tensor target_order, Tensor target_ptr, Tensor cg_index, Tensor cg_value, int[] dims, int[] paths, bool atomic"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_cuda, m) {
-  m.def("tensor_product_conv(" INPUTS ", bool tf32) -> Tensor");
-  m.def("tensor_product_conv_bwd(Tensor g, " INPUTS ", int needs, bool tf32) -> (Tensor, Tensor, Tensor)");
+  m.def("tensor_product_conv(" INPUTS ", int precision) -> Tensor");
+  m.def("tensor_product_conv_bwd(Tensor g, " INPUTS ", int needs, int precision) -> (Tensor, Tensor, Tensor)");
 }
 
 ACE_CUDA_IMPL(m) {

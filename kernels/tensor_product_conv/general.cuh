@@ -35,7 +35,7 @@ template <class T>
 struct GeneralCall {
   const Inputs& inputs;
   const Stream& stream;
-  bool tf32;
+  int64_t precision;
 
   void forward(T* y) const {
     const int64_t dim = inputs.dims[2];
@@ -109,7 +109,7 @@ struct GeneralCall {
     using torch::stable::detail::from;
     std::array<StableIValue, 10> stack{from(x1), from(x2), from(weight), from(std::optional<Tensor>()),
                                        from(inputs.index), from(inputs.value), from(inputs.dims), from(inputs.paths),
-                                       from(Ints()), from(tf32)};
+                                       from(Ints()), from(precision)};
     STABLE_TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("ace_fast_cuda::tensor_product", "", stack.data(), TORCH_ABI_VERSION));
     return torch::stable::detail::to<Tensor>(stack[0]);
@@ -119,7 +119,7 @@ struct GeneralCall {
     using torch::stable::detail::from;
     std::array<StableIValue, 11> stack{from(g), from(x1), from(x2), from(weight), from(inputs.index),
                                        from(inputs.value), from(inputs.dims), from(inputs.paths), from(Ints()),
-                                       from(needs), from(tf32)};
+                                       from(needs), from(precision)};
     STABLE_TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("ace_fast_cuda::tensor_product_bwd", "", stack.data(), TORCH_ABI_VERSION));
     using torch::stable::detail::to;

@@ -11,7 +11,7 @@ from ...graph import Graph
 from ..define import check_constant, check_tensors, define, fail, mask, no_forward_mode
 from ..multilinear import second_derivative
 from ..tensor_product.table import Path, ProductTable, weight_numel, with_weight
-from ..triton_common import allow_tf32
+from ..triton_common import matmul_precision
 from . import reference
 
 _native, _cuda = torch.ops.ace_fast_native, torch.ops.ace_fast_cuda
@@ -23,8 +23,8 @@ BACKENDS = {
         backward=lambda *a: _native.tensor_product_conv_bwd(*a[:-2], mask(a[-1])),
     ),
     "cuda": SimpleNamespace(
-        forward=lambda *a: _cuda.tensor_product_conv(*a, allow_tf32(a[0])),
-        backward=lambda *a: _cuda.tensor_product_conv_bwd(*a[:-1], mask(a[-1]), allow_tf32(a[0])),
+        forward=lambda *a: _cuda.tensor_product_conv(*a, matmul_precision(a[0])),
+        backward=lambda *a: _cuda.tensor_product_conv_bwd(*a[:-1], mask(a[-1]), matmul_precision(a[0])),
     ),
 }
 
@@ -181,6 +181,9 @@ def tensor_product_conv(x1: Tensor, x2: Tensor, weight: Tensor, graph: Graph, ta
         ValueError: wrong shapes, dtypes or devices, no Graph, a table with biases, a backend that cannot run here.
         RuntimeError: `atomic` while torch asks for deterministic algorithms.
         NotImplementedError: forward-mode derivatives.
+
+    With shared weights of paths "uvw", float32 on a GPU obeys `torch.set_float32_matmul_precision` with the error bounds
+    of `tensor_product`, sums over edges included.
 
     Derivatives of any order in x1, x2 and weight. Source: tensor field networks (Thomas et al. 2018), NequIP (Batzner
     et al. 2022), e3nn's TensorProduct on gathered rows followed by a sum.
