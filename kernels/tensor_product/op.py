@@ -255,9 +255,9 @@ def tensor_product(x1: Tensor, x2: Tensor, weight: Tensor, table: ProductTable, 
         ValueError: wrong shapes, dtypes or devices, a gate and a norm together, or a backend that cannot run here.
         NotImplementedError: forward-mode derivatives.
 
-    Float32 on a GPU obeys `torch.set_float32_matmul_precision` where weights are shared and paths "uvw": for the product
-    and each gradient |error| <= (2 u + u^2) S beside float32's rounding, S being the sum of the absolute values of all
-    terms, with u = 2^-11 (TF32) for "high" and u = 2^-8 (bfloat16; Triton keeps to TF32) for "medium"; "highest", the
+    Float32 on a GPU obeys `torch.set_float32_matmul_precision` where weights are shared and paths "uvw". For the
+    product and each gradient |error| <= (2 u + u^2) S beside float32's rounding, S being the sum of the absolute values
+    of all terms: u = 2^-11 (TF32) for "high", u = 2^-8 (bfloat16; Triton keeps to TF32) for "medium". "highest", the
     default, has float32's accuracy.
 
     Derivatives of any order in x1, x2, weight and the biases. Source: SEGNN (Brandstetter et al. 2022), equation 8;

@@ -182,8 +182,8 @@ def tensor_product_conv(x1: Tensor, x2: Tensor, weight: Tensor, graph: Graph, ta
         RuntimeError: `atomic` while torch asks for deterministic algorithms.
         NotImplementedError: forward-mode derivatives.
 
-    With shared weights of paths "uvw", float32 on a GPU obeys `torch.set_float32_matmul_precision` with the error bounds
-    of `tensor_product`, sums over edges included.
+    With shared weights of paths "uvw", float32 on a GPU obeys `torch.set_float32_matmul_precision` with the error
+    bounds of `tensor_product`, sums over edges included.
 
     Derivatives of any order in x1, x2 and weight. Source: tensor field networks (Thomas et al. 2018), NequIP (Batzner
     et al. 2022), e3nn's TensorProduct on gathered rows followed by a sum.
