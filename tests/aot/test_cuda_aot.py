@@ -62,7 +62,7 @@ __global__ void wide_kernel(float* x) {
   __syncthreads();
   x[threadIdx.x] = y[255 - threadIdx.x];
 }""")
-    (report,) = nvcc.compile_source(source, 80)
+    (report,) = nvcc.compile_source(source, [80])
     assert nvcc.over(report)[0].endswith("on sm_80 has 16384 bytes of static shared memory, allowed 8192")
 
 
