@@ -1,10 +1,7 @@
-// tensor_product and gated_tensor_product on CUDA: which kernels run for a table.
+// tensor_product on CUDA, alone, gated and normed, and what follows it alone: which kernels run for a table.
 #include "dense_weight.cuh"
-#include "elementwise.cuh"
+#include "epilogue.cuh"
 #include "plan.h"
-
-#include <optional>
-#include <tuple>
 
 namespace {
 
@@ -261,59 +258,67 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_, const Tens
   return {g_x1, g_x2, g_weight, g_bias};
 }
 
-GateSlices read_gate(const Ints& layout, double scalar_gain, double gate_gain, const Ints& dims) {
-  STD_TORCH_CHECK(layout.size() <= 2 + 2 * kSlices, "gated_tensor_product: layout must be at most ", kSlices,
-                  " slices, got ", (layout.size() - 2) / 2);
-  GateSlices gate{static_cast<int>(layout[0]), static_cast<int>(layout[1]), 0, {}, {}, dims[3] != 0, scalar_gain,
-                  gate_gain};
-  for (size_t n = 2; n + 1 < layout.size(); n += 2) {
-    gate.mul[gate.count] = static_cast<int>(layout[n]);
-    gate.d[gate.count++] = static_cast<int>(layout[n + 1]);
-  }
-  return gate;
-}
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Tensor tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias, Tensor index, Tensor value,
                       Ints dims, Ints paths, Ints slots, int64_t precision) {
   return forward(x1, x2, weight, bias, index, value, {dims, paths, slots, precision});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight,
-                                                              Tensor index, Tensor value, Ints dims, Ints paths,
-                                                              Ints slots, int64_t needs, int64_t precision) {
+Four tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, Tensor index, Tensor value, Ints dims,
+                        Ints paths, Ints slots, int64_t needs, int64_t precision) {
   return backward(g, x1, x2, weight, index, value, {dims, paths, slots, precision}, needs);
 }
 
 std::tuple<Tensor, Tensor> gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias,
                                                 Tensor index, Tensor value, Ints dims, Ints paths, Ints slots,
                                                 Ints layout, double scalar_gain, double gate_gain, int64_t precision) {
+  const Gate gate("gated_tensor_product", layout, scalar_gain, gate_gain, dims[3]);
   const Tensor pre = forward(x1, x2, weight, bias, index, value, {dims, paths, slots, precision});
-  const GateSlices gate = read_gate(layout, scalar_gain, gate_gain, dims);
-  const int64_t Z = pre.size(0), dim = pre.size(1), size = Z * (dim - gate.gates);
-  Tensor y = empty(pre, {Z, dim - gate.gates});
-  const Stream stream(pre);
-  dispatch(pre, [&]<class T>() {
-    stream.launch("gate_fwd_kernel", gate_fwd_kernel<T>, grid(ceil_div(size, kThreads)), kThreads, 0, gate, in<T>(pre),
-                  out<T>(y), size, static_cast<int>(dim));
-  });
-  return {y, pre};
+  return {gate.forward(pre), pre};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g_, Tensor pre_, Tensor x1, Tensor x2,
-                                                                    Tensor weight, Tensor index, Tensor value,
-                                                                    Ints dims, Ints paths, Ints slots, Ints layout,
-                                                                    double scalar_gain, double gate_gain,
-                                                                    int64_t needs, int64_t precision) {
-  const Tensor g = dense(g_), pre = dense(pre_);
-  const GateSlices gate = read_gate(layout, scalar_gain, gate_gain, dims);
-  Tensor g_pre = empty(pre, {pre.size(0), pre.size(1)});
-  const Stream stream(pre);
-  dispatch(pre, [&]<class T>() {
-    const int64_t size = pre.numel();
-    stream.launch("gate_bwd_kernel", gate_bwd_kernel<T>, grid(ceil_div(size, kThreads)), kThreads, 0, gate, in<T>(g),
-                  in<T>(pre), out<T>(g_pre), size, static_cast<int>(pre.size(1)));
-  });
-  return backward(g_pre, x1, x2, weight, index, value, {dims, paths, slots, precision}, needs);
+Four gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, Tensor index, Tensor value,
+                              Ints dims, Ints paths, Ints slots, Ints layout, double scalar_gain, double gate_gain,
+                              int64_t needs, int64_t precision) {
+  const Gate gate("gated_tensor_product_bwd", layout, scalar_gain, gate_gain, dims[3]);
+  return backward(gate.backward(g, pre), x1, x2, weight, index, value, {dims, paths, slots, precision}, needs);
+}
+
+std::tuple<Tensor, Tensor> normed_tensor_product(Tensor x1, Tensor x2, Tensor weight, std::optional<Tensor> bias,
+                                                 std::optional<Tensor> norm_bias, Tensor index, Tensor value, Ints dims,
+                                                 Ints paths, Ints slots, Ints layout, int64_t activation,
+                                                 double epsilon, int64_t precision) {
+  const Tensor pre = forward(x1, x2, weight, bias, index, value, {dims, paths, slots, precision});
+  return {Norm(layout, activation, epsilon, norm_bias, dims[3]).forward(pre), pre};
+}
+
+Five normed_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight,
+                               std::optional<Tensor> norm_bias, Tensor index, Tensor value, Ints dims, Ints paths,
+                               Ints slots, Ints layout, int64_t activation, double epsilon, int64_t needs,
+                               int64_t precision) {
+  const auto [g_pre, g_norm] = Norm(layout, activation, epsilon, norm_bias, dims[3]).backward(g, pre, needs & 16);
+  const Static fixed(dims, paths, slots, precision);
+  return std::tuple_cat(backward(g_pre, x1, x2, weight, index, value, fixed, needs), std::make_tuple(g_norm));
+}
+
+Tensor gate(Tensor pre, Ints layout, double scalar_gain, double gate_gain, bool ir_mul) {
+  return Gate("gate", layout, scalar_gain, gate_gain, ir_mul).forward(pre);
+}
+
+Tensor gate_bwd(Tensor g, Tensor pre, Ints layout, double scalar_gain, double gate_gain, bool ir_mul) {
+  return Gate("gate_bwd", layout, scalar_gain, gate_gain, ir_mul).backward(g, pre);
+}
+
+Tensor norm_activation(Tensor pre, std::optional<Tensor> norm_bias, Ints layout, int64_t activation, double epsilon,
+                       bool ir_mul) {
+  return Norm(layout, activation, epsilon, norm_bias, ir_mul).forward(pre);
+}
+
+std::tuple<Tensor, Tensor> norm_activation_bwd(Tensor g, Tensor pre, std::optional<Tensor> norm_bias, Ints layout,
+                                               int64_t activation, double epsilon, bool ir_mul) {
+  return Norm(layout, activation, epsilon, norm_bias, ir_mul).backward(g, pre);
 }
 
 }  // namespace
@@ -321,14 +326,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_tensor_product_bwd(Tensor g_, T
 #define TABLES "Tensor cg_index, Tensor cg_value, int[] dims, int[] paths, int[] bias_slots"
 #define GATE "int[] layout, float scalar_gain, float gate_gain"
 
+#define NORM "int[] layout, int activation, float epsilon"
+#define FOUR " -> (Tensor, Tensor, Tensor, Tensor)"
+
 STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_cuda, m) {
   m.def("tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ", int precision) -> Tensor");
-  m.def("tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, " TABLES
-        ", int needs, int precision) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("tensor_product_bwd(Tensor g, Tensor x1, Tensor x2, Tensor weight, " TABLES ", int needs, int precision)" FOUR);
   m.def("gated_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, " TABLES ", " GATE
         ", int precision) -> (Tensor, Tensor)");
   m.def("gated_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, " TABLES ", " GATE
-        ", int needs, int precision) -> (Tensor, Tensor, Tensor, Tensor)");
+        ", int needs, int precision)" FOUR);
+  m.def("normed_tensor_product(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, Tensor? norm_bias, " TABLES ", " NORM
+        ", int precision) -> (Tensor, Tensor)");
+  m.def("normed_tensor_product_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, Tensor? norm_bias, "
+        TABLES ", " NORM ", int needs, int precision) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("gate(Tensor pre, " GATE ", bool ir_mul) -> Tensor");
+  m.def("gate_bwd(Tensor g, Tensor pre, " GATE ", bool ir_mul) -> Tensor");
+  m.def("norm_activation(Tensor pre, Tensor? norm_bias, " NORM ", bool ir_mul) -> Tensor");
+  m.def("norm_activation_bwd(Tensor g, Tensor pre, Tensor? norm_bias, " NORM ", bool ir_mul) -> (Tensor, Tensor)");
 }
 
 ACE_CUDA_IMPL(m) {
@@ -336,4 +351,10 @@ ACE_CUDA_IMPL(m) {
   m.impl("tensor_product_bwd", TORCH_BOX(&tensor_product_bwd));
   m.impl("gated_tensor_product", TORCH_BOX(&gated_tensor_product));
   m.impl("gated_tensor_product_bwd", TORCH_BOX(&gated_tensor_product_bwd));
+  m.impl("normed_tensor_product", TORCH_BOX(&normed_tensor_product));
+  m.impl("normed_tensor_product_bwd", TORCH_BOX(&normed_tensor_product_bwd));
+  m.impl("gate", TORCH_BOX(&gate));
+  m.impl("gate_bwd", TORCH_BOX(&gate_bwd));
+  m.impl("norm_activation", TORCH_BOX(&norm_activation));
+  m.impl("norm_activation_bwd", TORCH_BOX(&norm_activation_bwd));
 }

@@ -1,4 +1,4 @@
-// Around the product: biases, their gradient, sums of partial results, and e3nn's gate with its gradient.
+// Around the product: biases, their gradient and sums of partial results.
 #pragma once
 
 #include "product.cuh"
@@ -56,78 +56,6 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(const T* part, T* out,
   T sum = T(0);
   for (int s = 0; s < stretches; ++s) sum += part[s * n + item];
   out[item] = sum;
-}
-
-// ---- gate ----------------------------------------------------------------------------------------------------------
-
-// Layout of the gate: in = scalars, gates, gated slices (mul, d); out = scalars, gated slices.
-struct GateSlices {
-  int scalars, gates, count, mul[kSlices], d[kSlices];
-  bool ir_mul;
-  double scalar_gain, gate_gain;
-};
-
-// Which gate a column of the gated part has, counted from its beginning; component and slice too.
-struct Gated { int gate, offset, slice, channel; };
-__device__ __forceinline__ Gated find_gated(const GateSlices& gate, int c) {
-  Gated at{0, 0, 0, 0};
-  while (c >= at.offset + gate.mul[at.slice] * gate.d[at.slice]) {
-    at.gate += gate.mul[at.slice];
-    at.offset += gate.mul[at.slice] * gate.d[at.slice];
-    ++at.slice;
-  }
-  const int inside = c - at.offset;
-  at.channel = gate.ir_mul ? inside % gate.mul[at.slice] : inside / gate.d[at.slice];
-  at.gate += at.channel;
-  return at;
-}
-
-// out [Z, dim - gates] from pre [Z, dim]
-template <class T>
-__global__ void __launch_bounds__(kThreads) gate_fwd_kernel(ACE_ARGUMENT(GateSlices) gate, const T* pre, T* out,
-                                                            int64_t size, int dim) {
-  const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= size) return;
-  const int width = dim - gate.gates, c = static_cast<int>(item % width);
-  pre += item / width * dim;
-  if (c < gate.scalars) {
-    out[item] = silu(pre[c]) * static_cast<T>(gate.scalar_gain);
-    return;
-  }
-  const Gated at = find_gated(gate, c - gate.scalars);
-  out[item] = sigmoid(pre[gate.scalars + at.gate]) * static_cast<T>(gate.gate_gain) * pre[c + gate.gates];
-}
-
-// g_pre [Z, dim] from g [Z, dim - gates] and pre [Z, dim]
-template <class T>
-__global__ void __launch_bounds__(kThreads) gate_bwd_kernel(ACE_ARGUMENT(GateSlices) gate, const T* g, const T* pre,
-                                                            T* g_pre, int64_t size, int dim) {
-  const int64_t item = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= size) return;
-  const int c = static_cast<int>(item % dim), first = gate.scalars + gate.gates;
-  g += item / dim * (dim - gate.gates);
-  pre += item / dim * dim;
-  const T gain = static_cast<T>(gate.gate_gain);
-  if (c < gate.scalars) {
-    g_pre[item] = g[c] * static_cast<T>(gate.scalar_gain) * silu_grad(pre[c]);
-  } else if (c >= first) {
-    const Gated at = find_gated(gate, c - first);
-    g_pre[item] = g[c - gate.gates] * sigmoid(pre[gate.scalars + at.gate]) * gain;
-  } else {  // a gate: the sum over the components of its channel
-    int slice = 0, offset = 0, channel = c - gate.scalars;
-    while (channel >= gate.mul[slice]) {
-      channel -= gate.mul[slice];
-      offset += gate.mul[slice] * gate.d[slice];
-      ++slice;
-    }
-    T sum = T(0);
-    for (int i = 0; i < gate.d[slice]; ++i) {
-      const int at = column(offset, gate.mul[slice], gate.d[slice], gate.ir_mul, channel, i);
-      sum += g[gate.scalars + at] * pre[first + at];
-    }
-    const T s = sigmoid(pre[c]);
-    g_pre[item] = sum * gain * s * (T(1) - s);
-  }
 }
 
 }  // namespace ace::product

@@ -17,7 +17,8 @@ from ..define import check_tensors, define, fail, no_forward_mode, vjp
 from . import reference, triton_kernels
 from .table import ACTIVATIONS, LAYOUTS, GateTable, NormTable
 
-_native = torch.ops.ace_fast_native
+_native, _cuda = torch.ops.ace_fast_native, torch.ops.ace_fast_cuda
+SLICES = 64  # of a gate on CUDA, gated; epilogue.cuh, kSlices
 
 
 class Epilogue(NamedTuple):
@@ -79,22 +80,35 @@ def _mul_ir_only(*args) -> str:
     return "layout ir_mul" if args[-1] else ""
 
 
+def _natively(library, **others) -> SimpleNamespace:
+    """Gate and activation of norms of a library of compiled kernels."""
+    return SimpleNamespace(
+        gate=lambda *a: library.gate(*a), gate_backward=lambda *a: (library.gate_bwd(*a),),
+        norm_activation=lambda pre, b, layout, act, *a: library.norm_activation(pre, b, layout, code(act), *a),
+        norm_activation_backward=lambda g, pre, b, layout, act, *a: library.norm_activation_bwd(
+            g, pre, b, layout, code(act), *a),
+        **others)
+
+
+def _too_many_slices(layout, *args) -> str:
+    return f"more than {SLICES} gated slices" if len(layout) > 2 + 2 * SLICES else ""
+
+
 BACKENDS = {
     "reference": SimpleNamespace(
         gate=reference.gate, gate_backward=_gradient_gate,
         norm_activation=reference.norm_activation, norm_activation_backward=reference.norm_activation_backward,
     ),
-    "cpu": SimpleNamespace(
-        gate=lambda *a: _native.gate(*a), gate_backward=lambda *a: (_native.gate_bwd(*a),),
-        norm_activation=lambda pre, b, layout, act, *a: _native.norm_activation(pre, b, layout, code(act), *a),
-        norm_activation_backward=lambda g, pre, b, layout, act, *a: _native.norm_activation_bwd(
-            g, pre, b, layout, code(act), *a),
-    ),
+    "cpu": _natively(_native),
+    "cuda": _natively(_cuda),
 }
 BACKENDS_GATE = BACKENDS | {
-    "cuda": SimpleNamespace(refuses=lambda *a: "the gate alone; it comes with the product"),
+    "cuda": _natively(_cuda, refuses=_too_many_slices),
     "triton": SimpleNamespace(gate=triton_kernels.gate, gate_backward=lambda *a: (triton_kernels.gate_backward(*a),),
                               refuses=_mul_ir_only),
+}
+BACKENDS_NORM = BACKENDS | {
+    "triton": SimpleNamespace(refuses=lambda *a: "the activation of norms alone; after a product it is PyTorch's"),
 }
 
 
@@ -161,7 +175,7 @@ def _alone(e: Epilogue, backends: dict) -> tuple:
 
 
 gate_op, gate_bwd = _alone(GATE, BACKENDS_GATE)
-norm_activation_op, norm_activation_bwd = _alone(NORM, BACKENDS)
+norm_activation_op, norm_activation_bwd = _alone(NORM, BACKENDS_NORM)
 
 
 def fuse(e: Epilogue, product: SimpleNamespace) -> tuple:
@@ -274,7 +288,7 @@ def gate(pre: Tensor, table: GateTable, *, layout: str = "mul_ir", backend: str 
         pre: [..., scalars s + gates t + gated irreps v], float32 or float64.
         table: multiplicities and e3nn's second-moment constants; see `GateTable`.
         layout: of the gated irreps, "mul_ir" or "ir_mul".
-        backend: "auto", "reference", "cpu" or "triton".
+        backend: "auto", "reference", "cpu", "cuda" (up to 64 gated irreps) or "triton" (mul_ir).
 
     Returns:
         [..., scalars + gated irreps].
@@ -300,7 +314,7 @@ def norm_activation(pre: Tensor, table: NormTable, bias: Tensor | None = None, *
         table: their multiplicities, the nonlinearity f and epsilon; see `NormTable`.
         bias: [channels] b, or None.
         layout: of the irreps, "mul_ir" or "ir_mul".
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "cuda".
 
     Returns:
         [..., dim].

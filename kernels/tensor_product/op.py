@@ -26,7 +26,7 @@ def _fully_connected_only(weight: Tensor, dims: list[int], paths: list[int]) -> 
 
 
 def _normed(forward, backward) -> dict:
-    """The normed product of a backend that has no kernel of its own for norms: the formula after its product."""
+    """The normed product of Triton, which has no kernel for norms: the formula after its product."""
 
     def normed_forward(x1, x2, weight, bias, norm_bias, *rest):
         pre = forward(x1, x2, weight, bias, *rest[:5])
@@ -42,7 +42,7 @@ def _normed(forward, backward) -> dict:
 
 
 def _natively(library, *options) -> dict:
-    """The product and the gated one of a library of compiled kernels; options: made of the first tensor."""
+    """The product, the gated and the normed one of a library of compiled kernels; options: made of the first tensor."""
 
     def call(name):
         return lambda *a: getattr(library, name)(*a, *(f(a[0]) for f in options))
@@ -50,19 +50,19 @@ def _natively(library, *options) -> dict:
     def call_bwd(name):
         return lambda *a: getattr(library, name)(*a[:-1], mask(a[-1]), *(f(a[0]) for f in options))
 
+    normed, normed_bwd = call("normed_tensor_product"), call_bwd("normed_tensor_product_bwd")
     return {"forward": call("tensor_product"), "backward": call_bwd("tensor_product_bwd"),
-            "gated_forward": call("gated_tensor_product"), "gated_backward": call_bwd("gated_tensor_product_bwd")}
+            "gated_forward": call("gated_tensor_product"), "gated_backward": call_bwd("gated_tensor_product_bwd"),
+            "normed_forward": lambda *a: normed(*a[:-2], code(a[-2]), a[-1]),
+            "normed_backward": lambda *a: normed_bwd(*a[:-3], code(a[-3]), *a[-2:])}
 
 
-_ON_CUDA = _natively(_cuda, matmul_precision)
 BACKENDS = {
     "reference": reference,
     "cpu": SimpleNamespace(
         **_natively(_native), second=lambda *a: _native.tensor_product_bwd_bwd(*a[:-1], mask(a[-1])),
-        normed_forward=lambda *a: _native.normed_tensor_product(*a[:-2], code(a[-2]), a[-1]),
-        normed_backward=lambda *a: _native.normed_tensor_product_bwd(*a[:-3], code(a[-3]), a[-2], mask(a[-1])),
     ),
-    "cuda": SimpleNamespace(**_ON_CUDA, **_normed(_ON_CUDA["forward"], _ON_CUDA["backward"])),
+    "cuda": SimpleNamespace(**_natively(_cuda, matmul_precision)),
     "triton": SimpleNamespace(
         forward=triton_kernels.forward, backward=triton_kernels.backward, gated_forward=triton_kernels.gated_forward,
         gated_backward=triton_kernels.gated_backward, refuses=_fully_connected_only,
