@@ -117,7 +117,7 @@ def test_no_channels(f, irreps):
     assert layer(x).shape == x.shape
 
 
-@pytest.mark.parametrize("backend", ["triton", "cuda", "cuequivariance"])
+@pytest.mark.parametrize("backend", ["triton", "cuequivariance"])
 def test_backends_without_the_operator(backend):
     """The formula in plain torch."""
     layer = NormActivation(IRREPS, torch.tanh, backend=backend)

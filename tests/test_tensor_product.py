@@ -168,6 +168,20 @@ def test_gate_alone(double):
         torch.func.jvp(lambda x: gate(x, t), (pre,), (pre,))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gate_of_many_slices(backend, double):
+    """Backend cuda takes 64 gated slices and names this limit, the others take any number."""
+    for slices in (64, 65):
+        irreps = "2x0e+" + "+".join(["1x1o"] * slices)
+        pre, t = normal(2, o3.Irreps(gate_input(irreps)).dim), gate_table(irreps)
+        expected = gate(pre, t, backend="reference")
+        if slices > 64 and backend == "cuda":
+            with pytest.raises(ValueError, match="gate: backend 'cuda' does not take this: more than 64 gated slices"):
+                gate(pre, t, backend=backend)
+        else:
+            close([gate(pre, t, backend=backend)], [expected])
+
+
 def tensor_product_gate(pre: torch.Tensor, t: GateTable) -> torch.Tensor:
     """e3nn's formula for three scalars and two gated vectors."""
     scalars, gates, gated = pre.split([3, 2, 6], 1)
@@ -235,6 +249,9 @@ def test_norm_errors():
             tensor_product(x1, x2, weight, t, bias, norm=norm, norm_bias=shift)
     with pytest.raises(ValueError, match=r"norm_activation: pre must be \[Z, 6\], got \[3, 5\]"):
         norm_activation(pre[:, :5], good)
+    if "triton" in BACKENDS:
+        with pytest.raises(ValueError, match="'triton' does not take this: the activation of norms alone; "):
+            norm_activation(pre, good, backend="triton")
     with pytest.raises(ValueError, match=r"normed_tensor_product: layout must be \(multiplicity, 2l\+1\) of slices"):
         tensor_product(x1, x2, weight, t, norm=norm_table("1x0e", "silu"))
     with pytest.raises(ValueError, match="tensor_product: norm must be given with norm_bias and without gate, got"):

@@ -163,8 +163,8 @@ __global__ void __launch_bounds__(kThreads) norm_fwd_kernel(ACE_ARGUMENT(NormSli
   });
 }
 
-// g_pre [Z, dim] from g and pre [Z, dim] and bias [channels] or null; part [channels, stretches], or null: sums of the
-// bias's gradient over the rows of a block, each thread's in order, then teams in pairs.
+// g_pre [Z, dim] from g and pre [Z, dim] and bias [channels] or null; part [channels of the launch, stretches] or null:
+// sums of the bias's gradient over the rows of a block, each thread's in order, then teams in pairs.
 template <class T>
 __global__ void __launch_bounds__(kThreads) norm_bwd_kernel(ACE_ARGUMENT(NormSlices) norm, const T* g, const T* pre,
                                                             const T* bias, T* g_pre, T* part, int64_t Z, int dim) {
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads) norm_bwd_kernel(ACE_ARGUMENT(NormSli
     __syncthreads();
     if (team < half && team + half < teams) sums[threadIdx.x] += sums[threadIdx.x + half * norm.width];
   }
-  if (team == 0 && at.index >= 0) part[int64_t(at.index) * gridDim.x + blockIdx.x] = sums[threadIdx.x];
+  if (team == 0 && at.index >= 0) part[int64_t(at.index - norm.channel) * gridDim.x + blockIdx.x] = sums[threadIdx.x];
 }
 
 // out [n] = sums of part [n, stretches], a warp each: its lanes' in order, then lanes in pairs.

@@ -27,7 +27,7 @@ _SUBSCRIPTS = {
 def _slice(x: Tensor, offset: int, mul: int, d: int, ir_mul: int) -> Tensor:
     """One irrep's columns as [Z, mul, d]."""
     x = x[:, offset:offset + mul * d]
-    return x.reshape(-1, d, mul).mT if ir_mul else x.reshape(-1, mul, d)
+    return x.unflatten(1, (d, mul)).mT if ir_mul else x.unflatten(1, (mul, d))
 
 
 def _columns(y: Tensor, ir_mul: int) -> Tensor:
