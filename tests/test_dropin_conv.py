@@ -110,6 +110,9 @@ def test_errors():
     x, y, weight = rows(IRREPS[0], 4), rows(IRREPS[1], 6), torch.randn(6, layer.weight_numel)
     with pytest.raises(ValueError, match=r"TensorProductConv: x must be \[4, 13\], got \[4, 12\]"):
         layer(x[:, 1:], y, weight, EDGES)
+    for wrong in (x[0], x[0, 0]):
+        with pytest.raises(ValueError, match=r"TensorProductConv: x must be \[N, 13\], got \["):
+            layer(wrong, y, weight, EDGES)
     with pytest.raises(ValueError, match=r"TensorProductConv: y must be \[6, 4\], got \[5, 4\]"):
         layer(x, y[1:], weight, EDGES)
     with pytest.raises(ValueError, match=r"weight must be \[6, 22\], a row for each edge, got \[5, 22\]"):

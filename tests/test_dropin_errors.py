@@ -27,6 +27,8 @@ def one(in1, in2, out, mode, weight=True, **options):
      "i_in2 of instruction 0 must be in 0..0, got 2; irreps_in2 is 1x0e"),
     (lambda: TensorProduct("2x0e", "1x0e", "2x0e", [(0, 0, -1, "uvw", True)]),
      "i_out of instruction 0 must be in 0..0, got -1; irreps_out is 2x0e"),
+    (lambda: TensorProduct("2x0e", "1x0e", "2x0e", [(0, 0, 0, "uvw", True, -1.0)]),
+     "path_weight of instruction 0 must be 0 or more, got -1.0; the product is multiplied by its root"),
     # degrees and parities that do not meet
     (lambda: one("2x0e", "1x1o", "2x0e", "uvw"), r"must be one of \['1o'\], got 0e; 0e x 1o holds no 0e"),
     (lambda: one("2x1o", "1x1o", "2x1o", "uvw"), r"must be one of \['0e', '1e', '2e'\], got 1o; 1o x 1o holds no 1o"),

@@ -150,8 +150,19 @@ def test_copies():
 
 
 @pytest.mark.parametrize("make, error, message", [
-    (lambda: Linear("4x0e+3x4o", "1x2e+4x0e", instructions=[(0, 0)]), ValueError, "do not have the same irrep"),
-    (lambda: Linear("4x0e", "4x0e", instructions=[(4, 0)]), IndexError, None),
+    (lambda: Linear("4x0e+3x4o", "1x2e+4x0e", instructions=[(0, 0)]), ValueError,
+     "the output of instruction 0 must be 0e as its input, got 2e"),
+    (lambda: Linear("4x0e", "4x0e", instructions=[(4, 0)]), ValueError,
+     "i_in of instruction 0 must be in 0..0, got 4; irreps_in is 4x0e"),
+    (lambda: Linear("2x0e+1x1o", "1x1o", instructions=[(-1, 0)]), ValueError,  # -1 marks a bias inside
+     r"i_in of instruction 0 must be in 0..1, got -1; irreps_in is 2x0e\+1x1o"),
+    (lambda: Linear("4x0e", "4x0e", instructions=[(0, -1)]), ValueError,
+     "i_out of instruction 0 must be in 0..0, got -1"),
+    (lambda: Linear("4x0e", "4x0e", instructions=[(0, 0, 0)]), ValueError,
+     r"instruction 0 must be \(i_in, i_out\), got \(0, 0, 0\)"),
+    (lambda: Linear("4x0e", "2x0e", f_in=2, f_out=2, shared_weights=False)(
+        torch.zeros(3, 2, 4), torch.zeros(5, 2, 2, 8)), ValueError,
+     r"leading dimensions of features and weight must broadcast, got \[3, 2, 4\] and \[5, 2, 2, 8\]"),
     (lambda: Linear("4x0e", "4x0e", path_normalization="all"), ValueError,
      r"Linear: path_normalization must be one of \('element', 'path'\), got 'all'"),
     (lambda: Linear("4x0e", "4x0e", layout="last"), ValueError, "layout must be one of"),

@@ -334,6 +334,15 @@ def test_tables_first_used_in_inference_mode_can_train():
     assert all(t.device == device and not t.is_inference() for t in layer.table.on(device))
 
 
+def test_tables_made_in_inference_mode_can_train():
+    with torch.inference_mode():
+        layer = nn.TensorProduct("2x0e+1x1o", "1x1o", "2x1o", [(0, 0, 0, "uvw", True)], internal_weights=False)
+    assert not any(t.is_inference() for t in layer.table.on("cpu"))
+    x, y, weight = torch.randn(3, 5, requires_grad=True), torch.randn(3, 3), torch.randn(4)
+    layer(x, y, weight).sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_activation_checkpointing(layer_and_inputs):
     make, inputs = layer_and_inputs
     layer = make()

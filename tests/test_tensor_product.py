@@ -343,6 +343,21 @@ def test_wrong_gradients_layouts_and_backends():
         tensor_product_op(*arguments.values(), "cuda9")
 
 
+@pytest.mark.parametrize(("instruction", "message"), [
+    ((0, 0, 0, "uvw", True), r"instruction 0 must be \(i_in1, i_in2, i_out, mode, has_weight, scale\), got"),
+    ((0, 2, 0, "uvw", True, 1.0), "i_in2 of instruction 0 must be in 0..1, got 2; irreps_in2 is 1x0e.1x1o"),
+    ((-1, 0, 0, "uvw", True, 1.0), "i_in1 of instruction 0 must be in 0..1, got -1"),
+    ((0, 1, 0, "uvw", True, 1.0), r"output of instruction 0 must be one of \['1o'\], got 0e; 0e x 1o holds no 0e"),
+    ((0, 0, 1, "uvw", True, 1.0), r"output of instruction 0 must be one of \['0e'\], got 0o; 0e x 0e holds no 0o"),
+    # the kernels would read past the components
+    ((0, 0, 0, "uvw", True, torch.ones(3, 3, 3)), r"coefficients of .* 0 must be \[1, 1, 1\], got \[3, 3, 3\]"),
+    ((0, 0, 0, "uvw", True, torch.tensor(2.0)), r"coefficients of instruction 0 must be \[1, 1, 1\], got \[\]"),
+])
+def test_wrong_instructions(instruction, message):
+    with pytest.raises(ValueError, match=f"ProductTable: .*{message}"):
+        ProductTable("2x0e+1x1o", "1x0e+1x1o", "3x0e+3x0o", [instruction])
+
+
 def test_constant_coefficients():
     arguments, t, _ = small()
     x1, x2, weight, *_ = arguments.values()

@@ -59,6 +59,8 @@ class TensorProductConv(TensorProduct):
             [N, irreps_out.dim], a row for each target node.
         """
         name = type(self).__name__
+        if x.dim() != 2:
+            raise ValueError(f"{name}: x must be [N, {self.table.dims[0]}], got {list(x.shape)}")
         if not isinstance(graph, Graph):
             graph = Graph(graph, x.shape[0])
         for argument, value, rows, dim in (("x", x, graph.num_sources, self.table.dims[0]),

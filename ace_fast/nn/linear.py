@@ -11,6 +11,19 @@ from ..kernels.tensor_product import ProductTable
 from .tensor_product import apply_product, check_options, no_script
 
 
+def _check_instructions(name: str, irreps: tuple[o3.Irreps, o3.Irreps], instructions) -> None:
+    for n, ins in enumerate(instructions):
+        if len(ins) != 2:
+            raise ValueError(f"{name}: instruction {n} must be (i_in, i_out), got {tuple(ins)}")
+        for slot, index, of in zip(("in", "out"), ins, irreps, strict=True):
+            if not 0 <= index < len(of):
+                raise ValueError(f"{name}: i_{slot} of instruction {n} must be in 0..{len(of) - 1}, got {index}; "
+                                 f"irreps_{slot} is {of}")
+        a, b = (of[index].ir for of, index in zip(irreps, ins, strict=True))
+        if a != b:
+            raise ValueError(f"{name}: the output of instruction {n} must be {a} as its input, got {b}")
+
+
 class Linear(nn.Module):
     r"""Equivariant linear map, a drop-in for `e3nn.o3.Linear`.
 
@@ -29,7 +42,7 @@ class Linear(nn.Module):
             `TensorProduct`'s for comparison.
 
     Raises:
-        ValueError, IndexError: instructions between different irreps or slices that do not exist, biases that are not
+        ValueError: instructions between different irreps or slices that do not exist, biases that are not
             one for each slice or not of even scalars, f_in without f_out, an unknown option.
 
     Derivatives of any order. State dictionaries load both ways between this class and e3nn's.
@@ -51,7 +64,10 @@ class Linear(nn.Module):
                              f"{path_normalization!r}")
         if (f_in is None) != (f_out is None):
             raise ValueError(f"{name}: f_in and f_out must be given together, got {f_in} and {f_out}")
-        out = o3.Irreps(irreps_out)
+        irreps_in, out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
+        if instructions is not None:
+            instructions = list(instructions)
+            _check_instructions(name, (irreps_in, out), instructions)
         if isinstance(biases, (list, tuple)):
             if len(biases) != len(out):
                 raise ValueError(f"{name}: biases must hold {len(out)} flags, one for each of {out}, got {len(biases)}")
@@ -159,7 +175,11 @@ class Linear(nn.Module):
         if x.dim() < 2 or x.shape[-2:] != (self.f_in, self.table.dims[0]):
             raise ValueError(f"{type(self).__name__}: features must be [..., {self.f_in}, {self.table.dims[0]}], got "
                              f"{list(x.shape)}")
-        lead = torch.broadcast_shapes(x.shape[:-2], weight.shape[:-3])
+        try:
+            lead = torch.broadcast_shapes(x.shape[:-2], weight.shape[:-3])
+        except RuntimeError:
+            raise ValueError(f"{type(self).__name__}: the leading dimensions of features and weight must broadcast, "
+                             f"got {list(x.shape)} and {list(weight.shape)}") from None
         out = x.new_zeros(*lead, self.f_out, self.table.dims[2])
         ui, wi = ("ui", "wi") if self.layout == "mul_ir" else ("iu", "iw")
         for (start, stop), (at, end), (offset, *shape), d, alpha in self._blocks:

@@ -83,6 +83,9 @@ def _check_instructions(name: str, irreps: tuple[o3.Irreps, ...], instructions) 
         if len(ins) not in (5, 6):
             raise ValueError(f"{name}: instruction {n} must be (i_in1, i_in2, i_out, mode, has_weight[, path_weight]), "
                              f"got {tuple(ins)}")
+        if len(ins) == 6 and not ins[5] >= 0:
+            raise ValueError(f"{name}: the path_weight of instruction {n} must be 0 or more, got {ins[5]}; the product "
+                             "is multiplied by its root")
         if ins[3] not in MODES:
             raise ValueError(f"{name}: the mode of instruction {n} must be one of {MODES}, got {ins[3]!r}")
         for slot, index, of in zip(("in1", "in2", "out"), ins[:3], irreps, strict=True):

@@ -79,6 +79,31 @@ def _check_mode(n: int, mode: str, has_weight: bool, u: int, v: int, w: int) -> 
         fail(op, f"the output multiplicity of instruction {n}", f"{wanted} (mode {mode!r})", w)
 
 
+def _check_instruction(n: int, instruction: tuple, irreps: tuple[o3.Irreps, ...]) -> None:
+    """Slices that exist, and irreps whose product holds the output or coefficients of their dimensions."""
+    op = "ProductTable"
+    if len(instruction) != 6:
+        fail(op, f"instruction {n}", "(i_in1, i_in2, i_out, mode, has_weight, scale)", instruction)
+    for slot, index, of in zip(("in1", "in2", "out"), instruction[:3], irreps, strict=True):
+        if not 0 <= index < len(of):
+            fail(op, f"i_{slot} of instruction {n}", f"in 0..{len(of) - 1}", index, f"irreps_{slot} is {of}")
+    a, b, c = (of[index].ir for of, index in zip(irreps, instruction[:3], strict=True))
+    scale = instruction[5]
+    if isinstance(scale, Tensor) and scale.shape != (a.dim, b.dim, c.dim):
+        fail(op, f"the coefficients of instruction {n}", [a.dim, b.dim, c.dim], list(scale.shape))
+    if not isinstance(scale, Tensor) and c not in a * b:
+        fail(op, f"the output of instruction {n}", f"one of {list(map(str, a * b))}", c, f"{a} x {b} holds no {c}")
+
+
+def _coefficients(ls: list[int], scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Places [nnz, 3] and values [nnz] of the non-zero coefficients: scale * w3j, or a Tensor itself."""
+    with torch.device("cpu"):
+        c = scale.to("cpu", torch.float64) if isinstance(scale, Tensor) else (
+            o3.wigner_3j(*ls, dtype=torch.float64) * scale)
+        nonzero = c.abs() > 1e-14 * max(c.norm().item(), 1e-300)
+        return nonzero.nonzero(), c[nonzero]
+
+
 class ProductTable:
     """Tables of a tensor product: what is multiplied with what.
 
@@ -86,13 +111,15 @@ class ProductTable:
         irreps_in1, irreps_in2, irreps_out: e3nn irreps.
         instructions: (i_in1, i_in2, i_out, mode, has_weight, scale): out[i_out] += scale * w3j(in1[i_in1], in2[i_in2])
             . weight in one of e3nn's connection modes (MODES), those with weights each with its own block of the flat
-            weight, in this order; scale holds e3nn's path weight and any constant folded into it.
+            weight, in this order; scale holds e3nn's path weight and any constant folded into it, or is a Tensor
+            [2l1+1, 2l2+1, 2l3+1] that stands in place of scale * w3j.
         bias: adds a bias to every even scalar of the output.
         layout: of both inputs and the output, "mul_ir" (e3nn's: the components of a channel lie together) or "ir_mul"
             (the channels of a component lie together).
 
     Raises:
-        ValueError: an unknown mode or layout, or multiplicities that do not fit the mode.
+        ValueError: an unknown mode or layout, slices that do not exist, an output that the product of the irreps does
+            not hold, coefficients of other dimensions, or multiplicities that do not fit the mode.
 
     The coefficients are float64 and live outside the module's buffers: `.to(dtype)`, meta-device construction and
     `to_empty` cannot touch them. `on(device)` returns them where they are needed, moved once per device.
@@ -107,25 +134,22 @@ class ProductTable:
         self.dims = (in1.dim, in2.dim, out.dim, LAYOUTS.index(layout))
         slices = [i.slices() for i in (in1, in2, out)]
         paths, index, value, weight = [], [], [], 0
-        for n, (i1, i2, i3, mode, has_weight, scale) in enumerate(self.instructions):
+        for n, instruction in enumerate(self.instructions):
+            _check_instruction(n, instruction, self.irreps)
+            i1, i2, i3, mode, has_weight, scale = instruction
             irreps = (in1[i1], in2[i2], out[i3])
             _check_mode(n, mode, has_weight, *(mul for mul, _ in irreps))
-            with torch.device("cpu"):
-                if isinstance(scale, Tensor):
-                    w3j = scale.to("cpu", torch.float64)
-                else:
-                    w3j = o3.wigner_3j(*(ir.l for _, ir in irreps), dtype=torch.float64) * scale
-                nonzero = w3j.abs() > 1e-14 * max(w3j.norm().item(), 1e-300)
-                ijk = nonzero.nonzero()
+            with torch.inference_mode(False):  # kept for calls that may train
+                ijk, coefficients = _coefficients([ir.l for _, ir in irreps], scale)
             start = sum(len(v) for v in value)
             index.append(ijk)
-            value.append(w3j[nonzero])
+            value.append(coefficients)
             blocks = [(s[i].start, mul, ir.dim) for s, i, (mul, ir) in zip(slices, (i1, i2, i3), irreps, strict=True)]
             path = Path(*blocks[0], *blocks[1], *blocks[2], weight if has_weight else -1, start, start + len(ijk),
                         MODES.index(mode))
             paths += path
             weight += math.prod(weight_shape(path)) if has_weight else 0
-        with torch.device("cpu"):
+        with torch.device("cpu"), torch.inference_mode(False):
             cpu_index = torch.cat([torch.zeros(0, 3, dtype=torch.int64), *index])
             cpu_value = torch.cat([torch.zeros(0, dtype=torch.float64), *value])
         self.paths = tuple(paths)
