@@ -233,6 +233,22 @@ def test_normed_product(backend, double):
         close([mine, *torch.autograd.grad(mine, leaves, g)], [expected, *torch.autograd.grad(expected, leaves, g)])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_of_no_channels(backend):
+    """Alone, beside others, and of a product whose output has none."""
+    t = ProductTable("2x0e", "1x0e", "0x0e", [])
+    x1, x2, weight = normal(3, 2), normal(3, 1), normal(0)
+    out = tensor_product(x1, x2, weight, t, norm=norm_table("0x0e", "silu"), backend=backend)
+    assert out.shape == (3, 0) and not any(g.any() for g in torch.autograd.grad(out.sum(), (x1, x2)))
+    if not hasattr(epilogue.BACKENDS_NORM.get(backend), "norm_activation"):
+        return
+    x = normal(3, 8)
+    assert norm_activation(x[:, :0], norm_table("0x2e+0x0e", "silu"), backend=backend).shape == (3, 0)
+    some = [norm_activation(x, norm_table(irreps, "tanh"), backend=backend) for irreps in (
+        "0x1o+5x0e+0x2e+1x1o", "+".join(["5x0e+1x1o"] + ["0x0e"] * 70))]
+    assert torch.equal(*some)
+
+
 def test_norm_errors():
     arguments, t, gate = small()
     x1, x2, weight, bias, *_ = arguments.values()

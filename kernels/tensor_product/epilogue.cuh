@@ -254,7 +254,7 @@ class Gate {
   GateSlices slices_;
 };
 
-// The activation of norms as an epilogue: a launch has up to kSlices slices.
+// The activation of norms as an epilogue: a launch has up to kSlices slices, those that have channels.
 class Norm {
  public:
   Norm(const std::vector<int64_t>& layout, int64_t activation, double epsilon, const std::optional<Tensor>& bias,
@@ -262,13 +262,14 @@ class Norm {
     if (bias) bias_ = dense(*bias);
     int offset = 0;
     for (size_t n = 0; n < layout.size(); n += 2) {
-      if (n % (2 * kSlices) == 0)
+      if (layout[n] == 0) continue;
+      if (launches_.empty() || launches_.back().count == kSlices)
         launches_.push_back({0, offset, channels_, 0, {}, {}, static_cast<int>(activation), 1, ir_mul, epsilon, 1});
       NormSlices& norm = launches_.back();
       const int mul = norm.mul[norm.count] = static_cast<int>(layout[n]);
       const int d = norm.d[norm.count++] = static_cast<int>(layout[n + 1]);
       norm.channels += mul;
-      norm.width = static_cast<int>(ceil_div(norm.channels, std::max<int64_t>(1, ceil_div(norm.channels, kSide))));
+      norm.width = static_cast<int>(ceil_div(norm.channels, ceil_div(norm.channels, kSide)));
       channels_ += mul;
       offset += mul * d;
     }
