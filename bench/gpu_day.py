@@ -129,7 +129,7 @@ def run(command: list[str], log: Path, limit_s: float, cwd: Path, environment: d
     with log.open("w") as out:
         try:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, env=environment,
-                                       start_new_session=True)
+                                       start_new_session=True, preexec_fn=_interruptible)
         except OSError as error:
             return {"status": f"could not start: {error}", "seconds": seconds()}
         while process.poll() is None:
@@ -142,6 +142,11 @@ def run(command: list[str], log: Path, limit_s: float, cwd: Path, environment: d
             except subprocess.TimeoutExpired:
                 meanwhile()
     return {"status": process.returncode, "seconds": seconds()}
+
+
+def _interruptible() -> None:
+    """A shell's background job ignores interrupts, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: subprocess.Popen) -> None:
