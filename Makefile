@@ -60,7 +60,7 @@ emulated: setup
 		|| (rm -f ace_fast/lib/libace_fast_emulated.so; echo "the emulated CUDA library cannot be built here")
 
 test: emulated
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 ACE_FAST_EMULATE=1 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 ACE_FAST_EMULATE=1 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 	TRITON_INTERPRET=0 ACE_FAST_EMULATE=0 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q tests/aot
 
 bench: setup

@@ -20,7 +20,10 @@ SMALL = [
 TINY = [(backend, case) for backend, case in SMALL if case.name == "tiny"]
 # in the words of torch 2.13 and of torch 2.11
 NO_DOUBLE = "double backward|does not require grad"
-DIFFERENTIABLE = [(backend, case) for backend, case in TINY if case.differentiable]
+# The rules of derivatives are the same Python for all backends: those of gradients are not tried number by number under
+# interpreted Triton, where that takes minutes; tests/test_equivalence.py has their values.
+DIFFERENTIABLE = [(backend, case) for backend, case in TINY if case.differentiable
+                  and not (backend == "triton" and "_bwd-" in repr(case))]
 
 
 def name(value):
@@ -44,7 +47,7 @@ def test_gradcheck(backend, case):
 
     leaves = [inputs[n] for n in names]
     assert torch.autograd.gradcheck(function, leaves)
-    if backend in ("reference", "cpu"):  # the rules are the same for all, and interpreted Triton takes minutes
+    if backend in ("reference", "cpu") and "_bwd_bwd-" not in repr(case):  # four derivatives are enough
         assert torch.autograd.gradgradcheck(function, leaves)
 
 
