@@ -183,8 +183,13 @@ def fuse(e: Epilogue, product: SimpleNamespace) -> tuple:
 
     product: its `tables` (schema), `check`, `check_bwd`, `gradients_fake`, `pick` and `bwd` (the operator).
     """
+    bwd = _fused_bwd(e, product)
+    return _fused(e, product, bwd), bwd
+
+
+def _fused(e: Epilogue, product: SimpleNamespace, bwd: Callable) -> Callable:
     n, name = len(e.parameters), e.fused
-    first, last = 4 + n, 9 + n  # tables among the arguments of the forward; static arguments follow
+    first, last = 4 + n, 9 + n  # tables among the arguments; static arguments follow
 
     def check(op, inputs):
         parameters = inputs[4:first]
@@ -201,28 +206,6 @@ def fuse(e: Epilogue, product: SimpleNamespace) -> tuple:
     def forward_fake(*args):
         x1, width = args[0], check(name, args)
         return x1.new_empty(x1.shape[0], width), x1.new_empty(x1.shape[0], args[first + 2][2])
-
-    def check_bwd(g, pre, x1, x2, weight, *rest):
-        op, tables, static = f"{name}_bwd", rest[n:n + 5], rest[n + 5:n + 5 + e.count]
-        product.check_bwd(op, pre, x1, x2, weight, *tables, name="pre")
-        check_tensors(op, g, pre=pre, **dict(zip(e.parameters, rest, strict=False)))
-        width = e.check(op, static, rest[:n], tables[2][2])[1]
-        if g.shape != (x1.shape[0], width):
-            fail(op, "g", f"[{x1.shape[0]}, {width}]", list(g.shape))
-
-    def backward(*args):
-        *inputs, backend = args
-        check_bwd(*inputs[:-1])
-        at = 5 + n
-        chosen = product.pick(f"{name}_bwd", backend, inputs[0], inputs[4], *inputs[at + 2:at + 4])
-        return getattr(chosen, f"{e.method}_backward")(*inputs)
-
-    def backward_fake(*args):
-        check_bwd(*args[:-2])
-        parameters, needs = args[5:5 + n], args[-2]
-        found = product.gradients_fake(*args[2:5], args[9 + n], needs[:4])
-        return *found, *(x.new_empty(x.shape) if need else args[0].new_empty(0)
-                         for x, need in zip(parameters, needs[4:], strict=True))
 
     def setup(ctx, inputs, output):
         ctx.set_materialize_grads(False)
@@ -245,13 +228,42 @@ def fuse(e: Epilogue, product: SimpleNamespace) -> tuple:
             grads = (*product.bwd(g_pre, x1, x2, weight, *cg, *ctx.static, needs[:4], ctx.backend), *found)
         return *(x if need else None for x, need in zip(grads, needs, strict=True)), *nothing
 
-    def bwd_setup(ctx, inputs, output):
+    return define(f"{name}(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, {e.schema()}{product.tables}, "
+                  f"{e.static}, str backend) -> (Tensor, Tensor)", forward, forward_fake, setup, rule, batched=(0, 1))
+
+
+def _fused_bwd(e: Epilogue, product: SimpleNamespace) -> Callable:
+    n, name = len(e.parameters), f"{e.fused}_bwd"
+
+    def check_bwd(g, pre, x1, x2, weight, *rest):
+        tables, static = rest[n:n + 5], rest[n + 5:n + 5 + e.count]
+        product.check_bwd(name, pre, x1, x2, weight, *tables, name="pre")
+        check_tensors(name, g, pre=pre, **dict(zip(e.parameters, rest, strict=False)))
+        width = e.check(name, static, rest[:n], tables[2][2])[1]
+        if g.shape != (x1.shape[0], width):
+            fail(name, "g", f"[{x1.shape[0]}, {width}]", list(g.shape))
+
+    def backward(*args):
+        *inputs, backend = args
+        check_bwd(*inputs[:-1])
+        at = 5 + n
+        chosen = product.pick(name, backend, inputs[0], inputs[4], *inputs[at + 2:at + 4])
+        return getattr(chosen, f"{e.method}_backward")(*inputs)
+
+    def backward_fake(*args):
+        check_bwd(*args[:-2])
+        parameters, needs = args[5:5 + n], args[-2]
+        found = product.gradients_fake(*args[2:5], args[9 + n], needs[:4])
+        return *found, *(x.new_empty(x.shape) if need else args[0].new_empty(0)
+                         for x, need in zip(parameters, needs[4:], strict=True))
+
+    def setup(ctx, inputs, output):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:7 + n])
         ctx.static, ctx.epilogue = inputs[7 + n:10 + n], inputs[10 + n:10 + n + e.count]
         ctx.needs, ctx.backend = inputs[-2:]
 
-    def bwd_rule(ctx, *cotangents):
+    def rule(ctx, *cotangents):
         *inputs, cg_index, cg_value = ctx.saved_tensors
 
         def gradients(g, pre, x1, x2, weight, *parameters):
@@ -261,12 +273,9 @@ def fuse(e: Epilogue, product: SimpleNamespace) -> tuple:
 
         return *vjp(gradients, inputs, list(cotangents)), *(None,) * (7 + e.count)
 
-    arguments = f"{e.schema()}{product.tables}, {e.static}"
-    op = define(f"{name}(Tensor x1, Tensor x2, Tensor weight, Tensor? bias, {arguments}, str backend)"
-                " -> (Tensor, Tensor)", forward, forward_fake, setup, rule, batched=(0, 1))
-    bwd = define(f"{name}_bwd(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, {arguments}, bool[] needs,"
-                 f" str backend) -> ({', '.join(['Tensor'] * first)})", backward, backward_fake, bwd_setup, bwd_rule)
-    return op, bwd
+    results = ", ".join(["Tensor"] * (4 + n))
+    return define(f"{name}(Tensor g, Tensor pre, Tensor x1, Tensor x2, Tensor weight, {e.schema()}{product.tables}, "
+                  f"{e.static}, bool[] needs, str backend) -> ({results})", backward, backward_fake, setup, rule)
 
 
 def _rows(op: str, pre: Tensor, layout: str) -> Tensor:
