@@ -11,6 +11,17 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # e3nn's own tests'
 TIGHT = {torch.float32: 2e-6, torch.float64: 1e-13}  # relative to the largest value
 
 
+class Slope(torch.nn.Module):
+    """A nonlinearity with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return torch.tanh(self.slope * x)
+
+
 def tolerance() -> float:
     """e3nn's tolerance for the present default dtype."""
     return TOLERANCE[torch.get_default_dtype()]

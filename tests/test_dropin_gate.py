@@ -3,7 +3,7 @@
 import e3nn.nn
 import pytest
 import torch
-from dropin import assert_close, assert_same, copies, relaid, rows
+from dropin import Slope, assert_close, assert_same, copies, relaid, rows
 from e3nn.util.test import assert_equivariant, assert_normalized
 from torch.nn.functional import silu
 
@@ -75,14 +75,6 @@ def test_properties():
 
 
 def test_activations_with_parameters():
-    class Slope(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.slope = torch.nn.Parameter(torch.tensor(2.0))
-
-        def forward(self, x):
-            return torch.tanh(self.slope * x)
-
     theirs = e3nn.nn.Gate("2x0e", [Slope()], "1x0e", [Slope()], "1x1o")
     mine = Gate.from_e3nn(theirs)
     assert dict(mine.named_parameters()).keys() == {"act_scalars.acts.0.f.slope", "act_gates.acts.0.f.slope"}

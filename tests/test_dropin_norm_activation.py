@@ -3,7 +3,7 @@
 import e3nn.nn
 import pytest
 import torch
-from dropin import assert_close, assert_same, copies, relaid, rows
+from dropin import Slope, assert_close, assert_same, copies, relaid, rows
 from e3nn import o3
 from e3nn.util.test import assert_equivariant
 from torch.nn import functional as F
@@ -11,15 +11,6 @@ from torch.nn import functional as F
 from ace_fast.nn import NormActivation
 
 IRREPS = o3.Irreps("4x0e+3x0o+5x1o+2x1o+3x2e")  # neighbours of the same irrep, which e3nn joins
-
-
-class Slope(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.slope = torch.nn.Parameter(torch.tensor(2.0))
-
-    def forward(self, x):
-        return torch.tanh(self.slope * x)
 
 
 FUSED = {"silu": F.silu, "SiLU": torch.nn.SiLU(), "sigmoid": torch.sigmoid, "functional.sigmoid": F.sigmoid,
