@@ -14,7 +14,7 @@ def define(schema: str, impl, fake, setup=None, backward=None, batched: tuple[in
         schema: name, arguments and returns, as torch.library.Library.define takes them.
         impl: runs on every device; picks the backend.
         fake: same checks, shapes only.
-        setup: setup_context(ctx, inputs, output), see torch.library.register_autograd.
+        setup: setup_context(ctx, inputs, output), as in torch.autograd.Function.
         backward: the derivative; itself a composition of registered operators or plain torch.
         batched: positions of the arguments whose first dimension is a batch; vmap over these folds into it
             where nothing else is mapped, and loops otherwise.
@@ -24,12 +24,64 @@ def define(schema: str, impl, fake, setup=None, backward=None, batched: tuple[in
     _library.impl(name, impl, "CompositeExplicitAutograd")
     torch.library.register_fake(name, fake, lib=_library)
     if backward is not None:
-        torch.library.register_autograd(name, backward, setup_context=setup, lib=_library)
+        _register_derivative(name, setup, backward)
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(name, device, torch.float32, lib=_library)
     op = getattr(torch.ops.ace_fast, schema.split("(")[0]).default
     torch.library.register_vmap(name, _vmap_rule(op, batched), lib=_library)
     return op
+
+
+def _register_derivative(name: str, setup, backward) -> None:
+    """What torch.library.register_autograd does, for schemas without default values.
+
+    That function looks for defaults of every argument at every call, a quarter of the time of a small one.
+    """
+    op = getattr(torch.ops.ace_fast, name.split("::")[1]).default
+
+    def below(keys, arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+    class Rule(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments_and_keys):
+            *arguments, keys = arguments_and_keys
+            output = below(keys, arguments)
+            setup(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *cotangents):
+            needs = ctx.needs_input_grad
+            try:
+                ctx.needs_input_grad = _wanted(ctx)
+                return *backward(ctx, *cotangents), None
+            finally:
+                ctx.needs_input_grad = needs  # for another pass over a graph that is retained
+
+    def call(keys, *arguments):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Rule.apply(*arguments, keys)
+        return below(keys, arguments)
+
+    _library.impl(name, call, "Autograd", with_keyset=True)
+
+
+def _wanted(ctx) -> tuple[bool, ...]:
+    """ctx.needs_input_grad less what this pass does not ask for, as the weights in autograd.grad(energy, positions).
+
+    Nodes written in C++ know this by themselves, those in Python do not.
+    """
+    nodes = (node for node, _ in ctx.next_functions if node is not None)  # of the arguments that require grad
+    return tuple(need and _runs(next(nodes)) for need in ctx.needs_input_grad)
+
+
+def _runs(node) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient is collected, or a pass that PyTorch's tracer drives
+        return True
 
 
 def _vmap_rule(op, batched: tuple[int, ...]):

@@ -4,8 +4,10 @@ import importlib
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ace_fast.backend import available
+from ace_fast.functional import relaxed_linear
 from ace_fast.kernels import ROOMS
 from ace_fast.kernels.cases import cast, generator
 
@@ -46,9 +48,45 @@ def test_gradcheck(backend, case):
         return out if isinstance(out, torch.Tensor) else tuple(o for o in out if o.requires_grad)
 
     leaves = [inputs[n] for n in names]
-    assert torch.autograd.gradcheck(function, leaves)
+    # number by number for an operator's own derivative, along random directions for the higher ones
+    assert torch.autograd.gradcheck(function, leaves, fast_mode="_bwd-" in repr(case))
     if backend in ("reference", "cpu") and "_bwd_bwd-" not in repr(case):  # four derivatives are enough
-        assert torch.autograd.gradgradcheck(function, leaves)
+        assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+class Calls(TorchDispatchMode):
+    """The arguments of every call of ace_fast's operators, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "ace_fast":
+            self.found.append((func.__name__.split(".")[0], args))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("asked", [("x",), ("weight",), ("gamma", "x"), ("x", "weight", "bias", "gamma"), None])
+def test_gradients_that_nobody_asks_for_are_not_computed(asked):
+    leaves = {"x": torch.randn(4, 3), "weight": torch.randn(2, 3), "bias": torch.randn(2), "gamma": torch.tensor(0.5)}
+    leaves = {n: t.requires_grad_() for n, t in leaves.items()}
+    plain = (leaves["gamma"] * torch.nn.functional.linear(leaves["x"], leaves["weight"], leaves["bias"])).sum()
+    expected = dict(zip(leaves, torch.autograd.grad(plain, leaves.values()), strict=True))
+    y = relaxed_linear(*leaves.values()).sum()
+    for create_graph in (True, False, False):  # a graph that is retained answers each question anew
+        with Calls() as calls:
+            if asked is None:
+                y.backward(retain_graph=True)
+                found = {n: t.grad for n, t in leaves.items()}
+            else:
+                found = dict(zip(asked, torch.autograd.grad(y, [leaves[n] for n in asked], retain_graph=True,
+                                                            create_graph=create_graph), strict=True))
+        [(_, arguments)] = [call for call in calls.found if call[0] == "relaxed_linear_bwd"]
+        assert arguments[6] == [n in (asked or leaves) for n in leaves]
+        for n, g in found.items():
+            torch.testing.assert_close(g, expected[n])
+            leaves[n].grad = None
 
 
 @pytest.mark.parametrize(("backend", "case"), TINY, ids=name)

@@ -16,6 +16,11 @@ struct WeightsOf {
   WeightsOf(P shared) : shared(shared) {}
   WeightsOf(const Rows<P>& rows) : rows(rows) {}
   explicit operator bool() const { return shared || rows.count; }
+  WeightsOf added() const {
+    WeightsOf other = *this;
+    other.add = true;
+    return other;
+  }
 };
 template <class T> using Weights = WeightsOf<const T*>;
 template <class T> using WeightSums = WeightsOf<T*>;
@@ -27,7 +32,7 @@ class Block {
   Block(int64_t dim1, int64_t dim2, int64_t dim3, const std::vector<Path>& paths)
       : x1(dim1 * kRows), x2(dim2 * kRows), y(dim3 * kRows),
         g_x1(dim1 * kRows), g_x2(dim2 * kRows), gate_out(dim3 * kRows),
-        coupling(largest(paths, [](const Path& p) { return static_cast<int64_t>(p.pairs.size()); }) * kRows),
+        coupling(largest(paths, pairs) * kRows),
         t(largest(paths, widest) * kRows), s(largest(paths, widest) * kRows), turned(largest(paths, widest) * kRows),
         back(largest(paths, widest) * kRows), lane_weights(largest(paths, elements) * kRows),
         lane_sums(largest(paths, elements) * kRows), last(lanes<T> * largest(paths, widest)), ones(largest(paths, elements)) {
@@ -43,20 +48,25 @@ class Block {
     product::store_rows<T>(from, {{0, dim, 1}}, rows_from(to, 0, rows, dim));
   }
 
-  // coupling[pair][z] = sum_j C_ijk x[b, j, z] with x of side 2
-  void couple(const Path& p, int64_t b) {
-    const T* x = (p.swapped ? x1 : x2) + (p.o2 + b * p.d2) * kRows;
+  // to[pair][z] = sum_j C_ijk x[b, j, z] with x of side 2
+  void couple(const Path& p, int64_t b) { couple(p, b, p.swapped ? x1 : x2, coupling); }
+  static void couple(const Path& p, int64_t b, const T* x, T* to) {
+    x += (p.o2 + b * p.d2) * kRows;
     for (size_t n = 0; n < p.pairs.size(); ++n)
       lanes_of_row<T>([&](int64_t z) {
         Vec<T> sum{};
         for (const Term& term : p.pairs[n].terms) sum += static_cast<T>(term.c) * load(x + term.j * kRows + z);
-        store(coupling + n * kRows + z, sum);
+        store(to + n * kRows + z, sum);
       });
   }
 
   // to[m, k, z] (+)= sum_i from[m, i, z] coupling[i, k, z] for m < count; Transposed swaps the roles of i and k.
   template <bool Transposed>
   void contract(const Path& p, int64_t count, const T* from, T* to, bool add) const {
+    contract<Transposed>(p, coupling, count, from, to, add);
+  }
+  template <bool Transposed>
+  static void contract(const Path& p, const T* coupling, int64_t count, const T* from, T* to, bool add) {
     constexpr int vectors = kRows / lanes<T>;
     const std::span<const std::span<const Source>> sources = Transposed ? p.of_i : p.of_k;
     const int64_t d_from = Transposed ? p.d3 : p.d1;
@@ -138,6 +148,20 @@ class Block {
     });
   }
 
+  // What else the gradients of sum <c1, g_x1> + <c2, g_x2> + <weight, g_weight> take: cotangents, null where there are
+  // none, and where the gradient of g is added to, null where it is not asked for.
+  struct Second {
+    const T *c1, *c2;
+    std::optional<Weights<T>> weights;
+    bool need_x1, need_x2;
+    T* product;
+    Scratch<T> coupling, t, s;
+
+    explicit Second(const std::vector<Path>& paths)
+        : coupling(largest(paths, pairs) * kRows), t(largest(paths, widest) * kRows), s(largest(paths, widest) * kRows) {}
+  };
+  void second(const Path& p, const Weights<T>& weights, const Second& other, WeightSums<T> sums);
+
   void gate(const Gate& f) { f.forward<T>(y, gate_out); }
   void gate_backward(const Gate& f) { f.backward<T>(gate_out, y); }
 
@@ -155,6 +179,7 @@ class Block {
   Scratch<T> x1, x2, y, g_x1, g_x2, gate_out;
 
  private:
+  static int64_t pairs(const Path& p) { return static_cast<int64_t>(p.pairs.size()); }
   static int64_t widest(const Path& p) { return std::max(round_up<T>(p.U), round_up<T>(p.W)) * std::max(p.d1, p.d3); }
   static int64_t elements(const Path& p) { return p.mixes ? (p.weight < 0 ? p.rows() * p.W : 1) : p.rows(); }
   template <class F>

@@ -1,8 +1,8 @@
 // The product by blocks of rows, rows as vector lanes (block.h): every mode, shared weights or rows of them.
 #pragma once
 
-#include "block.h"
 #include "call.h"
+#include "second.h"
 
 namespace ace::product {
 
@@ -74,42 +74,30 @@ class ByBlocks {
     const Partial<T> partial(chunks.count, to.need_weight && call.shared() ? padded_weights<T>(paths) : 0);
     chunks.run([&](int64_t chunk, auto&& visit) {
       Block<T> block(dim1, dim2, dim3, paths);
-      Scratch<T> c1(dim1 * kRows), c2(dim2 * kRows), product(dim3 * kRows);
+      typename Block<T>::Second other(paths);
+      Scratch<T> c1(cotangents.x1 ? dim1 * kRows : 0), c2(cotangents.x2 ? dim2 * kRows : 0), product(g_g ? dim3 * kRows : 0);
+      other.need_x1 = to.need_x1, other.need_x2 = to.need_x2;
       T* sums = partial.start(chunk);
       visit([&](int64_t z, int64_t n) {
         load(block, z, n);
         load_rows<T>(rows_from(in<T>(g), z, n, dim3), layout.slices[2], block.y);
-        std::fill_n(static_cast<T*>(product), dim3 * kRows, T(0));
+        if (cotangents.x1) load_rows<T>(rows_from(in<T>(*cotangents.x1), z, n, dim1), layout.slices[0], c1);
+        if (cotangents.x2) load_rows<T>(rows_from(in<T>(*cotangents.x2), z, n, dim2), layout.slices[1], c2);
         std::fill_n(static_cast<T*>(block.g_x1), dim1 * kRows, T(0));
         std::fill_n(static_cast<T*>(block.g_x2), dim2 * kRows, T(0));
-        WeightSums<T> g_weights = weight_sums(to, sums, z, n);
-        const auto term = [&](const Tensor& weight, bool need_x1, bool need_x2, bool need_weight) {
-          const Weights<T> weights = weights_of(in<T>(weight), z, n);
-          for (const Path& p : paths) {
-            if (!need_weight && p.weight < 0) continue;  // constant in the weights
-            if (need_x1 || need_x2 || (need_weight && g_weights))
-              block.backward(p, weights, need_x1, need_x2, need_weight ? g_weights : WeightSums<T>(nullptr));
-            if (!g_g) continue;
-            block.y.swap(product);
-            block.forward(p, weights);
-            block.y.swap(product);
-          }
-          g_weights.add |= need_weight;
-        };
-        if (cotangents.x1) {
-          load_rows<T>(rows_from(in<T>(*cotangents.x1), z, n, dim1), layout.slices[0], c1);
-          block.x1.swap(c1);
-          term(call.weight, false, to.need_x2, true);
-          block.x1.swap(c1);
+        if (g_g) std::fill_n(static_cast<T*>(product), dim3 * kRows, T(0));
+        other.c1 = cotangents.x1 ? static_cast<T*>(c1) : nullptr;
+        other.c2 = cotangents.x2 ? static_cast<T*>(c2) : nullptr;
+        other.product = g_g ? static_cast<T*>(product) : nullptr;
+        if (cotangents.weight) other.weights = weights_of(in<T>(*cotangents.weight), z, n);
+        const Weights<T> weights = weights_of(in<T>(call.weight), z, n);
+        const WeightSums<T> g_weights = weight_sums(to, sums, z, n);
+        for (const Path& p : paths) {
+          if (p.mixes) block.second(p, weights, other, g_weights);
+          else terms(block, p, weights, cotangents.x1 ? &c1 : nullptr, cotangents.x2 ? &c2 : nullptr, other, g_weights,
+                     g_g ? &product : nullptr);
         }
-        if (cotangents.x2) {
-          load_rows<T>(rows_from(in<T>(*cotangents.x2), z, n, dim2), layout.slices[1], c2);
-          block.x2.swap(c2);
-          term(call.weight, to.need_x1, false, true);
-          block.x2.swap(c2);
-        }
-        if (cotangents.weight) term(*cotangents.weight, to.need_x1, to.need_x2, false);
-        for (int64_t i = 0; !g_weights.add && i < g_weights.rows.count; ++i)
+        for (int64_t i = 0; !other.c1 && !other.c2 && i < g_weights.rows.count; ++i)
           std::fill_n(g_weights.rows.at[i], call.weight.size(1), T(0));
         if (g_g) store_rows<T>(product, layout.slices[2], rows_from(out<T>(*g_g), z, n, dim3));
         store(block, to, z, n);
@@ -119,6 +107,29 @@ class ByBlocks {
   }
 
  private:
+  // The second derivative of a path that does not mix channels: its terms, one after the other.
+  static void terms(Block<T>& block, const Path& p, const Weights<T>& weights, Scratch<T>* c1, Scratch<T>* c2,
+                    const typename Block<T>::Second& other, WeightSums<T> sums, Scratch<T>* product) {
+    const auto term = [&](const Weights<T>& w, bool need_x1, bool need_x2, const WeightSums<T>& to) {
+      if (need_x1 || need_x2 || to) block.backward(p, w, need_x1, need_x2, to);
+      if (!product) return;
+      block.y.swap(*product);
+      block.forward(p, w);
+      block.y.swap(*product);
+    };
+    if (c1) {
+      block.x1.swap(*c1);
+      term(weights, false, other.need_x2, sums);
+      block.x1.swap(*c1);
+    }
+    if (c2) {
+      block.x2.swap(*c2);
+      term(weights, other.need_x1, false, c1 ? sums.added() : sums);
+      block.x2.swap(*c2);
+    }
+    if (other.weights && p.weight >= 0) term(*other.weights, other.need_x1, other.need_x2, nullptr);
+  }
+
   void load(Block<T>& block, int64_t z, int64_t n) const {
     load_rows<T>(rows_from(in<T>(call.x1), z, n, call.dims[0]), layout.slices[0], block.x1);
     load_rows<T>(rows_from(in<T>(call.x2), z, n, call.dims[1]), layout.slices[1], block.x2);
