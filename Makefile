@@ -61,7 +61,7 @@ emulated: setup
 
 test: emulated
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 ACE_FAST_EMULATE=1 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
-	TRITON_INTERPRET=0 ACE_FAST_EMULATE=0 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q tests/aot
+	TRITON_INTERPRET=0 ACE_FAST_EMULATE=0 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/aot
 
 bench: setup
 	$(BIN)/ace-fast bench --workload nbody_segnn
