@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 #if defined(__linux__)
@@ -85,6 +85,26 @@ inline void store_first(T* p, Vec<T> v, int64_t count) {
   else _mm512_mask_storeu_pd(p, (1u << count) - 1, reinterpret_cast<__m512d>(v));
 #else
   std::memcpy(p, &v, count * sizeof(T));
+#endif
+}
+
+// Bit i: a[i] < b[i].
+template <class T>
+inline uint64_t less_bits(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
+  else return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps((__m256)(a < b));
+  else return _mm256_movemask_pd((__m256d)(a < b));
+#elif defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return _mm_movemask_ps((__m128)(a < b));
+  else return _mm_movemask_pd((__m128d)(a < b));
+#else
+  const auto less = a < b;
+  uint64_t bits = 0;
+  for (int i = 0; i < lanes<T>; ++i) bits |= static_cast<uint64_t>(less[i] & 1) << i;
+  return bits;
 #endif
 }
 

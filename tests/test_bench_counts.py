@@ -1,6 +1,7 @@
 """Operations and bytes of the operators, against counts by hand."""
 
 import importlib
+import math
 
 import pytest
 import torch
@@ -30,19 +31,6 @@ def test_counts_of_segment_sum():
     assert counts.forward("segment_sum", inputs, out) == (21, 132 + 152)
     # the gather adds nothing: it reads 12 floats and writes 21
     assert counts.backward("segment_sum", inputs, out) == (0, 132 + 152)
-
-
-def test_counts_of_a_convolution_along_time():
-    inputs = tensors(x=(5, 7, 16), weight=(16, 16, 2, 2))
-    out = torch.zeros(5, 7, 16)
-    # a node: 4 rows along time of 16 + 16 channels, 4 products of 16 x 16
-    flops = 7 * (2 * 5 * 4 * 32 + 2 * 4 * 256)
-    assert counts.forward("spectral_conv", inputs, out) == (flops, 4 * (560 + 1024 + 560))
-    assert counts.backward("spectral_conv", inputs, out) == (2 * flops, 4 * (560 + 1024 + 560 + 560 + 1024))
-    assert counts.forward("time_conv", inputs, out).flops == flops + 3 * 560
-    assert counts.backward("time_conv", inputs, out).flops == 2 * flops + 2 * 560
-    # two channels: 3 rows, 5 products of 2 x 2
-    assert counts.forward("spectral_conv", tensors(x=(5, 7, 2), weight=(2, 2, 2, 2)), out).flops == 7 * (120 + 40)
 
 
 def test_counts_of_a_product_path():
@@ -243,3 +231,12 @@ def test_counts_of_knn():
     # 9 + 16 pairs: a scalar product of 5, two squares, a comparison; 35 floats, 3 + 14 integers
     assert counts.forward("knn", inputs, torch.zeros(7, 2, dtype=torch.int64)) == (25 * 13, 4 * 35 + 8 * 17)
     assert counts.backward("knn", inputs, torch.zeros(7, 2, dtype=torch.int64)) is None
+
+
+def test_counts_of_radius_graph():
+    molecules = {"pos": torch.zeros(5, 3), "batch": torch.tensor([0, 0, 0, 2, 2]), "cell": None, "r": 2.0}
+    edges = torch.zeros(2, 6, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.int32)
+    # 9 + 4 pairs of 9 operations; 15 floats, 5 + 12 integers
+    assert counts.forward("radius_graph", molecules, edges) == (9 * 13, 4 * 15 + 8 * 17)
+    crystal = {"batch": torch.zeros(10, dtype=torch.int64), "cell": 4 * torch.eye(3)[None], "r": 2.0}
+    assert counts.FLOPS["radius_graph"](crystal) == int(9 * 100 * 4 / 3 * math.pi * 8 / 64)

@@ -149,15 +149,6 @@ def test_edges_by_brute_force():
     assert ends[1] == 0 and ends[-1] == index.shape[1] > 0
 
 
-def test_edges_do_not_depend_on_the_parts(monkeypatch):
-    pos, offsets = np.random.default_rng(0).uniform(-2, 2, (40, 3)), np.array([0, 3, 3, 25, 40])
-    gold = radius_edges(pos, offsets, 2.0)
-    for pairs in (1, 30, 200):
-        monkeypatch.setattr("ace_fast.data.radius._PAIRS", pairs)
-        for mine, theirs in zip(radius_edges(pos, offsets, 2.0), gold, strict=True):
-            np.testing.assert_array_equal(mine, theirs)
-
-
 def test_edges_at_the_limits():
     pair = np.array([[0.0, 0, 0], [2.0, 0, 0]])
     assert radius_edges(pair, np.array([0, 2]), 2.0)[0].shape == (2, 0)  # closer than: not at

@@ -1,6 +1,5 @@
 """Layers with the originals' constructors, parameter names and numbers, on the fused operators."""
 
-from .affine_chain import AffineMaps, Moments, affine_chain, moments
 from .conv import TensorProductConv
 from .gate import Gate
 from .linear import Linear
@@ -8,8 +7,8 @@ from .norm import BatchNorm, InstanceNorm
 from .norm_activation import NormActivation
 from .o3_layers import O3TensorProduct, O3TensorProductSwishGate
 from .products import ElementwiseTensorProduct, FullTensorProduct, FullyConnectedTensorProduct, TensorSquare
+from .radius import radius_graph
 from .relaxed import RelaxedLinear
-from .spectral import SpectralConv1d, SpectralConv1d_x, TimeConv, TimeConv_x
 from .tensor_product import TensorProduct
 from .vector_neurons import (
     VNBatchNorm,
@@ -23,7 +22,6 @@ from .vector_neurons import (
 from .vn_edge_conv import VNEdgeConv
 
 __all__ = [
-    "AffineMaps",
     "BatchNorm",
     "ElementwiseTensorProduct",
     "FullTensorProduct",
@@ -31,18 +29,13 @@ __all__ = [
     "Gate",
     "InstanceNorm",
     "Linear",
-    "Moments",
     "NormActivation",
     "O3TensorProduct",
     "O3TensorProductSwishGate",
     "RelaxedLinear",
-    "SpectralConv1d",
-    "SpectralConv1d_x",
     "TensorProduct",
     "TensorProductConv",
     "TensorSquare",
-    "TimeConv",
-    "TimeConv_x",
     "VNBatchNorm",
     "VNEdgeConv",
     "VNLeakyReLU",
@@ -50,7 +43,6 @@ __all__ = [
     "VNLinearLeakyReLU",
     "VNMaxPool",
     "VNStdFeature",
-    "affine_chain",
     "mean_pool",
-    "moments",
+    "radius_graph",
 ]

@@ -4,10 +4,6 @@
 
 #include <limits>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace {
 
 using namespace ace;
@@ -20,26 +16,6 @@ constexpr int kQueries = kTileVectors == 3 ? 8 : 4;  // with the vectors below: 
 template <class T> constexpr int kCandidates = kTileVectors * lanes<T>;  // candidates; a multiple of kQueries
 constexpr int64_t kBlock = 48;  // queries that share a panel while it is in the cache; a multiple of every panel
 template <class T> constexpr T kInfinity = std::numeric_limits<T>::infinity();
-
-// Bit i: a[i] < b[i].
-template <class T>
-inline uint64_t less_bits(Vec<T> a, Vec<T> b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
-  else return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps((__m256)(a < b));
-  else return _mm256_movemask_pd((__m256d)(a < b));
-#elif defined(__x86_64__)
-  if constexpr (sizeof(T) == 4) return _mm_movemask_ps((__m128)(a < b));
-  else return _mm_movemask_pd((__m128d)(a < b));
-#else
-  const auto less = a < b;
-  uint64_t bits = 0;
-  for (int i = 0; i < lanes<T>; ++i) bits |= static_cast<uint64_t>(less[i] & 1) << i;
-  return bits;
-#endif
-}
 
 // The last lane of a, then all but the last of b.
 template <class V, int... I>
