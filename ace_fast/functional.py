@@ -5,6 +5,7 @@ from .kernels.knn import knn
 from .kernels.radius_graph import edge_vectors, radius_graph
 from .kernels.relaxed_linear import relaxed_linear
 from .kernels.segment_sum import gather, segment_sum
+from .kernels.spectral_conv import spectral_conv, time_conv
 from .kernels.steerable_message import steerable_message
 from .kernels.tensor_product import GateTable, NormTable, ProductTable, gate, norm_activation, tensor_product
 from .kernels.tensor_product_conv import tensor_product_conv
@@ -24,9 +25,11 @@ __all__ = [
     "radius_graph",
     "relaxed_linear",
     "segment_sum",
+    "spectral_conv",
     "steerable_message",
     "tensor_product",
     "tensor_product_conv",
+    "time_conv",
     "vn_edge_conv",
     "vn_edge_select",
     "vn_edge_stats",

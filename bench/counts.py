@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ace_fast.kernels.spectral_conv import table
 from ace_fast.kernels.steerable_message import cost
 from ace_fast.kernels.tensor_product.table import MODES, Path, unpack
 
@@ -186,6 +187,27 @@ def relaxed_linear_bwd(inputs: dict[str, Any]) -> int:
     return flops + (GELU_DERIVATIVE * n * i if _gelu(inputs) else 0)
 
 
+def spectral_conv(inputs: dict[str, Any]) -> int:
+    """Rows along time and real products of channels of every node, three or four a mode, whichever is fewer."""
+    (times, nodes, i), (_, o, modes, _) = inputs["x"].shape, inputs["weight"].shape
+    return nodes * min(table.flops(times, modes, i, o, three) for three in (True, False))
+
+
+def spectral_conv_bwd(inputs: dict[str, Any]) -> int:
+    """One forward for each gradient wanted."""
+    return spectral_conv(inputs) * sum(inputs["needs"])
+
+
+def time_conv(inputs: dict[str, Any]) -> int:
+    """The convolution; comparison, product and sum of each element."""
+    return spectral_conv(inputs) + 3 * inputs["x"].numel()
+
+
+def time_conv_bwd(inputs: dict[str, Any]) -> int:
+    """The convolution's gradients; the slope of each element, and g added to the gradient of x."""
+    return spectral_conv_bwd(inputs) + inputs["x"].numel() * (1 + inputs["needs"][0])
+
+
 def dual_update(inputs: dict[str, Any]) -> int:
     """A handful of operations a gate (gradient, primal, slack and dual step); it is launch that costs."""
     return 10 * max((x.numel() for x in tensors(inputs.values())), default=0)
@@ -207,7 +229,8 @@ FLOPS = {
     for f in (
         segment_sum, segment_sum_bwd, tensor_product, tensor_product_bwd, tensor_product_conv,
         tensor_product_conv_bwd, gated_tensor_product, gated_tensor_product_bwd, steerable_message,
-        steerable_message_bwd, relaxed_linear, relaxed_linear_bwd, dual_update, radius_graph,
+        steerable_message_bwd, relaxed_linear, relaxed_linear_bwd, spectral_conv, spectral_conv_bwd, time_conv,
+        time_conv_bwd, dual_update, radius_graph,
     )
 } | vn_counts.FLOPS
 
@@ -218,6 +241,7 @@ NEEDS = {
     "tensor_product": _PRODUCT, "tensor_product_conv": _PRODUCT[:3], "gated_tensor_product": _PRODUCT,
     "steerable_message": ("h", "extra", "attr", "weight1", "bias1", "weight2", "bias2"),
     "relaxed_linear": ("x", "weight", "bias", "gamma"),
+    "spectral_conv": ("x", "weight"), "time_conv": ("x", "weight"),
     "vn_linear": ("x", "weight", "dense", "bias", "gamma"), "vn_norm_stats": (), "vn_edge_stats": (),
     "vn_leaky_relu": _VECTORS, "vn_edge_conv": _VECTORS,
 }

@@ -33,6 +33,19 @@ def test_counts_of_segment_sum():
     assert counts.backward("segment_sum", inputs, out) == (0, 132 + 152)
 
 
+def test_counts_of_a_convolution_along_time():
+    inputs = tensors(x=(5, 7, 16), weight=(16, 16, 2, 2))
+    out = torch.zeros(5, 7, 16)
+    # a node: 4 rows along time of 16 + 16 channels, 4 products of 16 x 16
+    flops = 7 * (2 * 5 * 4 * 32 + 2 * 4 * 256)
+    assert counts.forward("spectral_conv", inputs, out) == (flops, 4 * (560 + 1024 + 560))
+    assert counts.backward("spectral_conv", inputs, out) == (2 * flops, 4 * (560 + 1024 + 560 + 560 + 1024))
+    assert counts.forward("time_conv", inputs, out).flops == flops + 3 * 560
+    assert counts.backward("time_conv", inputs, out).flops == 2 * flops + 2 * 560
+    # two channels: 3 rows, 5 products of 2 x 2
+    assert counts.forward("spectral_conv", tensors(x=(5, 7, 2), weight=(2, 2, 2, 2)), out).flops == 7 * (120 + 40)
+
+
 def test_counts_of_a_product_path():
     inputs = product("32x0e", "1x1o", "16x1o", 10)
     # 0 x 1 -> 1: three coefficients, three (i, k). T: 2*3. Weights first: 2*32*16*1 + 2*16*3 = 1120; contraction first:

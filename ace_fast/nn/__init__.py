@@ -1,5 +1,6 @@
 """Layers with the originals' constructors, parameter names and numbers, on the fused operators."""
 
+from .affine_chain import AffineMaps, Moments, affine_chain, moments
 from .conv import TensorProductConv
 from .gate import Gate
 from .linear import Linear
@@ -9,6 +10,7 @@ from .o3_layers import O3TensorProduct, O3TensorProductSwishGate
 from .products import ElementwiseTensorProduct, FullTensorProduct, FullyConnectedTensorProduct, TensorSquare
 from .radius import radius_graph
 from .relaxed import RelaxedLinear
+from .spectral import SpectralConv1d, SpectralConv1d_x, TimeConv, TimeConv_x
 from .tensor_product import TensorProduct
 from .vector_neurons import (
     VNBatchNorm,
@@ -22,6 +24,7 @@ from .vector_neurons import (
 from .vn_edge_conv import VNEdgeConv
 
 __all__ = [
+    "AffineMaps",
     "BatchNorm",
     "ElementwiseTensorProduct",
     "FullTensorProduct",
@@ -29,13 +32,18 @@ __all__ = [
     "Gate",
     "InstanceNorm",
     "Linear",
+    "Moments",
     "NormActivation",
     "O3TensorProduct",
     "O3TensorProductSwishGate",
     "RelaxedLinear",
+    "SpectralConv1d",
+    "SpectralConv1d_x",
     "TensorProduct",
     "TensorProductConv",
     "TensorSquare",
+    "TimeConv",
+    "TimeConv_x",
     "VNBatchNorm",
     "VNEdgeConv",
     "VNLeakyReLU",
@@ -43,6 +51,8 @@ __all__ = [
     "VNLinearLeakyReLU",
     "VNMaxPool",
     "VNStdFeature",
+    "affine_chain",
     "mean_pool",
+    "moments",
     "radius_graph",
 ]

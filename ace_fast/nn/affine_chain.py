@@ -1,0 +1,149 @@
+"""Chains of linear maps and batch norms are affine in their input: one small map a block instead of H x H a row."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Moments(NamedTuple):
+    """What batch norms of affine maps need to know of their input x [N, D]."""
+
+    count: int | Tensor  # N
+    mean: Tensor  # [D] float64
+    covariance: Tensor  # [D, D] float64, biased
+
+
+class AffineMaps(NamedTuple):
+    """p_i = rows weights[i]^T + biases[i]: what `relaxed_linear` takes, with gate and base."""
+
+    rows: Tensor  # [N, D], the input, centred where a norm takes the batch's statistics
+    weights: list[Tensor]  # [H_i, D]
+    biases: list[Tensor]  # [H_i]
+
+
+def moments(x: Tensor) -> Moments:
+    """Mean and biased covariance of x [N, D] in float64, the covariance from centred rows; differentiable."""
+    count = x.shape[0]
+    wide = x.double()
+    mean = wide.sum(0) / max(count, 1)
+    centred = wide - mean
+    return Moments(count, mean, centred.t() @ centred / max(count, 1))
+
+
+def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Moments | None = None) -> AffineMaps:
+    r"""The maps of x to every output of a chain of batch norms and linear maps.
+
+    .. math:: p_0 = A_0 x + c_0, \quad p_i = W_i\, \mathrm{BN}_i(p_{i-1}) + b_i = A_i (x - m) + d_i
+
+    With mean m and covariance S of x over the batch, BN_i sees mean d and variance a^T S a of each channel, so that
+    A_i and d_i follow from the parameters, m and S alone. Running statistics are updated as the norms themselves do
+    (mean, unbiased variance, momentum or the cumulative average, num_batches_tracked); norms in evaluation mode take
+    theirs. Weights of parametrised maps (spectral norm) are evaluated once a call. Hooks of the modules do not run.
+
+    Args:
+        x: [N, D]; half precision is taken to the parameters' dtype, autocast is off inside.
+        first: the linear map D -> H_0.
+        blocks: pairs (BatchNorm1d(H_{i-1}), Linear(H_{i-1}, H_i)), for instance nn.Sequential of the two.
+        of_batch: `moments` of a batch that is more than x, such as the sum over processes; default: x's own.
+
+    Returns:
+        Rows, and for each block weight [H_i, D] and bias [H_i]: p_i = rows weight^T + bias.
+
+    Raises:
+        ValueError: wrong shapes or modules; one row where a norm takes the batch's statistics, as torch does.
+
+    Derivatives of any order in x and the parameters. Variances are formed in float64 from the covariance of centred
+    rows, so that float32 is as good as in the plain chain. Source: the branches of the ACE code's SchNet and EGNO
+    (Manolache et al. 2025); docs/algebra.md.
+
+    Example:
+        >>> first = torch.nn.Linear(3, 8)
+        >>> blocks = [(torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 8)) for _ in range(2)]
+        >>> maps = ace_fast.nn.affine_chain(torch.randn(5, 3), first, blocks)
+        >>> [torch.nn.functional.linear(maps.rows, *p).shape for p in zip(maps.weights, maps.biases)]
+        [torch.Size([5, 8]), torch.Size([5, 8])]
+    """
+    pairs = _checked(x, first, blocks)
+    batch = None
+    with torch.autocast(x.device.type, enabled=False):
+        weight, bias = _affine(first)
+        rows = x = x.to(weight.dtype)
+        if any(_takes_batch(norm) for norm, _ in pairs):
+            batch = moments(x) if of_batch is None else of_batch
+            if isinstance(batch.count, int) and batch.count == 1:
+                raise ValueError("Expected more than 1 value per channel when training, got input size "
+                                 f"{torch.Size([1, first.out_features])}")
+            rows = (x - batch.mean).to(x.dtype)
+            bias = bias + weight @ batch.mean.to(x.dtype)
+        weights, biases = [], []
+        for norm, linear in pairs:
+            weight, bias = _normed(norm, weight, bias, batch)
+            turn, shift = _affine(linear)
+            weight, bias = turn @ weight, torch.addmv(shift, turn, bias)
+            weights.append(weight)
+            biases.append(bias)
+    return AffineMaps(rows, weights, biases)
+
+
+def _checked(x, first, blocks) -> list[tuple[nn.BatchNorm1d, nn.Linear]]:
+    """The pairs of the chain, whose widths fit."""
+    if not isinstance(first, nn.Linear):
+        raise ValueError(f"affine_chain: first must be a Linear, got {type(first).__name__}")
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != first.in_features:
+        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"affine_chain: x must be [N, {first.in_features}], got {got}")
+    pairs, width = [], first.out_features
+    for i, block in enumerate(blocks):
+        block = tuple(block)
+        names = [type(module).__name__ for module in block]
+        if len(block) != 2 or not isinstance(block[0], nn.BatchNorm1d) or not isinstance(block[1], nn.Linear):
+            raise ValueError(f"affine_chain: blocks[{i}] must be (BatchNorm1d, Linear), got {names}")
+        norm, linear = block
+        if (norm.num_features, linear.in_features) != (width, width):
+            raise ValueError(f"affine_chain: blocks[{i}] must take {width} channels, got {norm.num_features} and "
+                             f"{linear.in_features}")
+        width = linear.out_features
+        pairs.append(block)
+    return pairs
+
+
+def _affine(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight, read once, and bias, zeros where there is none."""
+    weight = linear.weight
+    return weight, weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias
+
+
+def _takes_batch(norm: nn.BatchNorm1d) -> bool:
+    return norm.training or norm.running_mean is None
+
+
+def _normed(norm: nn.BatchNorm1d, weight: Tensor, bias: Tensor, batch: Moments | None) -> tuple[Tensor, Tensor]:
+    """The map after the norm. On centred rows the bias is the mean over the batch, which the norm removes."""
+    if _takes_batch(norm):
+        wide = weight.double()
+        var = ((wide @ batch.covariance) * wide).sum(1).to(weight.dtype)
+        _track(norm, bias, var, batch.count)
+        centred = 0 * bias  # its gradient is zero, not missing: optimisers and DistributedDataParallel see to it
+    else:
+        var, centred = norm.running_var, bias - norm.running_mean
+    scale = (var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = centred * scale if norm.bias is None else torch.addcmul(norm.bias, centred, scale)
+    return weight * scale[:, None], shift
+
+
+@torch.no_grad()
+def _track(norm: nn.BatchNorm1d, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
+    """Running statistics, as torch.nn.BatchNorm1d: an empty batch counts and changes nothing else."""
+    if not (norm.training and norm.track_running_stats) or norm.running_mean is None:
+        return
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    if isinstance(count, int) and count == 0:
+        return
+    share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.double()
+    for running, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+        running.copy_((1 - share) * running + share * value)
