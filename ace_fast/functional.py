@@ -1,6 +1,7 @@
 """The operators under their public names."""
 
 from .kernels.dual_update import dual_update
+from .kernels.egnn_message import egnn_message
 from .kernels.knn import knn
 from .kernels.radius_graph import edge_vectors, radius_graph
 from .kernels.relaxed_linear import relaxed_linear
@@ -18,6 +19,7 @@ __all__ = [
     "ProductTable",
     "dual_update",
     "edge_vectors",
+    "egnn_message",
     "gate",
     "gather",
     "knn",

@@ -208,6 +208,37 @@ def time_conv_bwd(inputs: dict[str, Any]) -> int:
     return spectral_conv_bwd(inputs) + inputs["x"].numel() * (1 + inputs["needs"][0])
 
 
+def _egnn_parts(inputs: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Products of the nodes, of the edges, SiLUs and everything else of an EGNN message."""
+    (nodes, dim), edges = inputs["x"].shape, inputs["target_index"].shape[0]
+    hidden, message, coordinate = (inputs[f"weight{n}"].shape[0] for n in (1, 2, 3))
+    features = 0 if inputs["edge"] is None else inputs["edge"].shape[1]
+    products = 2 * edges * (hidden * message + message * coordinate)
+    rest = 3 * dim + hidden * (1 + 2 * (1 + features)) + 2 * message + 3 * coordinate + 2 * dim
+    return (4 * nodes * inputs["h"].shape[1] * hidden, products, SILU * edges * (hidden + message + coordinate),
+            edges * rest)
+
+
+def egnn_message(inputs: dict[str, Any]) -> int:
+    """The first layer's products at the nodes, two products of every edge, three SiLUs, biases and both sums."""
+    return sum(_egnn_parts(inputs))
+
+
+def egnn_message_bwd(inputs: dict[str, Any]) -> int:
+    """Two products for each product (as far as they are asked for), the derivative of each SiLU, the small maps twice.
+
+    Whether pre-activations were kept is the kernel's affair: forming them again is not counted.
+    """
+    nodes, products, silus, rest = _egnn_parts(inputs)
+    x, h, edge, weight1, bias1, weight2, bias2, weight3, *_ = inputs["needs"]
+    first = x or h or edge or weight1 or bias1
+    inner = first or weight2 or bias2
+    hidden, message, coordinate = (inputs[f"weight{n}"].shape[0] for n in (1, 2, 3))
+    third = products * coordinate // (hidden + coordinate)
+    return (nodes * (h + weight1) + third * (inner + weight3) + (products - third) * (first + weight2) + 2 * silus
+            + 2 * rest)
+
+
 def dual_update(inputs: dict[str, Any]) -> int:
     """A handful of operations a gate (gradient, primal, slack and dual step); it is launch that costs."""
     return 10 * max((x.numel() for x in tensors(inputs.values())), default=0)
@@ -230,7 +261,7 @@ FLOPS = {
         segment_sum, segment_sum_bwd, tensor_product, tensor_product_bwd, tensor_product_conv,
         tensor_product_conv_bwd, gated_tensor_product, gated_tensor_product_bwd, steerable_message,
         steerable_message_bwd, relaxed_linear, relaxed_linear_bwd, spectral_conv, spectral_conv_bwd, time_conv,
-        time_conv_bwd, dual_update, radius_graph,
+        time_conv_bwd, dual_update, radius_graph, egnn_message, egnn_message_bwd,
     )
 } | vn_counts.FLOPS
 
@@ -240,6 +271,7 @@ _VECTORS = ("p", "d", "mean", "var", "weight", "bias")
 NEEDS = {
     "tensor_product": _PRODUCT, "tensor_product_conv": _PRODUCT[:3], "gated_tensor_product": _PRODUCT,
     "steerable_message": ("h", "extra", "attr", "weight1", "bias1", "weight2", "bias2"),
+    "egnn_message": ("x", "h", "edge", "weight1", "bias1", "weight2", "bias2", "weight3", "bias3", "weight4", "bias4"),
     "relaxed_linear": ("x", "weight", "bias", "gamma"),
     "spectral_conv": ("x", "weight"), "time_conv": ("x", "weight"),
     "vn_linear": ("x", "weight", "dense", "bias", "gamma"), "vn_norm_stats": (), "vn_edge_stats": (),

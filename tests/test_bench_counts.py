@@ -159,6 +159,21 @@ def test_counts_of_relaxed_linear():
     assert counts.backward("relaxed_linear", inputs, out) == (912, 4 * (116 + 86))
 
 
+def test_counts_of_an_egnn_message():
+    """3 nodes, 10 edges; F 4, A 2, H 5, M 6, C 7."""
+    inputs = tensors(x=(3, 3), h=(3, 4), edge=(10, 2), weight1=(5, 11), bias1=(5,), weight2=(6, 5), bias2=(6,),
+                     weight3=(7, 6), bias3=(7,), weight4=(1, 7), bias4=(1,))
+    inputs |= {"target_index": torch.zeros(10, dtype=torch.int64), "mean": True, "keep": True}
+    # two products at the nodes 4*3*4*5, of edges 2*10*(5*6 + 6*7), 18 SiLUs an edge; an edge's difference and square 9,
+    # first layer 5*(1 + 2*3), bias and sum of the message 12, bias and last row 21, r w and its sum 6
+    assert counts.FLOPS["egnn_message"](inputs) == 240 + 1440 + 10 * 18 * 5 + 10 * 83
+    needs = lambda *names: inputs | {"needs": [n in names for n in counts.NEEDS["egnn_message"]]}  # noqa: E731
+    assert counts.FLOPS["egnn_message_bwd"](needs(*counts.NEEDS["egnn_message"])) == 2 * 3410
+    # the coordinate network's weight takes one product of 6 x 7; a force one of each
+    assert counts.FLOPS["egnn_message_bwd"](needs("weight3")) == 840 + 1800 + 1660
+    assert counts.FLOPS["egnn_message_bwd"](needs("x")) == 1440 + 1800 + 1660
+
+
 def test_every_large_case_is_counted():
     for job in operators.jobs("cpu", torch.float32):
         assert job.op in counts.FLOPS, job

@@ -2,6 +2,7 @@
 
 from .affine_chain import AffineMaps, Moments, affine_chain, moments
 from .conv import TensorProductConv
+from .egnn import EGNN, EGNN_Layer
 from .gate import Gate
 from .linear import Linear
 from .norm import BatchNorm, InstanceNorm
@@ -26,6 +27,8 @@ from .vn_edge_conv import VNEdgeConv
 __all__ = [
     "AffineMaps",
     "BatchNorm",
+    "EGNN",
+    "EGNN_Layer",
     "ElementwiseTensorProduct",
     "FullTensorProduct",
     "FullyConnectedTensorProduct",

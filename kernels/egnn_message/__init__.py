@@ -1,0 +1,3 @@
+from .op import egnn_message
+
+__all__ = ["egnn_message"]
