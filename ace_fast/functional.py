@@ -1,5 +1,6 @@
 """The operators under their public names."""
 
+from .kernels.cfconv import RadialBasis, bessel_basis, cfconv, expnorm_basis, gaussian_basis
 from .kernels.dual_update import dual_update
 from .kernels.egnn_message import egnn_message
 from .kernels.knn import knn
@@ -17,11 +18,16 @@ __all__ = [
     "GateTable",
     "NormTable",
     "ProductTable",
+    "RadialBasis",
+    "bessel_basis",
+    "cfconv",
     "dual_update",
     "edge_vectors",
     "egnn_message",
+    "expnorm_basis",
     "gate",
     "gather",
+    "gaussian_basis",
     "knn",
     "norm_activation",
     "radius_graph",

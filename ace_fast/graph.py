@@ -1,10 +1,13 @@
 """A validated graph with both sorted edge orders, built once and shared by all layers."""
 
+import functools
 import operator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .adjacency import Adjacency, adjacency
 
 
 class Segments(NamedTuple):
@@ -109,6 +112,7 @@ class Graph:
         edge_index: [2, E]; num_nodes as given; num_sources, num_targets, num_edges: int.
         sources, targets: `Segments` of the edges by their source and by their target.
         degree: [num_targets] float64, number of incoming edges.
+        adjacency: `Adjacency`, neighbour lists both ways and whether they are the same.
 
     Raises:
         ValueError: wrong type, shape or dtype, or an index outside 0..N-1 (checked once).
@@ -132,6 +136,14 @@ class Graph:
     @property
     def degree(self) -> Tensor:
         return (self.targets.ptr[1:] - self.targets.ptr[:-1]).double()  # [num_targets]
+
+    @functools.cached_property
+    def adjacency(self) -> Adjacency:
+        """Neighbour lists of a graph on one set of nodes; made, and its symmetry found, at the first use (reads)."""
+        if isinstance(self.num_nodes, tuple):
+            raise ValueError(f"Graph: adjacency must be asked of a graph on one set of nodes, got {self!r}")
+        source, target = self.edge_index
+        return adjacency(source[self.targets.order], self.targets.ptr, target[self.sources.order], self.sources.ptr)
 
     def __repr__(self) -> str:
         nodes = (f"{self.num_sources} sources, {self.num_targets} targets" if isinstance(self.num_nodes, tuple)

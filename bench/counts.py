@@ -16,7 +16,7 @@ from ace_fast.kernels.spectral_conv import table
 from ace_fast.kernels.steerable_message import cost
 from ace_fast.kernels.tensor_product.table import MODES, Path, unpack
 
-from . import vn_counts
+from . import conv_counts, vn_counts
 
 SILU = 5  # negation, exponential, sum, quotient, product
 SIGMOID = 4
@@ -263,7 +263,7 @@ FLOPS = {
         steerable_message_bwd, relaxed_linear, relaxed_linear_bwd, spectral_conv, spectral_conv_bwd, time_conv,
         time_conv_bwd, dual_update, radius_graph, egnn_message, egnn_message_bwd,
     )
-} | vn_counts.FLOPS
+} | vn_counts.FLOPS | conv_counts.FLOPS
 
 _PRODUCT = ("x1", "x2", "weight", "bias")
 _VECTORS = ("p", "d", "mean", "var", "weight", "bias")
@@ -276,9 +276,9 @@ NEEDS = {
     "spectral_conv": ("x", "weight"), "time_conv": ("x", "weight"),
     "vn_linear": ("x", "weight", "dense", "bias", "gamma"), "vn_norm_stats": (), "vn_edge_stats": (),
     "vn_leaky_relu": _VECTORS, "vn_edge_conv": _VECTORS,
-}
+} | conv_counts.NEEDS
 # inputs that an operator hands to its gradient alone
-UNREAD = {"tensor_product_conv": ("source_order", "source_ptr", "target")}
+UNREAD = {"tensor_product_conv": ("source_order", "source_ptr", "target")} | conv_counts.UNREAD
 
 
 def forward(op: str, inputs: dict[str, Any], outputs) -> Count | None:
@@ -313,7 +313,8 @@ def throughput(count: Count, ms: float) -> dict[str, float]:
 
 def rows(inputs: dict[str, Any], differentiable: tuple[str, ...]) -> int:
     """The leading size of the case (edges or nodes), for rows per second."""
-    if "source" in inputs:  # edges, not the nodes that x1 has
-        return inputs["source"].shape[0]
+    for name in ("source", "neighbour"):  # edges, not the nodes that the first argument has
+        if name in inputs:
+            return inputs[name].shape[0]
     first = next((inputs[n] for n in differentiable if isinstance(inputs.get(n), torch.Tensor)), None)
     return first.shape[0] if first is not None and first.dim() else 0

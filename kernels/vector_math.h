@@ -111,6 +111,49 @@ inline Vec<T> tanh_of(Vec<T> x) {
   return a < T(0.625) ? x + x * s * near : x < T(0) ? -far : far;
 }
 
+// log(1 + y) for y in 0..1: 2 atanh(s) = 2 s (1 + s^2/3 + s^4/5 + ...), above 0.4 of (1 + y)/2, so that |s| < 0.18.
+template <class T>
+inline Vec<T> log1p_of_unit(Vec<T> y) {
+  const auto upper = y > T(0.4);
+  const Vec<T> x = upper ? (y - T(1)) * T(0.5) : y, s = x / (x + T(2)), w = s * s;
+  Vec<T> p;
+  if constexpr (sizeof(T) == 4) {
+    const T c[] = {1.0f, 1.0f / 3, 1.0f / 5, 1.0f / 7, 1.0f / 9};
+    p = polynomial<T>(w, c);
+  } else {
+    const T c[] = {1.0, 1.0 / 3, 1.0 / 5, 1.0 / 7, 1.0 / 9, 1.0 / 11, 1.0 / 13, 1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21};
+    p = polynomial<T>(w, c);
+  }
+  const Vec<T> z = (s + s) * p;
+  return upper ? z + T(0.69314718055994530942) : z;
+}
+
+// Sine and cosine: x = n pi/2 + r with |r| <= pi/4 and Cephes' polynomials of r, for |x| below 1e4 (float), 1e8 (double).
+template <class T>
+inline std::pair<Vec<T>, Vec<T>> sin_cos(Vec<T> x) {
+  using I = typename Bits<T>::type;
+  const Vec<T> shifted = x * T(0.63661977236758134308) + Bits<T>::round, n = shifted - Bits<T>::round;
+  Vec<T> r, p, q;
+  if constexpr (sizeof(T) == 4) {
+    r = ((x - n * 1.5703125f) - n * 4.837512969970703125e-4f) - n * 7.54978995489188216e-8f;
+    const T a[] = {-1.6666654611e-1f, 8.3321608736e-3f, -1.9515295891e-4f};
+    const T b[] = {4.166664568298827e-2f, -1.388731625493765e-3f, 2.443315711809948e-5f};
+    p = polynomial<T>(r * r, a), q = polynomial<T>(r * r, b);
+  } else {
+    r = ((x - n * 1.57079625129699707031) - n * 7.54978941586159635336e-8) - n * 5.39030285815811905290e-15;
+    const T a[] = {-1.66666666666666307295e-1, 8.33333333332211858878e-3,  -1.98412698295895385996e-4,
+                   2.75573136213857245213e-6,  -2.50507477628578072866e-8, 1.58962301576546568060e-10};
+    const T b[] = {4.16666666666665929218e-2, -1.38888888888730564116e-3, 2.48015872888517045348e-5,
+                   -2.75573141792967388112e-7, 2.08757008419747316778e-9, -1.13585365213876817300e-11};
+    p = polynomial<T>(r * r, a), q = polynomial<T>(r * r, b);
+  }
+  const Vec<T> w = r * r, sine = r + r * w * p, cosine = (w * w * q - w * T(0.5)) + T(1);
+  const Vec<I> turns = as_bits<T>(shifted) - as_bits<T>(splat<T>(Bits<T>::round));
+  const auto odd = (turns & I(1)) != 0, negative = (turns & I(2)) != 0, other = ((turns + I(1)) & I(2)) != 0;
+  const Vec<T> s = odd ? cosine : sine, c = odd ? sine : cosine;
+  return {negative ? -s : s, other ? -c : c};
+}
+
 inline Vec<float> exp(Vec<float> x) { return exp_of<float>(x); }
 inline Vec<double> exp(Vec<double> x) { return exp_of<double>(x); }
 inline Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }

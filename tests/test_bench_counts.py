@@ -268,3 +268,21 @@ def test_counts_of_radius_graph():
     assert counts.forward("radius_graph", molecules, edges) == (9 * 13, 4 * 15 + 8 * 17)
     crystal = {"batch": torch.zeros(10, dtype=torch.int64), "cell": 4 * torch.eye(3)[None], "r": 2.0}
     assert counts.FLOPS["radius_graph"](crystal) == int(9 * 100 * 4 / 3 * math.pi * 8 / 64)
+
+
+def test_counts_of_continuous_filter_convolutions():
+    """12 edges that are 6 pairs, 4 channels, 3 hidden, 2 basis functions."""
+    inputs = tensors(x=(4, 4), pos=(4, 3), weight1=(3, 2), bias1=(3,), weight2=(4, 3), bias2=(4,), centre=(2,),
+                     scale=(2,)) | {"neighbour": torch.zeros(12, dtype=torch.int64), "symmetric": True}
+    # distance 9, cutoff 4; basis 10, product 12, activation 18, product 24, biases 7; c S 4; 2 a channel and edge
+    assert counts.FLOPS["cfconv"](inputs) == 6 * (13 + 71 + 4) + 96
+    # the same again, x_j g_i and W g_i; c m and <S, m>; back 24 + 3; weights 24 + 12 + 7; basis 12 + 14
+    again, messages = 6 * (13 + 71 + 4), 4 * 48 + 6 * 12
+    assert counts.FLOPS["cfconv_bwd"](inputs | {"needs": [True] * 8}) == again + messages + 6 * (27 + 43 + 26)
+    assert counts.FLOPS["cfconv_bwd"](inputs | {"needs": [True] + [False] * 7}) == again + messages
+    # taps 20 and 8 a channel; twice E where edges stand alone
+    assert counts.FLOPS["spline_conv"](inputs) == 6 * (13 + 20 + 32) + 96
+    assert counts.FLOPS["spline_conv"](inputs | {"symmetric": False}) == 12 * (13 + 20 + 32) + 96
+    gradients = counts.FLOPS["spline_conv_bwd"](inputs | {"needs": [True] * 3})
+    assert gradients == 6 * (13 + 20 + 32) + messages + 6 * 4 * 18
+    assert counts.rows(inputs, ("x",)) == 12

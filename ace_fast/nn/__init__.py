@@ -11,6 +11,7 @@ from .o3_layers import O3TensorProduct, O3TensorProductSwishGate
 from .products import ElementwiseTensorProduct, FullTensorProduct, FullyConnectedTensorProduct, TensorSquare
 from .radius import radius_graph
 from .relaxed import RelaxedLinear
+from .schnet import CFConv, GaussianSmearing, InteractionBlock, ShiftedSoftplus
 from .spectral import SpectralConv1d, SpectralConv1d_x, TimeConv, TimeConv_x
 from .tensor_product import TensorProduct
 from .vector_neurons import (
@@ -29,17 +30,21 @@ __all__ = [
     "BatchNorm",
     "EGNN",
     "EGNN_Layer",
+    "CFConv",
     "ElementwiseTensorProduct",
     "FullTensorProduct",
     "FullyConnectedTensorProduct",
     "Gate",
+    "GaussianSmearing",
     "InstanceNorm",
+    "InteractionBlock",
     "Linear",
     "Moments",
     "NormActivation",
     "O3TensorProduct",
     "O3TensorProductSwishGate",
     "RelaxedLinear",
+    "ShiftedSoftplus",
     "SpectralConv1d",
     "SpectralConv1d_x",
     "TensorProduct",
