@@ -20,6 +20,10 @@ One optimiser step (forward, loss, backward, optimiser, dual step):
                      batch1000 (any batchN)
   qm9_segnn          ACE-SEGNN on molecules of QM9, hidden 18x(0e+1o+2e), attributes to degree 3, 5 layers, instance
                      norm, relaxed; case batch128, on a GPU batch1024 too (any batchN)
+  qm9_schnet         ACE-SchNet on molecules of QM9, 64 channels, 6 interactions, 10 Å, relaxed; cases batch256_table,
+                     batch256 and batch4096_table (any batchN, batchN_table: filters from a table)
+  md17_schnet        the same on energies and forces of aspirin (rMD17); cases batch32_table and batch32
+  mocap_egno         ACE-EGNO on human motion, 128 channels, 6 layers, 5 time steps, relaxed; cases batch12, batch128
   modelnet_vndgcnn   ACE-VN-DGCNN on generated clouds, 20 neighbours, 40 classes, relaxed, without dropout; cases
                      clouds8x300 and clouds4x1024, on a GPU clouds32x300 and clouds32x1024 too (any cloudsBxN)
 One layer (forward where the case ends in _forward, otherwise forward and backward):

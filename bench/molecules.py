@@ -1,4 +1,4 @@
-"""The molecules of workload `qm9_segnn`: of QM9 where the file is at hand, generated ones of the same statistics else.
+"""The molecules of the QM9 workloads: of QM9 where the file is at hand, generated ones of the same statistics else.
 
 The file is looked for as shared/data/qm9.npz in the checkout and beside it, and as qm9.npz in $ACE_FAST_DATA. Of its
 9 327 molecules the first of RandomState(0)'s permutation are taken: 128 have 2 315 atoms and 6 088 edges at 2 Å.
@@ -22,12 +22,12 @@ BOND, LEAST = 1.3, 1.78
 SHARES = (0.514, 0.352, 0.058, 0.074, 0.002)
 
 
-def find_file() -> Path | None:
-    """qm9.npz, or None."""
+def find_file(name: str = "qm9.npz") -> Path | None:
+    """A file of real data, or None."""
     root = Path(__file__).resolve().parents[1]
     folders = [root / "shared" / "data", root.parent / "shared" / "data"]
     folders += [Path(os.environ["ACE_FAST_DATA"])] if os.environ.get("ACE_FAST_DATA") else []
-    return next((folder / "qm9.npz" for folder in folders if (folder / "qm9.npz").is_file()), None)
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def load(count: int) -> tuple[Molecules, str]:
@@ -37,7 +37,7 @@ def load(count: int) -> tuple[Molecules, str]:
         return generated(count), "generated"
     found, _ = read_npz(file)
     if count > len(found.ids):
-        raise ValueError(f"qm9_segnn: the case must have at most {len(found.ids)} molecules, as {file.name} has, "
+        raise ValueError(f"bench: a case of QM9 must have at most {len(found.ids)} molecules, as {file.name} has, "
                          f"got {count}")
     return found.take(np.random.RandomState(0).permutation(len(found.ids))[:count]), "QM9"
 
@@ -62,7 +62,7 @@ def _tree(g: np.random.RandomState, size: int) -> np.ndarray:
     return atoms
 
 
-def edges(molecules: Molecules) -> np.ndarray:
-    """[2, E] all ordered pairs of atoms of a molecule closer than RADIUS, numbered over all atoms."""
-    found, offsets = radius_edges(molecules.pos, molecules.offsets, RADIUS)
+def edges(molecules: Molecules, radius: float = RADIUS) -> np.ndarray:
+    """[2, E] all ordered pairs of atoms of a molecule closer than `radius` (Å), numbered over all atoms."""
+    found, offsets = radius_edges(molecules.pos, molecules.offsets, radius)
     return found + np.repeat(molecules.offsets[:-1], np.diff(offsets))

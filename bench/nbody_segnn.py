@@ -1,4 +1,4 @@
-"""Workload `nbody_segnn`: one optimiser step of ACE-SEGNN on the charged N-body task; versions: bench/segnn.py.
+"""Workload `nbody_segnn`: one optimiser step of ACE-SEGNN on the charged N-body task; versions: bench/training.py.
 
 Hidden 32x0e+32x1o, 4 layers, relaxed; forward, mean squared error of the positions, backward, Adam, dual step. Inputs
 are simulated trajectories (frame 30 to frame 40, fixed seed). The attributes (spherical harmonics) are those of the
@@ -10,13 +10,15 @@ import time
 from types import SimpleNamespace
 
 import torch
+from e3nn import o3
 from torch import Tensor
 
 from ace_fast.data.nbody import NBodySettings, initial_conditions, simulate
 from ace_fast.models import SEGNN, nbody_graph
 
-from . import segnn, steps
-from .segnn import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
+from . import steps, training
+from .eager import EagerSEGNN
+from .training import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
 
 CASES, GPU_CASES = ("batch100", "batch1000"), ()
 TIMING = {"burst": 4}
@@ -74,5 +76,5 @@ def _loss(output: Tensor, graph: SimpleNamespace, target: Tensor) -> tuple[Tenso
     return prediction, torch.nn.functional.mse_loss(prediction, target)
 
 
-TASK = segnn.Task(_model, _loss, HIDDEN, lr=9e-4, dual_lr=8e-4)
-variant, judge = functools.partial(segnn.variant, TASK), functools.partial(segnn.judge, TASK)
+TASK = training.Task(SEGNN, EagerSEGNN, _model, _loss, o3.Irreps(HIDDEN).dim, lr=9e-4, dual_lr=8e-4)
+variant, judge = functools.partial(training.variant, TASK), functools.partial(training.judge, TASK)

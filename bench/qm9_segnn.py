@@ -1,4 +1,4 @@
-"""Workload `qm9_segnn`: one optimiser step of ACE-SEGNN on molecules of QM9; versions: bench/segnn.py.
+"""Workload `qm9_segnn`: one optimiser step of ACE-SEGNN on molecules of QM9; versions: bench/training.py.
 
 The published setting: hidden 18x0e+18x1o+18x2e, attributes to degree 3, 5 layers, instance norm, mean over the atoms,
 relaxed; forward, mean absolute error of the standardised polarisability, backward, Adam, dual step. Molecules:
@@ -11,12 +11,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from e3nn import o3
 from torch import Tensor
 
 from ace_fast.models import SEGNN, qm9_graph
 
-from . import molecules, segnn, steps
-from .segnn import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
+from . import molecules, steps, training
+from .eager import EagerSEGNN
+from .training import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
 
 CASES, GPU_CASES = ("batch128",), ("batch1024",)
 TIMING = {"burst": 2, "warmup": 2, "budget_s": 120.0}
@@ -64,5 +66,6 @@ def _loss(output: Tensor, graph: SimpleNamespace, target: Tensor) -> tuple[Tenso
 
 
 # the norm takes off what a bias before it adds
-TASK = segnn.Task(_model, _loss, HIDDEN, lr=6e-4, dual_lr=1e-2, cancels="update_layer_2.biases")
-variant, judge = functools.partial(segnn.variant, TASK), functools.partial(segnn.judge, TASK)
+TASK = training.Task(SEGNN, EagerSEGNN, _model, _loss, o3.Irreps(HIDDEN).dim, lr=6e-4, dual_lr=1e-2,
+                     cancels=("update_layer_2.biases",))
+variant, judge = functools.partial(training.variant, TASK), functools.partial(training.judge, TASK)

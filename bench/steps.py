@@ -168,14 +168,14 @@ def graph_variant(model: torch.nn.Module, loss_of: LossOf, step: Callable[[], Te
 
 
 def gamma_sizes(
-    model: torch.nn.Module, loss_of: LossOf, shape_of: Callable[[str], tuple[int, ...]], also: str | None = None
+    model: torch.nn.Module, loss_of: LossOf, shape_of: Callable[[str], tuple[int, ...]], also: tuple[str, ...] = ()
 ) -> dict[str, float]:
     """The sum of the absolute values of the terms of each gamma's gradient: gamma widened to `shape_of(name)`.
 
     So for parameters whose name ends in `also`, whose terms cancel; of several elements, the largest.
     """
     held = {id(gamma) for gamma in model.get_gammas()}
-    kept = {n: p for n, p in model.named_parameters() if id(p) in held or also and n.endswith(also)}
+    kept = {n: p for n, p in model.named_parameters() if id(p) in held or n.endswith(also)}
     wide = {n: p.detach().expand(shape_of(n)).clone().requires_grad_() for n, p in kept.items()}
     _, loss = loss_of(lambda *inputs: torch.func.functional_call(model, wide, inputs))
     grads = torch.autograd.grad(loss, list(wide.values()))

@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import gate, machine, memory, timing
 
-WORKLOADS = ("modelnet_vndgcnn", "nbody_segnn", "qm9_segnn", "knn", "vn_edge_conv", "vn_linear")
+WORKLOADS = ("modelnet_vndgcnn", "nbody_segnn", "qm9_segnn", "qm9_schnet", "md17_schnet", "mocap_egno",
+             "knn", "vn_edge_conv", "vn_linear")
 KEYS = ("workload", "case", "device", "eager_ms", "compiled_ms", "fast_ms", "speedup", "eager_mb", "fast_mb")
 
 

@@ -20,7 +20,6 @@ from bench import (
     memory,
     molecules,
     operators,
-    qm9_segnn,
     roofline,
     steps,
     tables,
@@ -281,6 +280,9 @@ def test_unknown_workload_and_case():
 @pytest.mark.parametrize(("workload", "case", "message"), [
     ("nbody_segnn", "batchX", "the case must be batchN with N graphs, as in batch100.*got 'batchX'"),
     ("qm9_segnn", "batch1", "the case must be batchN with N >= 2 molecules, as in batch128, got 'batch1'"),
+    ("qm9_schnet", "batch1_table", "the case must be batchN or batchN_table with N >= 2 molecules, got 'batch1_table'"),
+    ("md17_schnet", "aspirin", "the case must be batchN or batchN_table with N >= 2 conformations, got 'aspirin'"),
+    ("mocap_egno", "batch1", "the case must be batchN with N >= 2 samples, as in batch12, batch128, got 'batch1'"),
     ("modelnet_vndgcnn", "clouds1x300", "must be cloudsBxN with B >= 2 .*N >= 20 points.*got 'clouds1x300'"),
     ("modelnet_vndgcnn", "8x300", "must be cloudsBxN.*as in clouds8x300.*got '8x300'"),
     ("vn_edge_conv", "42_85_8x300_k301", "IN_OUT_BxN.*with K <= N, as in 42_85_8x300_forward, got '42_85_8x300_k301'"),
@@ -350,12 +352,16 @@ def test_generated_molecules_are_alike(monkeypatch):
         assert np.linalg.norm(x[:, None] - x[None] + 9 * np.eye(len(x))[:, :, None], axis=2).min() > 1.2
 
 
-def test_qm9_segnn_is_the_reference():
-    """The real models on two molecules: equal output, loss and gradients."""
-    data = qm9_segnn.load("batch2", "cpu", torch.float32)
-    assert data.sizes["molecules"] == 2 and data.target.shape == (2, 1)
-    eager = qm9_segnn.variant("eager", data).check()
-    error, worst = qm9_segnn.judge(data, eager)("fast", qm9_segnn.variant("fast", data).check())
+@pytest.mark.parametrize(("workload", "case"), [
+    ("qm9_segnn", "batch2"), ("qm9_schnet", "batch4"), ("qm9_schnet", "batch4_table"), ("md17_schnet", "batch2"),
+    ("md17_schnet", "batch2_table"), ("mocap_egno", "batch2"),
+])
+def test_models_are_the_reference(workload, case):
+    """The real models on a few samples: equal output, loss and gradients."""
+    module = workloads.find(workload)
+    data = module.load(case, "cpu", torch.float32)
+    eager = module.variant("eager", data).check()
+    error, worst = module.judge(data, eager)("fast", module.variant("fast", data).check())
     assert error == "" and 0 < worst < 1e-3
 
 

@@ -1,9 +1,11 @@
 """The networks of the ACE paper."""
 
 from .balanced import weight_balanced_irreps
+from .egno import EGNO
+from .schnet import SchNet
 from .segnn import SEGNN, SEGNNLayer, nbody_graph, qm9_graph
 from .vn_dgcnn import VNDGCNN, VNDGCNNPartSeg
 from .vn_pointnet import VNPointNet
 
-__all__ = ["SEGNN", "SEGNNLayer", "VNDGCNN", "VNDGCNNPartSeg", "VNPointNet", "nbody_graph", "qm9_graph",
-           "weight_balanced_irreps"]
+__all__ = ["EGNO", "SEGNN", "SEGNNLayer", "SchNet", "VNDGCNN", "VNDGCNNPartSeg", "VNPointNet", "nbody_graph",
+           "qm9_graph", "weight_balanced_irreps"]

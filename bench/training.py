@@ -1,10 +1,10 @@
-"""What the workloads of SEGNN share: the versions of one optimiser step, and their judge.
+"""What the workloads of relaxed graph networks share: the versions of one optimiser step, and their judge.
 
-eager     e3nn's modules in the original's structure, Adam on all parameters, the original's loop over gammas and Adam
-          on the multipliers
+eager     the original's structure in PyTorch (SEGNN: with e3nn's modules), Adam on all parameters, the original's loop
+          over gammas and Adam on the multipliers
 compiled  the same under torch.compile (e3nn's generated code unscripted, so that the compiler sees it)
-fast      ace_fast.models.SEGNN and ace_fast.ACE with the paper's undamped step sizes, Adam(fused=True) as `ace-fast
-          train` has it
+fast      ace_fast's model and ace_fast.ACE with the paper's undamped step sizes, Adam(fused=True) as `ace-fast train`
+          has it
 fast_plain_adam   the same with the Adam of the eager version, to show what the models alone are worth
 graph     on a GPU: the whole step of `fast` (forward, backward, Adam, ACE) captured in a CUDA graph and replayed, the
           batch copied into place before each replay; only batches of the very same structure can share a capture
@@ -15,14 +15,11 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from e3nn import o3
 from torch import Tensor
 
-from ace_fast.models import SEGNN
 from ace_fast.relaxation import ACE
 
 from . import gate, steps
-from .eager import EagerSEGNN
 from .gate import Numbers
 from .steps import Variant
 
@@ -33,25 +30,30 @@ class Data(NamedTuple):
     """One batch, ready for the models, and the weights that all of them start from."""
 
     graph: SimpleNamespace
-    target: Tensor  # [N, 3] or [G, 1]
+    target: Tensor
     state: dict[str, Tensor]  # float32 parameters by the original's names
     prepare_ms: float
-    sizes: dict[str, int]
+    sizes: dict[str, int]  # `nodes` among them
+    buffers: dict[str, Tensor] = {}  # noqa: RUF012  those that are drawn at random, by name
 
 
 class Task(NamedTuple):
     """What differs between the workloads."""
 
-    model: Callable[[type], torch.nn.Module]  # SEGNN or EagerSEGNN -> model
+    fast: type
+    eager: type
+    model: Callable[[type], torch.nn.Module]  # one of the two -> model
     loss: Callable[[Tensor, SimpleNamespace, Tensor], tuple[Tensor, Tensor]]  # (model's output, graph, target)
-    hidden: str
+    width: int  # numbers of a node that a gamma multiplies
     lr: float
     dual_lr: float
-    cancels: str | None = None  # end of the names of parameters whose gradient is 0 but for rounding
+    cancels: tuple[str, ...] = ()  # ends of the names of parameters whose gradient is 0 but for rounding
 
 
 def _build(task: Task, kind: type, data: Data, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    return steps.build(lambda: task.model(kind), dtype or data.target.dtype, data.state, str(data.target.device))
+    model = steps.build(lambda: task.model(kind), dtype or data.target.dtype, data.state, str(data.target.device))
+    model.load_state_dict(data.buffers, strict=False)
+    return model
 
 
 def _loss(task: Task, data: Data, dtype: torch.dtype | None = None) -> steps.LossOf:
@@ -71,7 +73,7 @@ def variant(task: Task, name: str, data: Data) -> Variant:
     """"eager", "compiled", "fast" or one of EXTRAS and GPU_EXTRAS."""
     loss_of = _loss(task, data)
     if name in ("fast", *EXTRAS, *GPU_EXTRAS):
-        model = _build(task, SEGNN, data)
+        model = _build(task, task.fast, data)
         options = {"fast": {"fused": True}, "graph": {"fused": True, "capturable": True}}.get(name, {})
         adam = lambda parameters: torch.optim.Adam(parameters, lr=task.lr, **options)  # noqa: E731
         step = steps.fast_step(model, loss_of, adam, ACE(model, lr=task.lr, dual_lr=task.dual_lr))
@@ -80,9 +82,9 @@ def variant(task: Task, name: str, data: Data) -> Variant:
             return steps.graph_variant(model, loss_of, step, [*read, data.target])
         return Variant(step, lambda: steps.numbers(model, model, loss_of))
     if name == "eager":
-        model = call = _build(task, EagerSEGNN, data)
+        model = call = _build(task, task.eager, data)
     else:
-        model = steps.unscripted(lambda: _build(task, EagerSEGNN, data))
+        model = steps.unscripted(lambda: _build(task, task.eager, data))
         call = steps.compiled(model)
     step = steps.original_step(model, call, loss_of, torch.optim.Adam, task.lr, task.dual_lr)
     return Variant(step, lambda: steps.numbers(model, call, loss_of))
@@ -90,11 +92,11 @@ def variant(task: Task, name: str, data: Data) -> Variant:
 
 def judge(task: Task, data: Data, eager: Numbers) -> gate.Judge:
     """Eager in float64 on the timed tensors and weights; `eager` stands for float32 where that is the dtype."""
-    model, loss_of = _build(task, EagerSEGNN, data, torch.float64), _loss(task, data, torch.float64)
+    model, loss_of = _build(task, task.eager, data, torch.float64), _loss(task, data, torch.float64)
     if data.target.dtype != torch.float32:
-        single = _build(task, EagerSEGNN, data, torch.float32)
+        single = _build(task, task.eager, data, torch.float32)
         eager = steps.numbers(single, single, _loss(task, data, torch.float32))
-    nodes, parameters = data.graph.x.shape[0], dict(model.named_parameters())
-    wide = lambda name: (nodes, *(parameters[name].shape or (o3.Irreps(task.hidden).dim,)))  # noqa: E731
+    nodes, parameters = data.sizes["nodes"], dict(model.named_parameters())
+    wide = lambda name: (nodes, *(parameters[name].shape or (task.width,)))  # noqa: E731
     sizes = steps.gamma_sizes(model, loss_of, wide, task.cancels)
     return gate.judge(steps.numbers(model, model, loss_of), eager, data.target.dtype, sizes)

@@ -1,0 +1,90 @@
+"""Workload `qm9_schnet`: one optimiser step of ACE-SchNet on molecules of QM9; versions: bench/training.py.
+
+The published setting: 64 channels and filters, 50 Gaussians, 6 interactions, 10 Å, at most 32 neighbours (no molecule
+has more), relaxed; forward, mean absolute error of the polarisability, backward, Adam, dual step. Molecules:
+bench/molecules.py. Edges are found once before the step for all versions alike (`prepare_ms`), distances in the step.
+Cases: batchN with exact filters, batchN_table with filters from a table of 1024 knots.
+"""
+
+import re
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ace_fast import Graph, segments
+from ace_fast.models import SchNet
+
+from . import gate, molecules, steps, training
+from .eager_schnet import EagerSchNet
+from .training import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
+
+CASES, GPU_CASES = ("batch256_table", "batch256", "batch4096_table"), ("batch4096",)
+TIMING = {"burst": 2, "warmup": 2, "budget_s": 120.0}
+HIDDEN, CUTOFF = 64, 10.0
+
+
+class FastSchNet(SchNet):
+    """Called with the graph object, as eager is."""
+
+    def forward(self, graph: SimpleNamespace) -> Tensor:
+        return super().forward(graph.z, graph.pos, graph.segments, graph.graph)
+
+
+def parse(name: str, case: str, most: str) -> tuple[int, str]:
+    """batchN or batchN_table -> N, filter."""
+    found = re.fullmatch(r"batch(\d+)(_table)?", case)
+    if not found or int(found[1]) < 2:
+        raise ValueError(f"{name}: the case must be batchN or batchN_table with N >= 2 {most}, got {case!r}")
+    return int(found[1]), "table" if found[2] else "exact"
+
+
+def batch_of(z: Tensor, pos: Tensor, sizes: Tensor, edge_index: Tensor, device: str, dtype: torch.dtype
+             ) -> SimpleNamespace:
+    """The graph object of molecules of `sizes` atoms."""
+    batch = torch.arange(len(sizes)).repeat_interleave(sizes).to(device)
+    edge_index = edge_index.to(device)
+    return SimpleNamespace(z=z.to(device), pos=pos.to(device, dtype), batch=batch, num_graphs=len(sizes),
+                           edge_index=edge_index, graph=Graph(edge_index, len(z)), segments=segments(batch, len(sizes)))
+
+
+def load(case: str, device: str, dtype: torch.dtype) -> Data:
+    """The case's batch and weights, the same in every process."""
+    count, kind = parse("qm9_schnet", case, "molecules")
+    found, source = molecules.load(count)
+    sizes, target = torch.from_numpy(np.diff(found.offsets)), torch.from_numpy(found.targets[molecules.TARGET])
+    start = time.perf_counter()
+    edges = torch.from_numpy(molecules.edges(found, CUTOFF))
+    graph = batch_of(torch.from_numpy(found.z.astype(np.int64)), torch.from_numpy(found.pos), sizes, edges, device,
+                     dtype)
+    prepare_ms = 1e3 * (time.perf_counter() - start)
+    sizes = {"molecules": count, "nodes": len(found.pos), "edges": edges.shape[1], "source": source, "filter": kind}
+    return Data(graph, target[:, None].to(device, dtype), steps.state_of(lambda: _model(FastSchNet, "exact")),
+                prepare_ms, sizes)
+
+
+def _model(kind: type, filters: str) -> torch.nn.Module:
+    options = {"filter": filters} if kind is FastSchNet else {}
+    return kind(HIDDEN, HIDDEN, cutoff=CUTOFF, relaxed=True, **options)
+
+
+def _loss(output: Tensor, graph: SimpleNamespace, target: Tensor) -> tuple[Tensor, Tensor]:
+    return output, torch.nn.functional.l1_loss(output, target)
+
+
+def _task(data: Data) -> training.Task:
+    # a batch norm takes off what the first map's bias adds
+    return training.Task(FastSchNet, EagerSchNet, lambda kind: _model(kind, data.sizes["filter"]), _loss, HIDDEN,
+                         lr=1e-3, dual_lr=1e-3, cancels=("pos_linear.bias",))
+
+
+def variant(name: str, data: Data) -> steps.Variant:
+    """"eager", "compiled", "fast" or one of EXTRAS and GPU_EXTRAS."""
+    return training.variant(_task(data), name, data)
+
+
+def judge(data: Data, eager: gate.Numbers) -> gate.Judge:
+    """Eager in float64 on the timed tensors and weights."""
+    return training.judge(_task(data), data, eager)
