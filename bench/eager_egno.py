@@ -95,8 +95,8 @@ class EagerEGNO(nn.Module):
             self.pos_interactions_x = nn.ModuleList(
                 nn.Sequential(nn.BatchNorm1d(3), _spectral(3, hidden_nf), nn.SiLU(), nn.BatchNorm1d(hidden_nf),
                               _spectral(hidden_nf, 3)) for _ in range(n_layers))
-            self.gammas_h = nn.ParameterList([torch.tensor(1.0)] * n_layers)
-            self.gammas_x = nn.ParameterList([torch.tensor(1.0)] * n_layers)
+            self.gammas_h = nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(n_layers)])
+            self.gammas_x = nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(n_layers)])
 
     def get_gammas(self) -> list[nn.Parameter]:
         return [*self.gammas_h, *self.gammas_x] if self.relaxed else []
@@ -119,9 +119,10 @@ class EagerEGNO(nn.Module):
             h = self.time_conv_modules[i](h.view(steps, nodes, -1)).flatten(0, 1)
             pair = self.time_conv_x_modules[i](torch.stack([x - mean, v], -1).view(steps, nodes, 3, 2))
             x, v = pair[..., 0].flatten(0, 1) + mean, pair[..., 1].flatten(0, 1)
+            before = x
             x, h = layer(x, h, row, col, edge, v)
             if self.relaxed:
                 free = self.pos_interactions_h[i](free)
-                x, h = (x + self.gammas_x[i] * self.pos_interactions_x[i](self.pos_linear_x(x)),
-                        h + self.gammas_h[i] * free)
+                x = x + self.gammas_x[i] * self.pos_interactions_x[i](self.pos_linear_x(before))
+                h = h + self.gammas_h[i] * free
         return x

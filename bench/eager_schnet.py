@@ -54,7 +54,7 @@ class EagerSchNet(nn.Module):
             self.pos_interactions = nn.ModuleList(
                 nn.Sequential(nn.BatchNorm1d(hidden_channels), nn.Linear(hidden_channels, hidden_channels))
                 for _ in range(num_interactions))
-            self.gammas = nn.ParameterList([torch.tensor(1.0)] * num_interactions)
+            self.gammas = nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(num_interactions)])
         self.embedding = nn.Embedding(100, hidden_channels, padding_idx=0)
         offset = torch.linspace(0.0, cutoff, num_gaussians)
         self.coeff = -0.5 / (offset[1] - offset[0]).item() ** 2

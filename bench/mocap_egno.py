@@ -93,8 +93,8 @@ def _loss(output: Tensor, graph: SimpleNamespace, target: Tensor) -> tuple[Tenso
 
 
 # batch norms take off what the maps before them add
-TASK = training.Task(FastEGNO, EagerEGNO, _model, _loss, HIDDEN, lr=5e-4, dual_lr=2e-4,
-                     cancels=("pos_linear_h.bias", "pos_linear_x.bias"))
+TASK = training.Task(FastEGNO, EagerEGNO, _model, _loss, lambda name: 3 if "gammas_x" in name else HIDDEN, lr=5e-4,
+                     dual_lr=2e-4, cancels=("pos_linear_h.bias", "pos_linear_x.bias"))
 
 
 def variant(name: str, data: Data) -> steps.Variant:

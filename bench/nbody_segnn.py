@@ -76,5 +76,5 @@ def _loss(output: Tensor, graph: SimpleNamespace, target: Tensor) -> tuple[Tenso
     return prediction, torch.nn.functional.mse_loss(prediction, target)
 
 
-TASK = training.Task(SEGNN, EagerSEGNN, _model, _loss, o3.Irreps(HIDDEN).dim, lr=9e-4, dual_lr=8e-4)
+TASK = training.Task(SEGNN, EagerSEGNN, _model, _loss, lambda name: o3.Irreps(HIDDEN).dim, lr=9e-4, dual_lr=8e-4)
 variant, judge = functools.partial(training.variant, TASK), functools.partial(training.judge, TASK)

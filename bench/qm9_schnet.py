@@ -76,8 +76,8 @@ def _loss(output: Tensor, graph: SimpleNamespace, target: Tensor) -> tuple[Tenso
 
 def _task(data: Data) -> training.Task:
     # a batch norm takes off what the first map's bias adds
-    return training.Task(FastSchNet, EagerSchNet, lambda kind: _model(kind, data.sizes["filter"]), _loss, HIDDEN,
-                         lr=1e-3, dual_lr=1e-3, cancels=("pos_linear.bias",))
+    return training.Task(FastSchNet, EagerSchNet, lambda kind: _model(kind, data.sizes["filter"]), _loss,
+                         lambda name: HIDDEN, lr=1e-3, dual_lr=1e-3, cancels=("pos_linear.bias",))
 
 
 def variant(name: str, data: Data) -> steps.Variant:

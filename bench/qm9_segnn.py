@@ -66,6 +66,6 @@ def _loss(output: Tensor, graph: SimpleNamespace, target: Tensor) -> tuple[Tenso
 
 
 # the norm takes off what a bias before it adds
-TASK = training.Task(SEGNN, EagerSEGNN, _model, _loss, o3.Irreps(HIDDEN).dim, lr=6e-4, dual_lr=1e-2,
+TASK = training.Task(SEGNN, EagerSEGNN, _model, _loss, lambda name: o3.Irreps(HIDDEN).dim, lr=6e-4, dual_lr=1e-2,
                      cancels=("update_layer_2.biases",))
 variant, judge = functools.partial(training.variant, TASK), functools.partial(training.judge, TASK)

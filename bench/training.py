@@ -44,10 +44,11 @@ class Task(NamedTuple):
     eager: type
     model: Callable[[type], torch.nn.Module]  # one of the two -> model
     loss: Callable[[Tensor, SimpleNamespace, Tensor], tuple[Tensor, Tensor]]  # (model's output, graph, target)
-    width: int  # numbers of a node that a gamma multiplies
+    width: Callable[[str], int]  # name of a gamma -> numbers of a node that it multiplies
     lr: float
     dual_lr: float
     cancels: tuple[str, ...] = ()  # ends of the names of parameters whose gradient is 0 but for rounding
+    approximate: dict[str, float] = {}  # noqa: RUF012  beginning of a name -> relative error that `fast` states
 
 
 def _build(task: Task, kind: type, data: Data, dtype: torch.dtype | None = None) -> torch.nn.Module:
@@ -97,6 +98,6 @@ def judge(task: Task, data: Data, eager: Numbers) -> gate.Judge:
         single = _build(task, task.eager, data, torch.float32)
         eager = steps.numbers(single, single, _loss(task, data, torch.float32))
     nodes, parameters = data.sizes["nodes"], dict(model.named_parameters())
-    wide = lambda name: (nodes, *(parameters[name].shape or (task.width,)))  # noqa: E731
+    wide = lambda name: (nodes, *(parameters[name].shape or (task.width(name),)))  # noqa: E731
     sizes = steps.gamma_sizes(model, loss_of, wide, task.cancels)
-    return gate.judge(steps.numbers(model, model, loss_of), eager, data.target.dtype, sizes)
+    return gate.judge(steps.numbers(model, model, loss_of), eager, data.target.dtype, sizes, allowed=task.approximate)

@@ -160,15 +160,14 @@ def test_gates(gold):
 
 def test_readouts(gold):
     given = {k: v.float() if v.is_floating_point() else v for k, v in inputs_of(gold).items()}
-    torch.manual_seed(0)
     model = SchNet(16, 16, 2)
     total = model(**given)
     model.readout = "mean"
     count = torch.bincount(given["batch"]).float()[:, None]
     torch.testing.assert_close(model(**given), total / count)
-    torch.manual_seed(0)
     reference = torch.arange(100.0)[:, None]
     shifted = SchNet(16, 16, 2, mean=-2.0, std=3.0, atomref=reference)
+    shifted.load_state_dict(model.state_dict(), strict=False)
     sums = torch.zeros(4).index_add(0, given["batch"], given["z"].float())[:, None]
     torch.testing.assert_close(shifted(**given), 3 * total - 2 * count + sums)
 

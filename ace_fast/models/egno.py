@@ -32,10 +32,10 @@ class EGNO(Branched, EGNN):
     T copies of a graph, one a time step; each layer convolves features, and centred positions with velocities, along
     time, then exchanges messages within each step. Relaxed:
 
-    .. math:: h \leftarrow h + \gamma^h_i p_i, \quad x \leftarrow x + \gamma^x_i q_i(x)
+    .. math:: h \leftarrow h + \gamma^h_i p_i, \quad x \leftarrow x + \gamma^x_i q_i(x_0)
 
     p_i is a chain of batch norms and linear maps of the input features, which is affine in them (docs/algebra.md), and
-    q_i an MLP of the layer's positions, both with spectral norms of five power iterations.
+    q_i an MLP of the positions x_0 that the layer's messages see, both with spectral norms of five power iterations.
 
     Args:
         n_layers, in_node_nf, in_edge_nf, hidden_nf, activation, device, with_v, flat, norm: `nn.EGNN`'s.
@@ -93,8 +93,8 @@ class EGNO(Branched, EGNN):
             self.pos_interactions_x = nn.ModuleList(
                 nn.Sequential(nn.BatchNorm1d(3), _spectral(3, hidden_nf), nn.SiLU(), nn.BatchNorm1d(hidden_nf),
                               _spectral(hidden_nf, 3)) for _ in range(n_layers))
-            self.gammas_h = nn.ParameterList([torch.tensor(1.0)] * count)
-            self.gammas_x = nn.ParameterList([torch.tensor(1.0)] * count)
+            self.gammas_h = nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(count)])
+            self.gammas_x = nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(count)])
         self.to(device)
 
     def _layers(self) -> list[nn.Module]:
@@ -137,9 +137,10 @@ class EGNO(Branched, EGNN):
             if self.use_time_conv:
                 h = self.time_conv_modules[i](h.view(steps, nodes, -1)).flatten(0, 1)
                 x, v = self._along_time(i, x, v, loc_mean)
+            before = x
             x, v, h = layer(x, h, graph, edge_fea, v=v)
             if maps is not None:
-                x, h = self._relax(maps, i, x, h)
+                x, h = self._relax(maps, i, before, x, h)
         return (x, h) if v is None else (x, v, h)
 
     def _along_time(self, i: int, x: Tensor, v: Tensor, loc_mean: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -149,10 +150,10 @@ class EGNO(Branched, EGNN):
         pair = self.time_conv_x_modules[i](pair)
         return (pair[..., 0] + mean).flatten(0, 1), pair[..., 1].flatten(0, 1)
 
-    def _relax(self, maps, i: int, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """x + gamma_x q(x), h + gamma_h p."""
+    def _relax(self, maps, i: int, before: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x + gamma_x q(before), h + gamma_h p."""
         gamma_h, gamma_x = (g[min(i, len(g) - 1)] for g in (self.gammas_h, self.gammas_x))
-        free = self.pos_interactions_x[i](self.pos_linear_x(x))
+        free = self.pos_interactions_x[i](self.pos_linear_x(before))
         if self._ratios is not None:
             with torch.no_grad():
                 p = functional.relaxed_linear(maps.rows, maps.weights[i], maps.biases[i], backend=self.backend)

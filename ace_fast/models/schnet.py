@@ -86,8 +86,8 @@ class SchNet(Branched):
             self.pos_interactions = nn.ModuleList(
                 nn.Sequential(nn.BatchNorm1d(hidden_channels), nn.Linear(hidden_channels, hidden_channels))
                 for _ in range(num_interactions))
-            self.gammas = nn.ParameterList(
-                [torch.tensor(1.0)] * (1 if gammas == "single" else num_interactions))
+            count = 1 if gammas == "single" else num_interactions
+            self.gammas = nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(count)])
         self.embedding = nn.Embedding(ELEMENTS, hidden_channels, padding_idx=0)
         self.distance_expansion = GaussianSmearing(0.0, cutoff, num_gaussians)
         self.interactions = nn.ModuleList(

@@ -68,22 +68,22 @@ def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Mom
     pairs = _checked(x, first, blocks)
     batch = None
     with torch.autocast(x.device.type, enabled=False):
+        rows = x = x.to(first.weight.dtype)
         weight, bias = _affine(first)
-        rows = x = x.to(weight.dtype)
         if any(_takes_batch(norm) for norm, _ in pairs):
             batch = moments(x) if of_batch is None else of_batch
             if isinstance(batch.count, int) and batch.count == 1:
                 raise ValueError("Expected more than 1 value per channel when training, got input size "
                                  f"{torch.Size([1, first.out_features])}")
             rows = (x - batch.mean).to(x.dtype)
-            bias = bias + weight @ batch.mean.to(x.dtype)
+            bias = bias + weight @ batch.mean
         weights, biases = [], []
         for norm, linear in pairs:
             weight, bias = _normed(norm, weight, bias, batch)
             turn, shift = _affine(linear)
             weight, bias = turn @ weight, torch.addmv(shift, turn, bias)
-            weights.append(weight)
-            biases.append(bias)
+            weights.append(weight.to(x.dtype))
+            biases.append(bias.to(x.dtype))
     return AffineMaps(rows, weights, biases)
 
 
@@ -110,9 +110,9 @@ def _checked(x, first, blocks) -> list[tuple[nn.BatchNorm1d, nn.Linear]]:
 
 
 def _affine(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight, read once, and bias, zeros where there is none."""
-    weight = linear.weight
-    return weight, weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias
+    """Weight, read once, and bias, zeros where there is none, in float64: norms cancel what they scale and shift."""
+    weight = linear.weight.double()
+    return weight, weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.double()
 
 
 def _takes_batch(norm: nn.BatchNorm1d) -> bool:
@@ -122,8 +122,7 @@ def _takes_batch(norm: nn.BatchNorm1d) -> bool:
 def _normed(norm: nn.BatchNorm1d, weight: Tensor, bias: Tensor, batch: Moments | None) -> tuple[Tensor, Tensor]:
     """The map after the norm. On centred rows the bias is the mean over the batch, which the norm removes."""
     if _takes_batch(norm):
-        wide = weight.double()
-        var = ((wide @ batch.covariance) * wide).sum(1).to(weight.dtype)
+        var = ((weight @ batch.covariance) * weight).sum(1)
         _track(norm, bias, var, batch.count)
         centred = 0 * bias  # its gradient is zero, not missing: optimisers and DistributedDataParallel see to it
     else:

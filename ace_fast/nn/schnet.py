@@ -55,6 +55,7 @@ class CFConv(nn.Module):
         nn: the filter network, Sequential(Linear(G, H'), ShiftedSoftplus or SiLU, Linear(H', F)).
         cutoff: in Å.
         filter: "exact" or "table", see `functional.cfconv`; knots: of the table.
+        backend: which implementation of the operators runs.
 
     Call it as the original, `conv(x, edge_index, edge_weight, edge_attr)` with distances [E] and smeared distances
     [E, G], which keeps edge tensors; or as `conv(x, graph, pos, basis)` with positions [N, 3] and a `RadialBasis`,
@@ -62,7 +63,7 @@ class CFConv(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, num_filters: int, nn: nn.Sequential, cutoff: float,
-                 filter: str = "exact", knots: int = 1024):
+                 filter: str = "exact", knots: int = 1024, *, backend: str = "auto"):
         super().__init__()
         self.lin1 = torch.nn.Linear(in_channels, num_filters, bias=False)
         self.lin2 = torch.nn.Linear(num_filters, out_channels)
@@ -70,6 +71,7 @@ class CFConv(nn.Module):
         self.cutoff = cutoff
         self.filter = filter
         self.knots = knots
+        self.backend = backend
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -85,11 +87,11 @@ class CFConv(nn.Module):
         if isinstance(edge_attr, RadialBasis):
             first, act, last = self.nn
             x = cfconv(x, edge_weight, graph, self.cutoff, edge_attr, first.weight, first.bias, last.weight, last.bias,
-                       activation=_activation(act), filter=self.filter, knots=self.knots)
+                       activation=_activation(act), filter=self.filter, knots=self.knots, backend=self.backend)
             return self.lin2(x)
         cut = 0.5 * (torch.cos(edge_weight * (math.pi / self.cutoff)) + 1.0)
-        messages = self.nn(edge_attr) * cut.view(-1, 1) * gather(x, graph.sources)
-        return self.lin2(segment_sum(messages, graph.targets))
+        messages = self.nn(edge_attr) * cut.view(-1, 1) * gather(x, graph.sources, backend=self.backend)
+        return self.lin2(segment_sum(messages, graph.targets, backend=self.backend))
 
 
 def _activation(act: nn.Module) -> str:
@@ -105,15 +107,16 @@ class InteractionBlock(nn.Module):
 
     Args:
         hidden_channels: H. num_gaussians: G. num_filters: F. cutoff: in Å.
-        filter, knots: of `CFConv`.
+        filter, knots, backend: of `CFConv`.
     """
 
     def __init__(self, hidden_channels: int, num_gaussians: int, num_filters: int, cutoff: float,
-                 filter: str = "exact", knots: int = 1024):
+                 filter: str = "exact", knots: int = 1024, *, backend: str = "auto"):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(num_gaussians, num_filters), ShiftedSoftplus(),
                                  nn.Linear(num_filters, num_filters))
-        self.conv = CFConv(hidden_channels, hidden_channels, num_filters, self.mlp, cutoff, filter, knots)
+        self.conv = CFConv(hidden_channels, hidden_channels, num_filters, self.mlp, cutoff, filter, knots,
+                           backend=backend)
         self.act = ShiftedSoftplus()
         self.lin = nn.Linear(hidden_channels, hidden_channels)
         self.reset_parameters()
