@@ -178,8 +178,9 @@ def gamma_sizes(
     kept = {n: p for n, p in model.named_parameters() if id(p) in held or n.endswith(also)}
     wide = {n: p.detach().expand(shape_of(n)).clone().requires_grad_() for n, p in kept.items()}
     _, loss = loss_of(lambda *inputs: torch.func.functional_call(model, wide, inputs))
-    grads = torch.autograd.grad(loss, list(wide.values()))
-    terms = {n: g.abs().flatten(0, g.dim() - kept[n].dim() - 1).sum(0) for n, g in zip(wide, grads, strict=True)}
+    grads = torch.autograd.grad(loss, list(wide.values()), allow_unused=True)
+    terms = {n: g.abs().flatten(0, g.dim() - kept[n].dim() - 1).sum(0) for n, g in zip(wide, grads, strict=True)
+             if g is not None}
     return {f"gradient of {n}": x.max().item() for n, x in terms.items()}
 
 

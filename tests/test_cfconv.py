@@ -105,7 +105,7 @@ def test_error_of_a_table(activation):
                                           for c in range(4)], 1) for y in (spline, value))
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])  # minutes, interpreted
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_table_against_exact(backend):
     """Values, all gradients and those of a loss of forces; the cutoff's gradient is exact."""
     graph = Graph(molecules(1, 4), 4)
