@@ -8,6 +8,7 @@ import torch
 
 from ace_fast import Graph, native, segments
 from ace_fast.models import SchNet
+from ace_fast.relaxation import recalibrate
 
 BACKENDS = ["reference", *([] if native.load() else ["cpu"])]
 
@@ -156,6 +157,17 @@ def test_gates(gold):
         model(**given)
     assert len(ratios) == 3
     assert SchNet(16, 16, 2).get_gammas() == []
+
+
+def test_recalibrating_leaves_the_branch_alone(double, gold):
+    model = model_of(gold, True)
+    model(**inputs_of(gold))
+    before = copy.deepcopy(model.state_dict())
+    given = inputs_of(gold)
+    with pytest.raises(ValueError, match="got SchNet, whose norms are all in its branches"):
+        recalibrate(model, [(given["z"], given["pos"], given["batch"])])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_readouts(gold):

@@ -36,19 +36,21 @@ def recalibrate(model: nn.Module, batches: Iterable) -> int:
 
     Training collects mean and variance with the branches on; the strict model is evaluated with them off, where the
     features are others. This runs `batches` through the strict model and averages their statistics, each batch the
-    same. All else is as in evaluation (no dropout) and no gradients are formed. Parameters, training flags, momenta and
-    the branches' switches are afterwards what they were; on an error the statistics are, too.
+    same. All else is as in evaluation (no dropout) and no gradients are formed. Parameters, training flags, momenta,
+    the branches' switches and the statistics of norms inside branches are afterwards what they were; on an error all
+    statistics are.
 
     Args:
         model: any model; its branches are those of ace_fast's layers, switched by `relaxed` (vector neurons,
-            RelaxedLinear) or `disable_equivariance` (SEGNN).
+            RelaxedLinear) or `disable_equivariance` (SEGNN, SchNet, EGNO).
         batches: what the model takes: a tuple or list is unpacked into its arguments.
 
     Returns:
         The number of batches.
 
     Raises:
-        ValueError: no batches, or a model without batch norm that keeps statistics.
+        ValueError: no batches, or a model without batch norm that keeps statistics and runs with the branches off
+            (SchNet, EGNO).
 
     Source: as for the averaged weights of Izmailov et al. 2018 (stochastic weight averaging), section 3.
 
@@ -62,8 +64,8 @@ def recalibrate(model: nn.Module, batches: Iterable) -> int:
     changes = [(m, "training", m in norms) for m in model.modules()]
     changes += [(m, "momentum", m.momentum) for m in norms]
     changes += [(m, name, False) for m in model.modules() for name in _SWITCHES if getattr(m, name, False) is True]
-    saved = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
-    count = 0
+    saved = [(id(norm), buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    count, idle = 0, {id(norm) for norm in norms}  # idle: to be put back
     try:
         with torch.no_grad(), _attributes(changes):
             for norm in norms:
@@ -77,9 +79,23 @@ def recalibrate(model: nn.Module, batches: Iterable) -> int:
                 model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
         if not count:
             raise ValueError("recalibrate: batches must hold at least one batch, got none")
+        idle = {id(norm) for norm in norms if not _ran(norm)}
+        if len(idle) == len(norms):
+            raise ValueError(f"recalibrate: model must have batch norms that run with the branches off, got "
+                             f"{type(model).__name__}, whose norms are all in its branches; there is nothing to "
+                             "recalibrate")
     except BaseException:
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
+        idle = {id(norm) for norm in norms}
         raise
+    finally:
+        with torch.no_grad():
+            for norm, buffer, value in saved:
+                if norm in idle:
+                    buffer.copy_(value)
     return count
+
+
+def _ran(norm: nn.Module) -> bool:
+    """Whether a norm has seen a batch since its count was cleared; e3nn's, which do not count, always run."""
+    seen = getattr(norm, "num_batches_tracked", None)
+    return seen is None or bool(seen)
