@@ -180,14 +180,14 @@ def test_nothing_of_edge_size_is_stored(backend):
 
 
 def test_nothing_is_computed_that_nobody_asks_for(monkeypatch):
-    """The calls of a step on forces: no gradient of the constant node features, neither first nor second."""
+    """The calls of a step on forces: no gradient of the constant node features, no first one of the weights."""
     t = uvu_table("4x0e+4x1o", "1x0e+1x1o", "1x0e+1x1o")
     graph = ace_fast.Graph(torch.randint(0, 5, (2, 12)), 5)
     x1, x2, weight = torch.randn(5, 16), torch.randn(12, 4, requires_grad=True), torch.randn(12, t.weight_numel)
     asked = []
     monkeypatch.setitem(BACKENDS_OF, "reference", _Recorder(BACKENDS_OF["reference"], asked))
     for trained, wanted in ((False, ["forward", [False, True, False], "forward", [False, True, False]]),
-                            (True, ["forward", [False, True, True], "forward", [False, False, True],
+                            (True, ["forward", [False, True, False], "forward", [False, False, True],
                                     [False, True, True]])):
         asked.clear()
         weight.requires_grad_(trained)
