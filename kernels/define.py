@@ -150,6 +150,20 @@ def check_tensors(op: str, reference: Tensor, **tensors: Tensor | None) -> None:
             fail(op, name, f"{reference.dtype} on {reference.device}", f"{x.dtype} on {x.device}")
 
 
+def check_segments(op: str, role: str, nodes: int, device, *tensors: Tensor) -> None:
+    """`Segments` of `nodes` nodes by their three tensors: index, order, ptr."""
+    index, order, ptr = tensors
+    for name, t in zip(("index", "order", "ptr"), tensors, strict=True):
+        if t.dtype != torch.int64 or t.dim() != 1 or t.device != device:
+            fail(op, f"{role}_{name}", f"int64 [length] on {device}", f"{t.dtype} {list(t.shape)} on {t.device}",
+                 "pass an ace_fast.Graph")
+    if order.shape != index.shape:
+        fail(op, f"{role}_order", f"{list(index.shape)} like {role}_index", list(order.shape))
+    if ptr.shape[0] != nodes + 1:
+        fail(op, f"{role}_ptr", f"[{nodes + 1}], one more than the rows of h", list(ptr.shape),
+             "build the graph for these nodes")
+
+
 def check_constant(op: str, **tensors: Tensor | None) -> None:
     """Arguments that have no derivative must not ask for one."""
     for name, x in tensors.items():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...backend import pick
 from ...graph import Graph
-from ..define import check_tensors, define, fail, mask, no_forward_mode, vjp
+from ..define import check_segments, check_tensors, define, fail, mask, no_forward_mode, vjp
 from . import reference, triton_kernels
 from .reference import Arguments
 
@@ -25,19 +25,6 @@ BACKENDS = {
 }
 
 
-def _check_segments(op: str, role: str, nodes: int, device, *tensors: Tensor) -> None:
-    index, order, ptr = tensors
-    for name, t in zip(("index", "order", "ptr"), tensors, strict=True):
-        if t.dtype != torch.int64 or t.dim() != 1 or t.device != device:
-            fail(op, f"{role}_{name}", f"int64 [length] on {device}", f"{t.dtype} {list(t.shape)} on {t.device}",
-                 "pass an ace_fast.Graph")
-    if order.shape != index.shape:
-        fail(op, f"{role}_order", f"{list(index.shape)} like {role}_index", list(order.shape))
-    if ptr.shape[0] != nodes + 1:
-        fail(op, f"{role}_ptr", f"[{nodes + 1}], one more than the rows of h", list(ptr.shape),
-             "build the graph for these nodes")
-
-
 def _check(op: str, a: Arguments) -> None:
     check_tensors(op, a.x, **{name: getattr(a, name) for name in NAMES[1:]})
     if a.x.dim() != 2 or a.x.shape[1] < 1:
@@ -45,8 +32,8 @@ def _check(op: str, a: Arguments) -> None:
     nodes = a.x.shape[0]
     if a.h.dim() != 2 or a.h.shape[0] != nodes:
         fail(op, "h", f"[{nodes}, F], a row per row of x", list(a.h.shape))
-    _check_segments(op, "target", nodes, a.x.device, *a.targets)
-    _check_segments(op, "source", nodes, a.x.device, *a.sources)
+    check_segments(op, "target", nodes, a.x.device, *a.targets)
+    check_segments(op, "source", nodes, a.x.device, *a.sources)
     count = a.target_index.shape[0]
     if a.source_index.shape[0] != count:
         fail(op, "source_index", f"[{count}] like target_index", list(a.source_index.shape))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...backend import pick
 from ...graph import Graph
-from ..define import check_constant, check_tensors, define, fail, mask, no_forward_mode, vjp
+from ..define import check_constant, check_segments, check_tensors, define, fail, mask, no_forward_mode, vjp
 from ..segment_sum import triton_kernels as segment_kernels
 from ..tensor_product import triton_kernels as product_kernels
 from ..tensor_product.table import MODES, GateTable, Path, ProductTable, weight_numel
@@ -26,19 +26,6 @@ BACKENDS = {
     "cuda": cuda_kernels,
     "triton": reference.compose(segment_kernels, product_kernels),
 }
-
-
-def _check_segments(op: str, role: str, nodes: int, device, *tensors: Tensor) -> None:
-    index, order, ptr = tensors
-    for name, t in zip(("index", "order", "ptr"), tensors, strict=True):
-        if t.dtype != torch.int64 or t.dim() != 1 or t.device != device:
-            fail(op, f"{role}_{name}", f"int64 [length] on {device}", f"{t.dtype} {list(t.shape)} on {t.device}",
-                 "pass an ace_fast.Graph")
-    if order.shape != index.shape:
-        fail(op, f"{role}_order", f"{list(index.shape)} like {role}_index", list(order.shape))
-    if ptr.shape[0] != nodes + 1:
-        fail(op, f"{role}_ptr", f"[{nodes + 1}], one more than the rows of h", list(ptr.shape),
-             "build the graph for these nodes")
 
 
 def _check_product(op: str, n: int, weight: Tensor, bias: Tensor | None, tables, gate, dim1: int, dim2: int) -> int:
@@ -80,8 +67,8 @@ def _check(op: str, a: Arguments) -> int:
         if x is not None and (x.dim() != 2 or x.shape[0] != edges):
             fail(op, name, f"[{edges}, {name[0].upper() if name == 'attr' else 'X'}], a row per edge", list(x.shape))
     nodes, d = a.h.shape
-    _check_segments(op, "target", nodes, a.h.device, a.target_index, a.target_order, a.target_ptr)
-    _check_segments(op, "source", nodes, a.h.device, a.source_index, a.source_order, a.source_ptr)
+    check_segments(op, "target", nodes, a.h.device, a.target_index, a.target_order, a.target_ptr)
+    check_segments(op, "source", nodes, a.h.device, a.source_index, a.source_order, a.source_ptr)
     if a.source_index.shape[0] != edges:
         fail(op, "source_index", f"[{edges}] like target_index", list(a.source_index.shape))
     width = 2 * d + (0 if a.extra is None else a.extra.shape[1])
