@@ -16,8 +16,7 @@ from torch import Tensor
 
 from . import gate, molecules, steps, training
 from .eager_schnet import EagerSchNet
-from .qm9_schnet import HIDDEN, FastSchNet, batch_of, parse
-from .qm9_schnet import _model as model_of
+from .qm9_schnet import HIDDEN, FastSchNet, batch_of, model_of, parse
 from .training import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
 
 CASES, GPU_CASES = ("batch32_table", "batch32"), ("batch256_table",)
@@ -33,7 +32,7 @@ def conformations(count: int) -> tuple[Tensor, Tensor, Tensor, str]:
     if file is None:
         g = np.random.RandomState(0)
         z = torch.from_numpy(np.tile(g.choice(molecules.ELEMENTS, ATOMS), count).astype(np.int64))
-        pos = np.concatenate([molecules._tree(g, ATOMS) for _ in range(count)])
+        pos = np.concatenate([molecules.tree(g, ATOMS) for _ in range(count)])
         force, energy, source = g.normal(size=(len(pos), 3)), g.normal(size=count), "generated"
     else:
         with np.load(file) as data:

@@ -46,13 +46,14 @@ def generated(count: int) -> Molecules:
     """Trees of atoms, each a bond's length from an earlier one and not too close to the others."""
     g = np.random.RandomState(0)
     sizes = np.clip(np.rint(g.normal(ATOMS, SPREAD, count)), 3, MOST).astype(int)
-    pos = np.concatenate([_tree(g, size) for size in sizes])
+    pos = np.concatenate([tree(g, size) for size in sizes])
     z = g.choice(ELEMENTS, len(pos), p=SHARES)
     targets = {TARGET: g.normal(75.0, 8.0, count)}
     return build(z, pos, sizes, np.arange(1, count + 1), targets, lambda i: f"molecule {i}", "qm9_segnn")
 
 
-def _tree(g: np.random.RandomState, size: int) -> np.ndarray:
+def tree(g: np.random.RandomState, size: int) -> np.ndarray:
+    """[size, 3] Å, one molecule."""
     atoms = np.zeros((1, 3))
     while len(atoms) < size:
         step = g.normal(size=3)

@@ -61,11 +61,12 @@ def load(case: str, device: str, dtype: torch.dtype) -> Data:
                      dtype)
     prepare_ms = 1e3 * (time.perf_counter() - start)
     sizes = {"molecules": count, "nodes": len(found.pos), "edges": edges.shape[1], "source": source, "filter": kind}
-    return Data(graph, target[:, None].to(device, dtype), steps.state_of(lambda: _model(FastSchNet, "exact")),
+    return Data(graph, target[:, None].to(device, dtype), steps.state_of(lambda: model_of(FastSchNet, "exact")),
                 prepare_ms, sizes)
 
 
-def _model(kind: type, filters: str) -> torch.nn.Module:
+def model_of(kind: type, filters: str) -> torch.nn.Module:
+    """SchNet of the published size, of class `kind`; `filters`: "exact" or "table", where it has a choice."""
     options = {"filter": filters} if kind is FastSchNet else {}
     return kind(HIDDEN, HIDDEN, cutoff=CUTOFF, relaxed=True, **options)
 
@@ -76,7 +77,7 @@ def _loss(output: Tensor, graph: SimpleNamespace, target: Tensor) -> tuple[Tenso
 
 def _task(data: Data) -> training.Task:
     # a batch norm takes off what the first map's bias adds
-    return training.Task(FastSchNet, EagerSchNet, lambda kind: _model(kind, data.sizes["filter"]), _loss,
+    return training.Task(FastSchNet, EagerSchNet, lambda kind: model_of(kind, data.sizes["filter"]), _loss,
                          lambda name: HIDDEN, lr=1e-3, dual_lr=1e-3, cancels=("pos_linear.bias",))
 
 

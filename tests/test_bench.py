@@ -352,17 +352,18 @@ def test_generated_molecules_are_alike(monkeypatch):
         assert np.linalg.norm(x[:, None] - x[None] + 9 * np.eye(len(x))[:, :, None], axis=2).min() > 1.2
 
 
-@pytest.mark.parametrize(("workload", "case"), [
-    ("qm9_segnn", "batch2"), ("qm9_schnet", "batch4"), ("qm9_schnet", "batch4_table"), ("md17_schnet", "batch2"),
-    ("md17_schnet", "batch2_table"), ("mocap_egno", "batch2"),
+@pytest.mark.parametrize(("workload", "case", "most"), [
+    ("qm9_segnn", "batch2", 1e-3), ("qm9_schnet", "batch4", 1e-3), ("qm9_schnet", "batch4_table", 1e-3),
+    ("md17_schnet", "batch2", 1e-3), ("md17_schnet", "batch2_table", 1e-3),
+    ("mocap_egno", "batch2", 0.05),  # eager's rounding too: batch norms cancel the gradients of what is before them
 ])
-def test_models_are_the_reference(workload, case):
+def test_models_are_the_reference(workload, case, most):
     """The real models on a few samples: equal output, loss and gradients."""
     module = workloads.find(workload)
     data = module.load(case, "cpu", torch.float32)
     eager = module.variant("eager", data).check()
     error, worst = module.judge(data, eager)("fast", module.variant("fast", data).check())
-    assert error == "" and 0 < worst < 0.05  # gradients that batch norms cancel are mostly rounding
+    assert error == "" and 0 < worst < most
 
 
 # the rest
