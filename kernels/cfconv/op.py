@@ -93,19 +93,32 @@ def _check_spline(op: str, channels: int, call: Call) -> None:
         fail(op, "table", f"[K, 2, {channels}] with at least two knots", list(table.shape))
 
 
-def _register(op: str, family: str, names: tuple[str, ...], constants: str, check_filter: Callable):
-    """Registers `op`, its gradient and the gradient of that; returns the three."""
-    n, plain = len(names), getattr(reference, family)
-    inputs = (", ".join(f"Tensor {name}" for name in names) + ", Tensor neighbour, Tensor ptr, Tensor back, "
-              f"Tensor back_ptr, Tensor chunks, bool symmetric, {constants}")
+class _Operator:
+    """`op`, its gradient and the gradient of that, registered as `forward_op`, `backward_op` and `second_op`."""
 
-    def split(op, arguments) -> Call:
+    def __init__(self, op: str, family: str, names: tuple[str, ...], constants: str, check_filter: Callable):
+        self.op, self.family, self.names, self.check_filter = op, family, names, check_filter
+        self.count, self.plain = len(names), getattr(reference, family)
+        inputs = (", ".join(f"Tensor {name}" for name in names) + ", Tensor neighbour, Tensor ptr, Tensor back, "
+                  f"Tensor back_ptr, Tensor chunks, bool symmetric, {constants}")
+        tensors = lambda count: f"({', '.join(['Tensor'] * count)})"  # noqa: E731
+        self.forward_op = define(f"{op}({inputs}, str backend) -> Tensor", self.forward, self.forward_fake, self.setup,
+                                 self.forward_rule)
+        self.backward_op = define(
+            f"{op}_bwd(Tensor g, {inputs}, bool[] needs, str backend) -> {tensors(self.count)}", self.backward,
+            self.backward_fake, self.setup, self.backward_rule)
+        self.second_op = define(
+            f"{op}_bwd_bwd(Tensor c_x, Tensor c_pos, Tensor g, {inputs}, bool[] needs, str backend)"
+            f" -> {tensors(self.count + 1)}", self.second, self.second_fake, self.setup, self.second_rule)
+
+    def split(self, op: str, arguments) -> Call:
+        n = self.count
         call = Call(list(arguments[:n]), list(arguments[n:n + reference.GRAPH]), list(arguments[n + reference.GRAPH:]))
-        _check(op, names, call, check_filter)
+        _check(op, self.names, call, self.check_filter)
         return call
 
-    def check_gradient(op, like_x, arguments, needs, wanted) -> Call:
-        call = split(op, arguments)
+    def check_gradient(self, op: str, like_x: dict[str, Tensor], arguments, needs, wanted: tuple[str, ...]) -> Call:
+        call = self.split(op, arguments)
         check_tensors(op, call.leaves[0], **like_x)
         for name, t in like_x.items():
             shape = call.leaves[1 if name == "c_pos" else 0].shape
@@ -115,90 +128,87 @@ def _register(op: str, family: str, names: tuple[str, ...], constants: str, chec
             fail(op, "needs", f"a bool for each of {', '.join(wanted)}", list(needs))
         return call
 
-    def check_backward(g, *arguments):
-        return check_gradient(f"{op}_bwd", {"g": g}, arguments[:-1], arguments[-1], names)
+    def check_backward(self, g, *arguments) -> Call:
+        return self.check_gradient(f"{self.op}_bwd", {"g": g}, arguments[:-1], arguments[-1], self.names)
 
-    def check_second(c_x, c_pos, g, *arguments):
-        return check_gradient(f"{op}_bwd_bwd", {"c_x": c_x, "c_pos": c_pos, "g": g}, arguments[:-1], arguments[-1],
-                              ("g", *names))
+    def check_second(self, c_x, c_pos, g, *arguments) -> Call:
+        return self.check_gradient(f"{self.op}_bwd_bwd", {"c_x": c_x, "c_pos": c_pos, "g": g}, arguments[:-1],
+                                   arguments[-1], ("g", *self.names))
 
-    def chosen(name, backend, x):
-        return getattr(pick(name, BACKENDS, backend, x), family)
+    def chosen(self, name: str, backend: str, x: Tensor):
+        return getattr(pick(name, BACKENDS, backend, x), self.family)
 
-    def forward(*arguments):
+    def forward(self, *arguments):
         *arguments, backend = arguments
-        split(op, arguments)
-        return chosen(op, backend, arguments[0]).forward(*arguments)
+        self.split(self.op, arguments)
+        return self.chosen(self.op, backend, arguments[0]).forward(*arguments)
 
-    def forward_fake(*arguments):
-        return arguments[0].new_empty(split(op, arguments[:-1]).leaves[0].shape)
+    def forward_fake(self, *arguments):
+        return arguments[0].new_empty(self.split(self.op, arguments[:-1]).leaves[0].shape)
 
-    def backward(*arguments):
+    def backward(self, *arguments):
         *arguments, backend = arguments
-        check_backward(*arguments)
-        return chosen(f"{op}_bwd", backend, arguments[0]).backward(*arguments)
+        self.check_backward(*arguments)
+        return self.chosen(f"{self.op}_bwd", backend, arguments[0]).backward(*arguments)
 
-    def backward_fake(*arguments):
-        leaves = check_backward(*arguments[:-1]).leaves
+    def backward_fake(self, *arguments):
+        leaves = self.check_backward(*arguments[:-1]).leaves
         return tuple(x.new_empty(x.shape if need else (0,)) for x, need in zip(leaves, arguments[-2], strict=True))
 
-    def second(*arguments):
+    def second(self, *arguments):
         *arguments, backend = arguments
-        check_second(*arguments)
-        return chosen(f"{op}_bwd_bwd", backend, arguments[0]).second(*arguments)
+        self.check_second(*arguments)
+        return self.chosen(f"{self.op}_bwd_bwd", backend, arguments[0]).second(*arguments)
 
-    def second_fake(*arguments):
-        leaves = [arguments[2], *check_second(*arguments[:-1]).leaves]
+    def second_fake(self, *arguments):
+        leaves = [arguments[2], *self.check_second(*arguments[:-1]).leaves]
         return tuple(x.new_empty(x.shape if need else (0,)) for x, need in zip(leaves, arguments[-2], strict=True))
 
+    @staticmethod
     def setup(ctx, inputs, output):
         ctx.set_materialize_grads(False)
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         ctx.save_for_backward(*tensors)
         ctx.static = inputs[len(tensors):]
 
-    def forward_rule(ctx, g):
+    def forward_rule(self, ctx, g):
         *static, backend = ctx.static
-        needs = list(ctx.needs_input_grad[:n])
-        found = (None,) * n if g is None else backward_op(g, *ctx.saved_tensors, *static, needs, backend)
+        needs = list(ctx.needs_input_grad[:self.count])
+        found = (None,) * self.count
+        if g is not None:
+            found = self.backward_op(g, *ctx.saved_tensors, *static, needs, backend)
         return *(x if need else None for x, need in zip(found, needs, strict=True)), *(None,) * (5 + len(ctx.static))
 
-    def backward_rule(ctx, c_x, c_pos, *c_parameters):
-        *static, needs, backend = ctx.static
+    def backward_rule(self, ctx, c_x, c_pos, *c_parameters):
+        n, (*static, needs, backend) = self.count, ctx.static
         saved, wanted = ctx.saved_tensors, list(ctx.needs_input_grad[:1 + n])
         found: list[Tensor | None] = [None] * (1 + n)
         if c_x is not None or c_pos is not None:
             c_x = torch.zeros_like(saved[1]) if c_x is None else c_x
             c_pos = torch.zeros_like(saved[2]) if c_pos is None else c_pos
-            found = list(second_op(c_x, c_pos, *saved, *static, wanted, backend))
+            found = list(self.second_op(c_x, c_pos, *saved, *static, wanted, backend))
         if any(c is not None for c in c_parameters):
             fixed = (*saved[1 + n:], *static)
-            other = vjp(lambda *leaves: plain.backward(*leaves, *fixed, needs), list(saved[:1 + n]),
+            other = vjp(lambda *leaves: self.plain.backward(*leaves, *fixed, needs), list(saved[:1 + n]),
                         [None, None, *c_parameters])
             found = [y if x is None or not want else x if y is None else x + y
                      for x, y, want in zip(found, other, wanted, strict=True)]
         found = [x if want else None for x, want in zip(found, wanted, strict=True)]
         return *found, *(None,) * (5 + len(ctx.static))
 
-    def second_rule(ctx, *cotangents):
+    def second_rule(self, ctx, *cotangents):
         *static, needs, _ = ctx.static
-        leaves, fixed = list(ctx.saved_tensors[:3 + n]), (*ctx.saved_tensors[3 + n:], *static)
-        found = vjp(lambda *leaves: plain.second(*leaves, *fixed, needs), leaves, list(cotangents))
+        n = 3 + self.count
+        leaves, fixed = list(ctx.saved_tensors[:n]), (*ctx.saved_tensors[n:], *static)
+        found = vjp(lambda *leaves: self.plain.second(*leaves, *fixed, needs), leaves, list(cotangents))
         return *found, *(None,) * (5 + len(ctx.static))
 
-    tensors = lambda count: f"({', '.join(['Tensor'] * count)})"  # noqa: E731
-    forward_op = define(f"{op}({inputs}, str backend) -> Tensor", forward, forward_fake, setup, forward_rule)
-    backward_op = define(f"{op}_bwd(Tensor g, {inputs}, bool[] needs, str backend) -> {tensors(n)}",
-                         backward, backward_fake, setup, backward_rule)
-    second_op = define(f"{op}_bwd_bwd(Tensor c_x, Tensor c_pos, Tensor g, {inputs}, bool[] needs, str backend)"
-                       f" -> {tensors(n + 1)}", second, second_fake, setup, second_rule)
-    return forward_op, backward_op, second_op
 
-
-cfconv_op, cfconv_bwd, cfconv_bwd_bwd = _register(
-    "cfconv", "network", NETWORK, "int basis, int activation, float alpha, float cutoff", _check_network)
-spline_conv_op, spline_conv_bwd, spline_conv_bwd_bwd = _register(
-    "spline_conv", "spline", SPLINE, "float cutoff", _check_spline)
+_network = _Operator("cfconv", "network", NETWORK, "int basis, int activation, float alpha, float cutoff",
+                     _check_network)
+cfconv_op, cfconv_bwd, cfconv_bwd_bwd = _network.forward_op, _network.backward_op, _network.second_op
+_splines = _Operator("spline_conv", "spline", SPLINE, "float cutoff", _check_spline)
+spline_conv_op, spline_conv_bwd, spline_conv_bwd_bwd = _splines.forward_op, _splines.backward_op, _splines.second_op
 
 
 def cfconv(x: Tensor, pos: Tensor, graph: Graph, cutoff: float, basis: RadialBasis | None = None,
@@ -259,7 +269,7 @@ def cfconv(x: Tensor, pos: Tensor, graph: Graph, cutoff: float, basis: RadialBas
         leaves = [x, pos, _spline(x, spline, cutoff)]
         no_forward_mode(op, x, pos, spline)
         return spline_conv_op(*leaves, *graph.adjacency, cutoff, backend)
-    kind = _network(x, basis, weight1, weight2, activation, spline)
+    kind = _basis_kind(x, basis, weight1, weight2, activation, spline)
     bias1 = weight1.new_zeros(weight1.shape[:1]) if bias1 is None else bias1
     bias2 = weight2.new_zeros(weight2.shape[:1]) if bias2 is None else bias2
     network = (weight1, bias1, weight2, bias2, *basis[1:3])
@@ -277,8 +287,8 @@ def cfconv(x: Tensor, pos: Tensor, graph: Graph, cutoff: float, basis: RadialBas
     return spline_conv_op(x, pos, table, *graph.adjacency, cutoff, backend)
 
 
-def _network(x: Tensor, basis: RadialBasis | None, weight1: Tensor | None, weight2: Tensor | None, activation: str,
-             spline: Tensor | None) -> int:
+def _basis_kind(x: Tensor, basis: RadialBasis | None, weight1: Tensor | None, weight2: Tensor | None, activation: str,
+                spline: Tensor | None) -> int:
     """Checks what the operator cannot; returns the number of the basis' kind."""
     if not isinstance(basis, RadialBasis) or basis.kind not in KINDS:
         fail("cfconv", "basis", f"a RadialBasis of kind {', '.join(KINDS)}",
