@@ -6,7 +6,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ace_fast.relaxation import ACE
 from bench import nbody_segnn, qm9_segnn, steps
-from bench.segnn import SEGNN
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 # reading a value, or a result whose size depends on values: both wait on a GPU
@@ -30,8 +29,9 @@ class _Waits(TorchDispatchMode):
 def ready(workload, case: str, device: str):
     """Model, what its step needs, and the loss."""
     data = workload.load(case, device, torch.float32)
-    model = steps.build(lambda: workload._model(SEGNN), torch.float32, data.state, device)
-    return model, lambda call: workload._loss(call(data.graph), data.graph, data.target)
+    task = workload.TASK
+    model = steps.build(lambda: task.model(task.fast), torch.float32, data.state, device)
+    return model, lambda call: task.loss(call(data.graph), data.graph, data.target)
 
 
 @pytest.mark.parametrize("options", [{}, {"bound": "spectral", "augmentation": 1.0}, {"mode": "resilient"}], ids=str)
