@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from . import convert_cue, convert_e3nn, convert_nequip, convert_vn
+from . import convert_cue, convert_e3nn, convert_nequip, convert_pyg, convert_vn
 from .kernels.tensor_product.op import BACKENDS
 
 # each knows one library: of_interest, is_ours, describe, why_not, way, replacement, changed_since, put_back
-_LIBRARIES = (convert_cue, convert_e3nn, convert_nequip, convert_vn)
+_LIBRARIES = (convert_cue, convert_e3nn, convert_nequip, convert_vn, convert_pyg)
 
 
 class Entry(NamedTuple):
@@ -58,7 +58,7 @@ def _places(model: nn.Module, prefix: str = "", seen: set[nn.Module] | None = No
 
 
 def convert(model: nn.Module, backend: str = "auto") -> Report:
-    """Replaces the layers of e3nn, NequIP, cuequivariance_torch and vnn anywhere inside `model`, in place, by ours.
+    """Replaces layers of e3nn, NequIP, cuequivariance_torch, vnn and PyTorch Geometric in `model`, in place, by ours.
 
     The new modules hold the very Parameter objects of the old ones: optimisers, parameter groups and checkpoints stay
     valid. A module that occurs in several places is replaced by one module in all of them.
@@ -79,6 +79,10 @@ def convert(model: nn.Module, backend: str = "auto") -> Report:
     else must stay out of `model`. Those with ACE's branches become relaxed ones, with ACE's order of the unconstrained
     maps (`legacy_view`), and go on taking `disable_equivariance` in their calls. Edge features that the model itself
     forms stay: `ace_fast.nn.VNEdgeConv` and `ace_fast.models.VNDGCNN` do without them and load the same checkpoints.
+
+    PyTorch Geometric: SchNet of `torch_geometric.nn.models` as a whole, which then needs neither torch-cluster nor edge
+    tensors, with any of its weights, the published ones too; InteractionBlock and CFConv in other models. A model that
+    is itself a SchNet: `ace_fast.models.SchNet.from_pyg(model)`.
 
     Args:
         model: any module; it is changed.

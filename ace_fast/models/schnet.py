@@ -14,7 +14,7 @@ READOUTS = ("add", "sum", "mean")
 GAMMAS = ("layer", "single")
 
 
-def _molecules(z: Tensor, pos: Tensor, batch: Tensor | Segments | None) -> Segments:
+def _molecules(z: Tensor, pos: Tensor, batch: Tensor | Segments | None, elements: int) -> Segments:
     """Checks what a forward pass is given; the molecule of each atom."""
     if z.dim() != 1 or z.dtype != torch.int64:
         raise ValueError(f"SchNet: z must be [N] int64 atomic numbers, got {z.dtype} {list(z.shape)}")
@@ -22,9 +22,9 @@ def _molecules(z: Tensor, pos: Tensor, batch: Tensor | Segments | None) -> Segme
         raise ValueError(f"SchNet: pos must be [{z.shape[0]}, 3] in Å, got {list(pos.shape)}")
     if z.device.type == "cpu" and z.numel():
         low, high = torch.aminmax(z)
-        if low < 0 or high >= ELEMENTS:
-            wrong = int(((z < 0) | (z >= ELEMENTS)).nonzero()[0])
-            raise ValueError(f"SchNet: z must be atomic numbers below {ELEMENTS}, got {int(z[wrong])} at atom {wrong}")
+        if low < 0 or high >= elements:
+            wrong = int(((z < 0) | (z >= elements)).nonzero()[0])
+            raise ValueError(f"SchNet: z must be atomic numbers below {elements}, got {int(z[wrong])} at atom {wrong}")
     return graph_segments(batch, z.shape[0], z.device)
 
 
@@ -38,7 +38,8 @@ class SchNet(Branched):
 
     Args:
         hidden_channels, num_filters, num_interactions, num_gaussians: H, F, number of interactions, of Gaussians.
-        cutoff: in Å. interaction_graph: callable (pos, batch) -> (edge_index, anything), or None for a radius graph.
+        cutoff: in Å. interaction_graph: callable (pos, batch) -> (edge_index [2, E], distances [E] in Å), or None for a
+            radius graph. Distances of None are those of the positions: the fast way, nothing of size E is kept.
         max_num_neighbors: of the radius graph; the nearest.
         readout: "add" (or "sum") or "mean" over the atoms of a molecule.
         dipole: the norm of the dipole moment is the output; needs the package `ase` for the masses.
@@ -51,6 +52,7 @@ class SchNet(Branched):
 
     Attributes:
         disable_equivariance: True adds the branches (the original's name); a Python flag, gamma is never read.
+        scale: what the output is multiplied by, or None; torch_geometric's published weights have one.
 
     Raises:
         ValueError: an unknown option, atomic numbers outside 0..99, shapes that do not fit.
@@ -77,7 +79,7 @@ class SchNet(Branched):
             if value not in allowed:
                 raise ValueError(f"SchNet: {name} must be one of {', '.join(allowed)}, got {value!r}")
         self.cutoff, self.max_num_neighbors, self.interaction_graph = cutoff, max_num_neighbors, interaction_graph
-        self.readout, self.dipole, self.mean, self.std = readout, dipole, mean, std
+        self.readout, self.dipole, self.mean, self.std, self.scale = readout, dipole, mean, std, None
         self.relaxed = self.disable_equivariance = relaxed
         self.backend = backend
         self._ratios: list[Tensor] | None = None
@@ -103,6 +105,29 @@ class SchNet(Branched):
         if dipole:
             self.register_buffer("atomic_mass", _masses())
         self.reset_parameters()
+
+    @classmethod
+    def from_pyg(cls, schnet: nn.Module, *, relaxed: bool = False, gammas: str = "layer", filter: str = "exact",
+                 knots: int = 1024, backend: str = "auto") -> "SchNet":
+        """Ours on the very modules and buffers of torch_geometric.nn.models.SchNet, its published weights for instance.
+
+        Its radius graph becomes ours; another `interaction_graph` is kept, with its distances. Branches are new.
+        """
+        found = schnet.interaction_graph
+        own = None if type(found).__name__ == "RadiusInteractionGraph" else found
+        limits = (schnet.cutoff, 0) if own is not None else (found.cutoff, found.max_num_neighbors)
+        new = cls(schnet.hidden_channels, schnet.num_filters, schnet.num_interactions, schnet.num_gaussians, limits[0],
+                  own, limits[1], pyg_readout(schnet), relaxed=relaxed, gammas=gammas, backend=backend)
+        new.to(schnet.embedding.weight)
+        for name in ("embedding", "lin1", "act", "lin2", "atomref", "dipole", "mean", "std", "scale", "training"):
+            setattr(new, name, getattr(schnet, name))
+        new.distance_expansion = GaussianSmearing.from_pyg(schnet.distance_expansion)
+        new.interactions = nn.ModuleList(InteractionBlock.from_pyg(block, filter, knots, backend=backend)
+                                         for block in schnet.interactions)
+        for name in ("initial_atomref", "atomic_mass"):
+            if schnet._buffers.get(name) is not None:
+                new.register_buffer(name, schnet._buffers[name])
+        return new
 
     def reset_parameters(self) -> None:
         """PyTorch Geometric's initial values; the branch keeps torch's."""
@@ -131,25 +156,31 @@ class SchNet(Branched):
             z: [N] int64, atomic numbers. pos: [N, 3] in Å. batch: [N] int64 ascending, or Segments; None: one molecule.
             edges: [2, E] (source, target) or a Graph, where they were found before; None: within the cutoff.
         """
-        molecules = _molecules(z, pos, batch)
-        graph = self._graph(pos, molecules, edges)
-        h, basis = self.embedding(z), self.distance_expansion.basis()
+        molecules = _molecules(z, pos, batch, self.embedding.weight.shape[0])
+        graph, distance = self._graph(pos, molecules, edges)
+        h, where = self.embedding(z), pos if distance is None else distance
+        basis = self.distance_expansion.basis() if distance is None else self.distance_expansion(distance)
         maps = affine_chain(pos, self.pos_linear, self.pos_interactions) if self.disable_equivariance else None
         for i, interaction in enumerate(self.interactions):
-            update = interaction(h, graph, pos, basis)
+            update = interaction(h, graph, where, basis)
             h = h + update if maps is None else self._relax(maps, i, update, h)
         return self._read(self.lin2(self.act(self.lin1(h))), z, pos, molecules)
 
-    def _graph(self, pos: Tensor, molecules: Segments, edges: Tensor | Graph | None) -> Graph:
+    def _graph(self, pos: Tensor, molecules: Segments, edges: Tensor | Graph | None) -> tuple[Graph, Tensor | None]:
+        """The edges, and distances [E] where an interaction_graph of the user's gives them."""
+        distance = None
         if edges is None and self.interaction_graph is not None:
-            edges = self.interaction_graph(pos, molecules.index)[0]
+            edges, distance = self.interaction_graph(pos, molecules.index)
         elif edges is None:
             edges = functional.radius_graph(pos.detach(), self.cutoff, batch=molecules.index,
                                             max_num_neighbors=self.max_num_neighbors, backend=self.backend)
         graph = edges if isinstance(edges, Graph) else Graph(edges, pos.shape[0])
         if graph.num_nodes != pos.shape[0]:
             raise ValueError(f"SchNet: edges must be of {pos.shape[0]} atoms as pos, got {graph!r}")
-        return graph
+        if distance is not None and list(distance.shape) != [graph.num_edges]:
+            raise ValueError(f"SchNet: interaction_graph must return distances [{graph.num_edges}], got "
+                             f"{list(distance.shape)}; return None for those of the positions")
+        return graph, distance
 
     def _relax(self, maps, i: int, update: Tensor, h: Tensor) -> Tensor:
         """h + update + gamma_i p_i in one call."""
@@ -176,7 +207,14 @@ class SchNet(Branched):
         out = total(h)
         if self.readout == "mean":
             out = out / (molecules.ptr[1:] - molecules.ptr[:-1]).clamp(min=1).to(out.dtype)[:, None]
-        return out.norm(dim=-1, keepdim=True) if self.dipole else out
+        out = out.norm(dim=-1, keepdim=True) if self.dipole else out
+        return out if self.scale is None else self.scale * out
+
+
+def pyg_readout(schnet: nn.Module) -> str:
+    """The readout of torch_geometric's SchNet in our words, or the name of one that we do not have."""
+    name = schnet.readout if isinstance(schnet.readout, str) else type(schnet.readout).__name__
+    return {"SumAggregation": "add", "MeanAggregation": "mean"}.get(name, name)
 
 
 def _masses() -> Tensor:

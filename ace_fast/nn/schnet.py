@@ -39,6 +39,13 @@ class GaussianSmearing(nn.Module):
         self.coeff = -0.5 / (offset[1] - offset[0]).item() ** 2
         self.register_buffer("offset", offset)
 
+    @classmethod
+    def from_pyg(cls, smearing: nn.Module) -> "GaussianSmearing":
+        """Ours with the buffer of torch_geometric's."""
+        new = cls(num_gaussians=2)
+        new.coeff, new.offset, new.training = smearing.coeff, smearing.offset, smearing.training
+        return new
+
     def basis(self) -> RadialBasis:
         return RadialBasis("gaussian", self.offset, torch.full_like(self.offset, self.coeff))
 
@@ -73,6 +80,15 @@ class CFConv(nn.Module):
         self.knots = knots
         self.backend = backend
         self.reset_parameters()
+
+    @classmethod
+    def from_pyg(cls, conv: torch.nn.Module, filter: str = "exact", knots: int = 1024, *,
+                 backend: str = "auto") -> "CFConv":
+        """Ours on the very modules that torch_geometric's holds."""
+        with torch.device("meta"):  # no memory, no random numbers
+            new = cls(1, 1, 1, conv.nn, conv.cutoff, filter, knots, backend=backend)
+        new.lin1, new.lin2, new.training = conv.lin1, conv.lin2, conv.training
+        return new
 
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.lin1.weight)
@@ -120,6 +136,16 @@ class InteractionBlock(nn.Module):
         self.act = ShiftedSoftplus()
         self.lin = nn.Linear(hidden_channels, hidden_channels)
         self.reset_parameters()
+
+    @classmethod
+    def from_pyg(cls, block: nn.Module, filter: str = "exact", knots: int = 1024, *,
+                 backend: str = "auto") -> "InteractionBlock":
+        """Ours on the very modules that torch_geometric's holds."""
+        with torch.device("meta"):
+            new = cls(1, 1, 1, block.conv.cutoff)
+        new.mlp, new.act, new.lin, new.training = block.mlp, block.act, block.lin, block.training
+        new.conv = CFConv.from_pyg(block.conv, filter, knots, backend=backend)
+        return new
 
     def reset_parameters(self) -> None:
         for layer in (self.mlp[0], self.mlp[2], self.conv, self.lin):  # in this order a seed gives the original's
