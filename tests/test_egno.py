@@ -105,7 +105,7 @@ def test_gates(double, gold):
 def test_errors(gold):
     with pytest.raises(ValueError, match="EGNO: num_modes must be 1 to 3 for num_timesteps 5, got 4"):
         EGNO(1, 2, 2, 16, num_modes=4, num_timesteps=5)
-    with pytest.raises(ValueError, match="EGNO: gammas must be one of layer, single"):
+    with pytest.raises(ValueError, match="EGNO: gammas must be one of layer, single, nn"):
         EGNO(1, 2, 2, 16, gammas="network")
     with pytest.raises(ValueError, match="EGNO: time_emb_dim must be at least 2, got 1"):
         EGNO(1, 2, 2, 16, time_emb_dim=1)

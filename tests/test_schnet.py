@@ -152,7 +152,7 @@ def test_gates(gold):
     assert len(model.get_gammas()) == 1
     given = {k: v.float() if v.is_floating_point() else v for k, v in inputs_of(gold).items()}
     model(**given).sum().backward()
-    assert model.gammas[0].grad is not None
+    assert model.gammas.grad is not None
     with model.probe() as ratios:
         model(**given)
     assert len(ratios) == 3
@@ -209,7 +209,7 @@ def test_errors():
         model(z, pos, edges=Graph(torch.zeros(2, 0, dtype=torch.int64), 3))
     with pytest.raises(ValueError, match="readout must be one of add, sum, mean, got 'max'"):
         SchNet(16, 16, 1, readout="max")
-    with pytest.raises(ValueError, match="gammas must be one of layer, single, got 'none'"):
+    with pytest.raises(ValueError, match="gammas must be one of layer, single, nn, got 'none'"):
         SchNet(16, 16, 1, relaxed=True, gammas="none")
     with pytest.raises(ValueError, match=r"pos.*finite"):
         model(z, torch.tensor([[0.0, 0, 0], [float("nan"), 0, 0]]))

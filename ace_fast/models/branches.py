@@ -2,7 +2,25 @@
 
 import contextlib
 
+import torch
 from torch import Tensor, nn
+
+GAMMAS = ("layer", "single", "nn")
+
+
+def gate_network(inputs: int, hidden: int, model: str) -> nn.Sequential:
+    """The ACE code's network of a gate: inputs -> hidden, hidden / 2, hidden / 3, 1, GELU between."""
+    if hidden < 3:
+        raise ValueError(f"{model}: the hidden width must be at least 3 for gammas='nn', got {hidden}")
+    sizes = (inputs, hidden, hidden // 2, hidden // 3, 1)
+    layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.GELU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def network_gate(network: nn.Module, h: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+    """gamma [N, 1] of every node from its features and its branch, both without gradient, and |gamma|."""
+    gamma = network(torch.cat([h, branch], 1).detach())
+    return gamma, gamma.norm()
 
 
 class Branched(nn.Module):
@@ -12,6 +30,9 @@ class Branched(nn.Module):
     """
 
     _flag = "relaxed"  # the layers' name of that flag
+    # |gamma| of every network's gate in the last pass with gradients: in its graph, for ACE's constraint. A pass with
+    # the branches off clears it. None for gates that are numbers.
+    gate_norms: list[Tensor] | None = None
 
     def _layers(self) -> list[nn.Module]:
         raise NotImplementedError
@@ -19,6 +40,14 @@ class Branched(nn.Module):
     def get_gammas(self) -> list[nn.Parameter]:
         """The gates, two a layer in the order of the forward pass; empty for a strict model."""
         return [gamma for layer in self._layers() for gamma in layer.get_gammas()]
+
+    def get_gate_networks(self) -> list[nn.Module]:
+        """The networks that compute the gates, in the order of `gate_norms`; empty where the gates are numbers."""
+        return []
+
+    def __getstate__(self) -> dict:
+        """Copies and pickles leave out what belongs to a graph."""
+        return {name: value for name, value in vars(self).items() if name != "gate_norms"}
 
     def set_equivariance(self, disable_equivariance: bool) -> None:
         """True switches the branches on, False off: then a forward pass makes the calls of the strict model.

@@ -9,9 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from .. import functional
 from ..graph import Graph
 from ..nn import EGNN, TimeConv, TimeConv_x, affine_chain
-from .branches import Branched
-
-GAMMAS = ("layer", "single")
+from .branches import GAMMAS, Branched, gate_network, network_gate
 
 
 def time_embedding(steps: int, width: int, like: Tensor) -> Tensor:
@@ -42,7 +40,8 @@ class EGNO(Branched, EGNN):
         use_time_conv: has the convolutions along time.
         num_modes, num_timesteps, time_emb_dim: Fourier modes, T, and numbers that encode a step.
         relaxed: adds the branches (`pos_linear_h`, `pos_interactions_h`, `pos_linear_x`, `pos_interactions_x`).
-        gammas: "layer", two gates a layer, or "single", one for features and one for positions.
+        gammas: "layer", two gates a layer; "single", one for features and one for positions; or "nn", two networks a
+            layer that compute the gates of every node from its features and its branch, as in `SchNet`.
         recompute, backend: `nn.EGNN_Layer`'s.
 
     Attributes:
@@ -93,16 +92,27 @@ class EGNO(Branched, EGNN):
             self.pos_interactions_x = nn.ModuleList(
                 nn.Sequential(nn.BatchNorm1d(3), _spectral(3, hidden_nf), nn.SiLU(), nn.BatchNorm1d(hidden_nf),
                               _spectral(hidden_nf, 3)) for _ in range(n_layers))
-            self.gammas_h = nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(count)])
-            self.gammas_x = nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(count)])
+            if gammas == "nn":
+                self.gammas_h, self.gammas_x = (
+                    nn.ModuleList(gate_network(hidden_nf + size, hidden_nf, "EGNO") for _ in range(n_layers))
+                    for size in (hidden_nf, 3))
+            else:
+                self.gammas_h, self.gammas_x = (
+                    nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(count)]) for _ in range(2))
         self.to(device)
 
     def _layers(self) -> list[nn.Module]:
         return [self]
 
     def get_gammas(self) -> list[nn.Parameter]:
-        """The gates of the features, then those of the positions; empty for a strict model."""
-        return [*self.gammas_h, *self.gammas_x] if self.relaxed else []
+        """The gates of the features, then those of the positions; empty for a strict model, or with networks."""
+        return [*self.gammas_h, *self.gammas_x] if self.relaxed and not self.get_gate_networks() else []
+
+    def get_gate_networks(self) -> list[nn.Module]:
+        """Those of the features, then those of the positions."""
+        if not self.relaxed or not isinstance(self.gammas_h, nn.ModuleList):
+            return []
+        return [*self.gammas_h, *self.gammas_x]
 
     def frames(self, edge_index: Tensor, num_nodes: int) -> Graph:
         """The graph of all T steps for edges [2, E] of one, sums at row 0: make it once for a skeleton."""
@@ -133,6 +143,7 @@ class EGNO(Branched, EGNN):
         h, x = self.embedding(h), x.repeat(steps, 1)
         v = None if v is None else v.repeat(steps, 1)
         edge_fea = None if edge_fea is None else edge_fea.repeat(steps, 1)
+        norms: list[tuple[Tensor, Tensor]] = []  # of the gates that networks compute
         for i, layer in enumerate(self.layers):
             if self.use_time_conv:
                 h = self.time_conv_modules[i](h.view(steps, nodes, -1)).flatten(0, 1)
@@ -140,7 +151,9 @@ class EGNO(Branched, EGNN):
             before = x
             x, v, h = layer(x, h, graph, edge_fea, v=v)
             if maps is not None:
-                x, h = self._relax(maps, i, before, x, h)
+                x, h = self._relax(maps, i, before, x, h, norms)
+        if self.get_gate_networks() and torch.is_grad_enabled():
+            self.gate_norms = [norm for column in zip(*norms, strict=True) for norm in column] or None
         return (x, h) if v is None else (x, v, h)
 
     def _along_time(self, i: int, x: Tensor, v: Tensor, loc_mean: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -150,10 +163,18 @@ class EGNO(Branched, EGNN):
         pair = self.time_conv_x_modules[i](pair)
         return (pair[..., 0] + mean).flatten(0, 1), pair[..., 1].flatten(0, 1)
 
-    def _relax(self, maps, i: int, before: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def _relax(self, maps, i: int, before: Tensor, x: Tensor, h: Tensor, norms: list) -> tuple[Tensor, Tensor]:
         """x + gamma_x q(before), h + gamma_h p."""
         gamma_h, gamma_x = (g[min(i, len(g) - 1)] for g in (self.gammas_h, self.gammas_x))
         free = self.pos_interactions_x[i](self.pos_linear_x(before))
+        if isinstance(self.gammas_h, nn.ModuleList):
+            p = functional.relaxed_linear(maps.rows, maps.weights[i], maps.biases[i], backend=self.backend)
+            (gamma_h, norm_h), (gamma_x, norm_x) = network_gate(gamma_h, h, p), network_gate(gamma_x, h, free)
+            norms.append((norm_h, norm_x))
+            if self._ratios is not None:
+                with torch.no_grad():
+                    self._ratios += [(gamma_h * p).norm() / h.norm(), (gamma_x * free).norm() / x.norm()]
+            return x + gamma_x * free, h + gamma_h * p
         if self._ratios is not None:
             with torch.no_grad():
                 p = functional.relaxed_linear(maps.rows, maps.weights[i], maps.biases[i], backend=self.backend)

@@ -7,11 +7,10 @@ from .. import functional
 from ..graph import Graph, Segments
 from ..nn import GaussianSmearing, InteractionBlock, ShiftedSoftplus, affine_chain
 from ..nn.norm import graph_segments
-from .branches import Branched
+from .branches import GAMMAS, Branched, gate_network, network_gate
 
 ELEMENTS = 100  # rows of the embedding, as in PyTorch Geometric
 READOUTS = ("add", "sum", "mean")
-GAMMAS = ("layer", "single")
 
 
 def _molecules(z: Tensor, pos: Tensor, batch: Tensor | Segments | None, elements: int) -> Segments:
@@ -46,7 +45,9 @@ class SchNet(Branched):
         mean, std: of the property, applied to every atom's output before the sum.
         atomref: [100, 1] energies of single atoms, or None.
         relaxed: adds the branch (`pos_linear`, `pos_interactions`) and its gates.
-        gammas: "layer", one gate an interaction, or "single", one for all.
+        gammas: "layer", one gate an interaction; "single", one for all; or "nn", a network an interaction that computes
+            every atom's gate from its features and its branch. These come without gradient: forces of such a model,
+            relaxed, are those at fixed gates. `ACE.penalty` constrains them.
         filter, knots: how filters are evaluated, see `functional.cfconv`.
         backend: which implementation of the operators runs.
 
@@ -88,8 +89,7 @@ class SchNet(Branched):
             self.pos_interactions = nn.ModuleList(
                 nn.Sequential(nn.BatchNorm1d(hidden_channels), nn.Linear(hidden_channels, hidden_channels))
                 for _ in range(num_interactions))
-            count = 1 if gammas == "single" else num_interactions
-            self.gammas = nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(count)])
+            self.gammas = _gates(gammas, hidden_channels, num_interactions)
         self.embedding = nn.Embedding(ELEMENTS, hidden_channels, padding_idx=0)
         self.distance_expansion = GaussianSmearing(0.0, cutoff, num_gaussians)
         self.interactions = nn.ModuleList(
@@ -145,8 +145,17 @@ class SchNet(Branched):
         return [self]
 
     def get_gammas(self) -> list[nn.Parameter]:
-        """The gates, one an interaction or one for all; empty for a strict model."""
-        return list(self.gammas) if self.relaxed else []
+        """The gates, one an interaction or one for all; empty for a strict model and where networks compute them."""
+        if not self.relaxed or self.get_gate_networks():
+            return []
+        return [self.gammas] if isinstance(self.gammas, nn.Parameter) else list(self.gammas)
+
+    def get_gate_networks(self) -> list[nn.Module]:
+        return list(self.gammas) if self.relaxed and isinstance(self.gammas, nn.ModuleList) else []
+
+    def branch_parameters(self) -> list[nn.Parameter]:
+        """What `ACE(bound=...)` keeps within bounds: the maps of the branches."""
+        return [*self.pos_linear.parameters(), *self.pos_interactions.parameters()] if self.relaxed else []
 
     def forward(self, z: Tensor, pos: Tensor, batch: Tensor | Segments | None = None,
                 edges: Tensor | Graph | None = None) -> Tensor:
@@ -161,6 +170,8 @@ class SchNet(Branched):
         h, where = self.embedding(z), pos if distance is None else distance
         basis = self.distance_expansion.basis() if distance is None else self.distance_expansion(distance)
         maps = affine_chain(pos, self.pos_linear, self.pos_interactions) if self.disable_equivariance else None
+        if self.get_gate_networks() and torch.is_grad_enabled():
+            self.gate_norms = [] if self.disable_equivariance else None
         for i, interaction in enumerate(self.interactions):
             update = interaction(h, graph, where, basis)
             h = h + update if maps is None else self._relax(maps, i, update, h)
@@ -183,14 +194,28 @@ class SchNet(Branched):
         return graph, distance
 
     def _relax(self, maps, i: int, update: Tensor, h: Tensor) -> Tensor:
-        """h + update + gamma_i p_i in one call."""
-        gamma, weight, bias = self.gammas[min(i, len(self.gammas) - 1)], maps.weights[i], maps.biases[i]
-        rows = maps.rows.to(h.dtype)
+        """h + update + gamma_i p_i, in one call where gamma_i is a number."""
+        weight, bias, rows = maps.weights[i], maps.biases[i], maps.rows.to(h.dtype)
+        if isinstance(self.gammas, nn.ModuleList):
+            return self._relax_by_network(i, functional.relaxed_linear(rows, weight, bias, backend=self.backend),
+                                          update, h)
+        gamma = self.gammas if isinstance(self.gammas, nn.Parameter) else self.gammas[i]
         if self._ratios is not None:
             with torch.no_grad():
                 free = functional.relaxed_linear(rows, weight, bias, backend=self.backend)
                 self._ratios.append(gamma.abs() * free.norm() / update.norm())
         return functional.relaxed_linear(rows, weight, bias, gamma, update, h, backend=self.backend)
+
+    def _relax_by_network(self, i: int, free: Tensor, update: Tensor, h: Tensor) -> Tensor:
+        """The gate of every atom needs its branch [N, H] as such, so plain PyTorch does the rest."""
+        h = h + update
+        gamma, norm = network_gate(self.gammas[i], h, free)
+        if torch.is_grad_enabled():
+            self.gate_norms.append(norm)
+        free = gamma * free
+        if self._ratios is not None:
+            self._ratios.append(free.detach().norm() / update.detach().norm())
+        return h + free
 
     def _read(self, h: Tensor, z: Tensor, pos: Tensor, molecules: Segments) -> Tensor:
         """The atoms' outputs h [N, 1] to the molecules', [G, 1]."""
@@ -209,6 +234,15 @@ class SchNet(Branched):
             out = out / (molecules.ptr[1:] - molecules.ptr[:-1]).clamp(min=1).to(out.dtype)[:, None]
         out = out.norm(dim=-1, keepdim=True) if self.dipole else out
         return out if self.scale is None else self.scale * out
+
+
+def _gates(kind: str, hidden: int, interactions: int) -> nn.Parameter | nn.ParameterList | nn.ModuleList:
+    """With the original's names: `gammas`, `gammas.0` and so on, or `gammas.0.0.weight` and so on."""
+    if kind == "single":
+        return nn.Parameter(torch.tensor(1.0))
+    if kind == "nn":
+        return nn.ModuleList(gate_network(2 * hidden, hidden, "SchNet") for _ in range(interactions))
+    return nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(interactions)])
 
 
 def pyg_readout(schnet: nn.Module) -> str:

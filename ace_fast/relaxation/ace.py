@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 
 from ..kernels.dual_update import ROWS, Rule, dual_update
 from ..kernels.dual_update.op import check_rule
+from ..kernels.dual_update.reference import gradients
 from .bounds import KINDS, Bound, branch_weights
+from .gate_networks import find_networks
 
 PRESETS = {
     # the N-body step sizes of the published runs; an undamped oscillator of frequency sqrt(lr * dual_lr) a step
@@ -48,6 +50,9 @@ class ACE:
     come before the gradients are cleared. Evaluation must not call `step`. Descent-ascent without augmentation is an
     oscillator of frequency sqrt(lr dual_lr) a step; augmentation c damps it at the rate lr c. Under a GradScaler,
     divide the gammas' gradients by its scale first.
+
+    Where networks compute the gates (gammas="nn" of SchNet and EGNO) their parameters are the optimiser's, and
+    |gamma_i| over the nodes of a batch takes gamma's place in the constraints: `(loss + ace.penalty()).backward()`.
 
     Args:
         model: its gammas are `model.get_gammas()` where that exists, otherwise the scalar parameters named `gamma`,
@@ -104,11 +109,12 @@ class ACE:
         check_rule(self.rule, "ACE")
         self.backend, self.steps, self.bound_every = backend, 0, bound_every
         self._model = model
-        found = _find_gammas(model, gammas)
-        self.names, self._gammas = list(found), list(found.values())
+        self._networks = find_networks(model) if gammas is None else None
+        found = {} if self._networks else _find_gammas(model, gammas)
+        self.names, self._gammas = self._networks.names if self._networks else list(found), list(found.values())
         self._claim()
-        n = sum(gamma.numel() for gamma in self._gammas)
-        zeros = self._gammas[0].detach().new_zeros
+        n = len(self.names) if self._networks else sum(gamma.numel() for gamma in self._gammas)
+        zeros = self._like().detach().new_zeros
         self._multipliers, self._slacks, self._moments = zeros(n), zeros(n), zeros(len(ROWS), n)
         self._versions, self._writes = self._seen(), 0
         self._idle, self._warned = 0, False
@@ -126,26 +132,42 @@ class ACE:
         own = {id(gamma) for gamma in self._gammas}
         return [p for p in self._model.parameters() if id(p) not in own]
 
+    def penalty(self) -> Tensor | float:
+        r"""What a loss needs where networks compute the gates: sum_i lambda_i |gamma_i| in Algorithm 1, once a pass.
+
+        Its gradient in |gamma_i| is what `step` adds to that of a gamma that is a number, in every mode; with
+        augmentation the value is not that of the Lagrangian. 0.0 for gates that are numbers, and after a pass with the
+        branches off.
+        """
+        norms = self._networks.take() if self._networks else None
+        if norms is None:
+            return 0.0
+        self._follow()
+        held = norms.detach().to(self._multipliers)
+        push, _, _ = gradients(held, torch.zeros_like(held), self._multipliers, self._slacks, self.rule)
+        return (push * norms).sum()
+
     @torch.no_grad()
     def step(self) -> None:
         """Steps gammas, slacks and multipliers, clears the gammas' gradients, projects the branches. No host sync.
 
         Raises:
-            ValueError: this ACE was released, another optimiser stepped a gamma, a gamma left the model.
+            ValueError: this ACE was released, another optimiser stepped a gamma, a gamma left the model, a pass with
+                gates of networks came without `penalty`.
         """
-        if not self._gammas:
+        if not self.names:
             raise ValueError("ACE: step must be called on an owner of gammas, got a released ACE; make a new one")
         self._look_for_other_optimizers()
-        if all(gamma.grad is None for gamma in self._gammas):
+        measured = self._measured()
+        if measured is None:
             self._check_in_model()
             self._count_idle()
             return
         self._idle = 0
         self._follow()
-        grads = [torch.full_like(g, torch.nan) if g.grad is None else g.grad for g in self._gammas]
-        new, *state = dual_update(self.gammas, _flat(grads), self._multipliers, self._slacks, self._moments, self.rule,
-                                  backend=self.backend)
-        parts = new.split([gamma.numel() for gamma in self._gammas])
+        new, *state = dual_update(*(x.to(self._multipliers) for x in measured), self._multipliers, self._slacks,
+                                  self._moments, self.rule, backend=self.backend)
+        parts = new.split([gamma.numel() for gamma in self._gammas]) if self._gammas else []
         # in place, so that a captured CUDA graph goes on from its own results
         torch._foreach_copy_([*self._gammas, self._multipliers, self._slacks, self._moments],
                              [*(part.view_as(g) for part, g in zip(parts, self._gammas, strict=True)), *state])
@@ -155,6 +177,16 @@ class ACE:
             self.bound.project()
         self._versions = self._seen()
 
+    def _measured(self) -> tuple[Tensor, Tensor] | None:
+        """gammas and their gradients [n], NaN for one that has none; of networks |gamma| and 0. None: nothing to do."""
+        if self._networks:
+            norms = self._networks.measured()
+            return None if norms is None else (norms, 0 * norms)  # NaN where the norm is not finite: it sits out
+        if all(gamma.grad is None for gamma in self._gammas):
+            return None
+        grads = [torch.full_like(g, torch.nan) if g.grad is None else g.grad for g in self._gammas]
+        return self.gammas, _flat(grads)
+
     def zero_grad(self) -> None:
         """Drops the gammas' gradients; `step` does so by itself."""
         for gamma in self._gammas:
@@ -163,14 +195,14 @@ class ACE:
     def check(self, optimizer: Optimizer) -> None:
         """Raises ValueError if `optimizer` holds a gamma."""
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for name, gamma in zip(self.names, self._gammas, strict=True):
+        for name, gamma in self._numbers():
             if id(gamma) in held:
                 raise ValueError(f"ACE: gamma {name!r} must be stepped by ACE alone, got an optimiser "
                                  f"({type(optimizer).__name__}) that holds it; build it from ace.primal_parameters()")
 
     def release(self) -> None:
         """Gives the gammas up, so that another ACE can own them; this one can no longer step."""
-        self.names, self._gammas = [], []
+        self.names, self._gammas, self._networks = [], [], None
 
     # ---- what the user reads
 
@@ -180,8 +212,8 @@ class ACE:
 
     @property
     def gammas(self) -> Tensor:
-        """[n], a copy, in the order of `names`, flattened."""
-        return _flat([gamma.detach() for gamma in self._gammas])
+        """[n], a copy, in the order of `names`, flattened; of networks |gamma| at the last step, 0 before."""
+        return self._networks.values.clone() if self._networks else _flat([gamma.detach() for gamma in self._gammas])
 
     @property
     def multipliers(self) -> Tensor:
@@ -244,11 +276,23 @@ class ACE:
 
     def _claim(self) -> None:
         for other in list(_live):
-            held = {id(gamma) for gamma in other._gammas}
-            for name, gamma in zip(self.names, self._gammas, strict=True):
+            held = {id(gamma) for gamma in other._held()}
+            for name, gamma in zip(self.names, self._held(), strict=True):
                 if id(gamma) in held:
                     raise ValueError(f"ACE: gamma {name!r} must belong to one ACE, got a second one; step the first, "
                                      "or call its release() before making another")
+
+    def _held(self) -> list:
+        """What belongs to this ACE alone: gammas, or the networks that compute them."""
+        return self._networks.networks if self._networks else self._gammas
+
+    def _numbers(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and gammas, where these are numbers."""
+        return [] if self._networks else list(zip(self.names, self._gammas, strict=True))
+
+    def _like(self) -> Tensor:
+        """Whose dtype and device the state has."""
+        return self._networks.like if self._networks else self._gammas[0]
 
     def _check_at_first_step(self, optimizer: Optimizer) -> None:
         def check(*_):
@@ -276,7 +320,7 @@ class ACE:
         self._versions = seen
 
     def _count_idle(self) -> None:
-        self._idle += any(gamma.requires_grad for gamma in self._gammas)
+        self._idle += bool(self._networks) or any(gamma.requires_grad for gamma in self._gammas)
         if self._idle >= IDLE and not self._warned:
             self._warned = True
             warnings.warn(f"ACE: step must find gradients of the gammas, got none in {self._idle} calls in a row, and "
@@ -285,14 +329,14 @@ class ACE:
 
     def _check_in_model(self) -> None:
         current = {id(p) for p in self._model.parameters()}
-        for name, gamma in zip(self.names, self._gammas, strict=True):
+        for name, gamma in self._numbers():
             if id(gamma) not in current:
                 raise ValueError(f"ACE: gamma {name!r} must still be the model's parameter, got another one there "
                                  "(load_state_dict(assign=True) does that); make a new ACE")
 
     def _follow(self) -> None:
         """The state follows the gammas to another device or dtype."""
-        gamma = self._gammas[0]
+        gamma = self._like()
         if self._multipliers.device != gamma.device or self._multipliers.dtype != gamma.dtype:
             self._multipliers, self._slacks, self._moments = (
                 x.to(gamma.detach()) for x in (self._multipliers, self._slacks, self._moments))

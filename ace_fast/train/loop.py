@@ -199,7 +199,7 @@ class _Training:
             self._set_lr()
             loss = self.training.loss(self.model, batch)
             self.optimizer.zero_grad()
-            loss.backward()
+            (loss + self.ace.penalty() if self.ace else loss).backward()
             self.optimizer.step()
             if self.ace:
                 self.ace.step()

@@ -36,7 +36,7 @@ def forward(gamma: Tensor, grad: Tensor, multiplier: Tensor, slack: Tensor, mome
             *values, **fields) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """gamma, grad, multiplier, slack [n], moments [9, n] -> gamma, multiplier, slack [n], moments [9, n]."""
     rule = Rule(*values, **fields)
-    g_gamma, g_slack, ascent = _gradients(gamma, grad, multiplier, slack, rule)
+    g_gamma, g_slack, ascent = gradients(gamma, grad, multiplier, slack, rule)
     m1, v1, m2, v2, m3, v3, c1, c2, skipped = moments
     c1, c2 = rule.beta1 * c1 + (1 - rule.beta1), rule.beta2 * c2 + (1 - rule.beta2)
 
@@ -61,7 +61,7 @@ def forward(gamma: Tensor, grad: Tensor, multiplier: Tensor, slack: Tensor, mome
             torch.where(sound, new_slack, slack), torch.where(sound, new_moments, kept))
 
 
-def _gradients(gamma: Tensor, grad: Tensor, multiplier: Tensor, slack: Tensor, rule: Rule):
+def gradients(gamma: Tensor, grad: Tensor, multiplier: Tensor, slack: Tensor, rule: Rule):
     """Descent gradients of gamma and slack, ascent gradient of the multiplier, all at the values before the step."""
     banded = rule.resilient or rule.epsilon > 0
     violation = gamma.abs() - rule.epsilon - (slack if rule.resilient else 0) if banded else gamma
