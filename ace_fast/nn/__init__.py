@@ -1,6 +1,6 @@
 """Layers with the originals' constructors, parameter names and numbers, on the fused operators."""
 
-from .affine_chain import AffineMaps, Moments, affine_chain, moments
+from .affine_chain import AffineMaps, Moments, affine_chain, moments, moments_of_all
 from .conv import TensorProductConv
 from .egnn import EGNN, EGNN_Layer
 from .gate import Gate
@@ -62,5 +62,6 @@ __all__ = [
     "affine_chain",
     "mean_pool",
     "moments",
+    "moments_of_all",
     "radius_graph",
 ]

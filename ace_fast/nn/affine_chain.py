@@ -4,13 +4,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
 
 
 class Moments(NamedTuple):
     """What batch norms of affine maps need to know of their input x [N, D]."""
 
-    count: int | Tensor  # N
+    count: int | Tensor  # N, a tensor where it came from other devices
     mean: Tensor  # [D] float64
     covariance: Tensor  # [D, D] float64, biased
 
@@ -32,6 +35,51 @@ def moments(x: Tensor) -> Moments:
     return Moments(count, mean, centred.t() @ centred / max(count, 1))
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over processes, whose gradient is the sum of theirs; torch's own are deprecated or private."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
+        ctx.group, x = group, x.clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx, g_x: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(g_x, ctx.group), None
+
+
+def moments_of_all(own: Moments, group: "dist.ProcessGroup | None" = None) -> Moments:
+    r"""The moments of the rows of all processes from those of each; one all-reduce, differentiable.
+
+    .. math:: N = \sum_p n_p, \quad m = \sum_p \frac{n_p}{N} m_p, \quad
+              S = \sum_p \frac{n_p}{N} (S_p + (m_p - m)(m_p - m)^T)
+
+    Args:
+        own: of this process; a process may have no rows.
+        group: the processes; default: all. Each of them must call this.
+
+    Returns:
+        The same on every process. `count` is an int on the CPU; elsewhere a tensor, which nobody reads on the host.
+
+    Each process fills one row of a table of zeros, so that the sum over processes gathers without rounding. The
+    gradient of a process's rows is that of the sum of all losses, as for torch.nn.SyncBatchNorm. Source: Chan, Golub
+    and LeVeque 1979, for more than two parts.
+    """
+    size, place = own.mean.shape[0], dist.get_rank(group)
+    row = torch.cat([own.mean.new_full((1,), float(own.count)), own.mean, own.covariance.reshape(-1)])
+    below = dist.get_world_size(group) - 1 - place
+    table = nn.functional.pad(row[None], (0, 0, place, below))
+    table = _Sum.apply(table, group)
+    counts, means, covariances = table[:, 0].detach(), table[:, 1:1 + size], table[:, 1 + size:]
+    count = counts.sum()
+    share = counts / count.clamp(min=1)  # [P]
+    mean = share @ means
+    apart = means - mean
+    covariance = (share @ covariances).view(size, size) + apart.t() @ (share[:, None] * apart)
+    return Moments(int(count) if count.device.type == "cpu" else count, mean, covariance)
+
+
 def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Moments | None = None) -> AffineMaps:
     r"""The maps of x to every output of a chain of batch norms and linear maps.
 
@@ -42,17 +90,21 @@ def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Mom
     (mean, unbiased variance, momentum or the cumulative average, num_batches_tracked); norms in evaluation mode take
     theirs. Weights of parametrised maps (spectral norm) are evaluated once a call. Hooks of the modules do not run.
 
+    In training, blocks with torch.nn.SyncBatchNorm (what its convert_sync_batchnorm makes of a model) take the moments
+    of all processes, one all-reduce a call; BatchNorm1d those of its own process, with DistributedDataParallel too.
+
     Args:
         x: [N, D]; half precision is taken to the parameters' dtype, autocast is off inside.
         first: the linear map D -> H_0.
-        blocks: pairs (BatchNorm1d(H_{i-1}), Linear(H_{i-1}, H_i)), for instance nn.Sequential of the two.
-        of_batch: `moments` of a batch that is more than x, such as the sum over processes; default: x's own.
+        blocks: pairs (BatchNorm1d(H_{i-1}) or SyncBatchNorm, Linear(H_{i-1}, H_i)), for instance nn.Sequential of both.
+        of_batch: `moments` of a batch that is more than x; default: x's own, or with SyncBatchNorm `moments_of_all`.
 
     Returns:
         Rows, and for each block weight [H_i, D] and bias [H_i]: p_i = rows weight^T + bias.
 
     Raises:
-        ValueError: wrong shapes or modules; one row where a norm takes the batch's statistics, as torch does.
+        ValueError: wrong shapes or modules; norms that take the statistics of different processes; one row where a norm
+            takes the batch's statistics, as torch does.
 
     Derivatives of any order in x and the parameters. Variances are formed in float64 from the covariance of centred
     rows, so that float32 is as good as in the plain chain. Source: the branches of the ACE code's SchNet and EGNO
@@ -71,7 +123,7 @@ def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Mom
         rows = x = x.to(first.weight.dtype)
         weight, bias = _affine(first)
         if any(_takes_batch(norm) for norm, _ in pairs):
-            batch = moments(x) if of_batch is None else of_batch
+            batch = _moments(x, pairs) if of_batch is None else of_batch
             if isinstance(batch.count, int) and batch.count == 1:
                 raise ValueError("Expected more than 1 value per channel when training, got input size "
                                  f"{torch.Size([1, first.out_features])}")
@@ -87,7 +139,7 @@ def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Mom
     return AffineMaps(rows, weights, biases)
 
 
-def _checked(x, first, blocks) -> list[tuple[nn.BatchNorm1d, nn.Linear]]:
+def _checked(x, first, blocks) -> list[tuple[nn.Module, nn.Linear]]:
     """The pairs of the chain, whose widths fit."""
     if not isinstance(first, nn.Linear):
         raise ValueError(f"affine_chain: first must be a Linear, got {type(first).__name__}")
@@ -98,7 +150,7 @@ def _checked(x, first, blocks) -> list[tuple[nn.BatchNorm1d, nn.Linear]]:
     for i, block in enumerate(blocks):
         block = tuple(block)
         names = [type(module).__name__ for module in block]
-        if len(block) != 2 or not isinstance(block[0], nn.BatchNorm1d) or not isinstance(block[1], nn.Linear):
+        if len(block) != 2 or not isinstance(block[0], NORMS) or not isinstance(block[1], nn.Linear):
             raise ValueError(f"affine_chain: blocks[{i}] must be (BatchNorm1d, Linear), got {names}")
         norm, linear = block
         if (norm.num_features, linear.in_features) != (width, width):
@@ -115,11 +167,29 @@ def _affine(linear: nn.Linear) -> tuple[Tensor, Tensor]:
     return weight, weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.double()
 
 
-def _takes_batch(norm: nn.BatchNorm1d) -> bool:
+def _takes_batch(norm: nn.Module) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def _normed(norm: nn.BatchNorm1d, weight: Tensor, bias: Tensor, batch: Moments | None) -> tuple[Tensor, Tensor]:
+def _group(norm: nn.Module) -> "dist.ProcessGroup | None":
+    """The processes whose rows the norm sees; None: its own alone."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not (norm.training and dist.is_available() and dist.is_initialized()):
+        return None
+    group = norm.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def _moments(x: Tensor, pairs: list) -> Moments:
+    """Of the rows that the norms see."""
+    groups = [_group(norm) for norm, _ in pairs if _takes_batch(norm)]
+    group = groups[0]
+    if any(other is not group for other in groups):
+        raise ValueError("affine_chain: blocks must have norms that take the statistics of the same processes, got "
+                         f"{[type(norm).__name__ for norm, _ in pairs]}; use convert_sync_batchnorm on the whole model")
+    return moments(x) if group is None else moments_of_all(moments(x), group)
+
+
+def _normed(norm: nn.Module, weight: Tensor, bias: Tensor, batch: Moments | None) -> tuple[Tensor, Tensor]:
     """The map after the norm. On centred rows the bias is the mean over the batch, which the norm removes."""
     if _takes_batch(norm):
         var = ((weight @ batch.covariance) * weight).sum(1)
@@ -135,8 +205,8 @@ def _normed(norm: nn.BatchNorm1d, weight: Tensor, bias: Tensor, batch: Moments |
 
 
 @torch.no_grad()
-def _track(norm: nn.BatchNorm1d, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
-    """Running statistics, as torch.nn.BatchNorm1d: an empty batch counts and changes nothing else."""
+def _track(norm: nn.Module, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
+    """Running statistics, as torch's norms: an empty batch counts and changes nothing else."""
     if not (norm.training and norm.track_running_stats) or norm.running_mean is None:
         return
     if norm.num_batches_tracked is not None:
