@@ -1,9 +1,9 @@
 """Workload `mocap_egno`: one optimiser step of ACE-EGNO on human motion; versions: bench/training.py.
 
-The published setting: 128 channels, 6 layers, 5 time steps up to 30 frames on, 2 modes, 31 joints with bones and
+The published setting: 128 channels, 6 layers, the last 5 of the 30 frames ahead, 2 modes, 31 joints with bones and
 pairs two bones apart, relaxed; forward, mean squared error of the positions, backward, Adam, dual step. The run of the
-CMU data where shared/data/mocap_run.npz is at hand, else a generated skeleton in motion. The graph of all steps is
-made once before the step (`prepare_ms`).
+CMU data where shared/data/mocap_run.npz is at hand, else a generated skeleton in motion, as batches of
+ace_fast.data.mocap. The graph of all steps is made once before the step (`prepare_ms`).
 """
 
 import time
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ace_fast.data.mocap import MotionSamples, egno_inputs, motion_samples, target_frames
+from ace_fast.data.mocap_files import FPS, Recordings, read_npz
 from ace_fast.models import EGNO
 
 from . import gate, molecules, steps, training
@@ -23,6 +25,7 @@ CASES, GPU_CASES = ("batch12", "batch128"), ()
 TIMING = {"burst": 2, "warmup": 2, "budget_s": 120.0}
 LAYERS, HIDDEN, STEPS, MODES, AHEAD = 6, 128, 5, 2, 30
 JOINTS = 31
+HIP = 17.0  # height of the generated skeleton's root
 
 
 class FastEGNO(EGNO):
@@ -32,22 +35,25 @@ class FastEGNO(EGNO):
         return super().forward(graph.x, graph.h, graph.frames, graph.edge_attr, graph.v, graph.loc_mean)[0]
 
 
-def motion(count: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Frames 0, 1 and AHEAD / STEPS apart of `count` samples, [count, STEPS + 2, JOINTS, 3], bones [JOINTS - 1, 2]."""
-    offsets = np.array([0, 1, *(AHEAD // STEPS * np.arange(1, STEPS + 1))])
+def motion(count: int) -> MotionSamples:
+    """`count` moments of the run where the file is at hand, else of a generated skeleton in motion."""
+    frames = target_frames(AHEAD, STEPS, "last")
     file = molecules.find_file("mocap_run.npz")
     if file is not None:
-        with np.load(file) as data:
-            starts = (data["offsets"][:-1, None] + data["start_frames"]).flatten()
-            starts = starts[np.random.RandomState(0).permutation(len(starts))[:count]]
-            return data["pos"][starts[:, None] + offsets].astype(np.float64), data["edges"].astype(np.int64), "CMU run"
+        recordings = read_npz(file)._replace(source="CMU run")
+        samples = motion_samples(recordings, list(enumerate(recordings.starts)), frames)
+        return samples.subset(np.random.RandomState(0).permutation(len(samples))[:count])
     g = np.random.RandomState(0)
     bones = np.array([(j, g.randint(max(0, j - 3), j)) for j in range(1, JOINTS)])
-    rest = np.zeros((count, 1, JOINTS, 3))
+    rest, t = np.zeros((count, 1, JOINTS, 3)), np.arange(AHEAD + 1)[None, :, None, None]
+    rest[:, :, 0, 1] = HIP
     for child, parent in bones:
         rest[:, :, child] = rest[:, :, parent] + g.normal(size=3)
-    swing = g.normal(size=(count, 1, JOINTS, 3)) * np.sin(offsets / 15.0)[None, :, None, None]
-    return rest + swing + offsets[None, :, None, None] * np.array([0.0, 0.0, 0.05]), bones, "generated"
+    swing = g.normal(size=(count, 1, JOINTS, 3)) * np.sin(t / 15.0)
+    pos = tuple(rest + swing + t * np.array([0.0, 0.0, 0.05]))
+    names = tuple(map(str, range(count))), tuple(map(str, range(JOINTS)))
+    recordings = Recordings(names[0], pos, names[1], bones, "generated", FPS, None)
+    return motion_samples(recordings, [(k, np.array([0])) for k in range(count)], frames)
 
 
 def load(case: str, device: str, dtype: torch.dtype) -> Data:
@@ -56,27 +62,21 @@ def load(case: str, device: str, dtype: torch.dtype) -> Data:
     if not case.startswith("batch") or not number.isdigit() or int(number) < 2:
         raise ValueError(f"mocap_egno: the case must be batchN with N >= 2 samples, as in {', '.join(CASES)}, "
                          f"got {case!r}")
-    frames, bones, source = motion(int(number))
-    count = len(frames)
-    near = np.zeros((JOINTS, JOINTS))
-    near[bones[:, 0], bones[:, 1]] = near[bones[:, 1], bones[:, 0]] = 1
-    hops = np.where(near > 0, 1, np.where((near @ near > 0) & ~np.eye(JOINTS, dtype=bool), 2, 0))
-    pairs = torch.from_numpy(np.stack(hops.nonzero()))  # [2, 130] for the CMU skeleton
+    samples = motion(int(number))
+    count = len(samples)
     start = time.perf_counter()
-    edges = (pairs[:, None] + JOINTS * torch.arange(count)[None, :, None]).flatten(1)
-    x, v = (torch.from_numpy(a).flatten(0, 1) for a in (frames[:, 0], frames[:, 1] - frames[:, 0]))
-    kind = torch.from_numpy(hops)[pairs[0], pairs[1]].double().repeat(count)[:, None]
-    length = (x[edges[0]] - x[edges[1]]).norm(dim=1, keepdim=True)
-    graph = SimpleNamespace(
-        x=x, v=v, h=torch.cat([v.norm(dim=1, keepdim=True), x[:, 1:2] / 10], 1), edge_attr=torch.cat([kind, length], 1),
-        loc_mean=x.view(count, JOINTS, 3).mean(1, keepdim=True).expand(-1, JOINTS, -1).flatten(0, 1))
+    batch = samples.batch(range(count))
+    given = egno_inputs(batch.pos, batch.vel, batch.edge_index, batch.kind, JOINTS, batch.height / batch.height.max())
+    graph = SimpleNamespace(x=batch.pos, v=batch.vel, h=given["h"], edge_attr=given["edge_fea"],
+                            loc_mean=given["loc_mean"])
     graph = SimpleNamespace(**{name: t.to(device, dtype) for name, t in vars(graph).items()},
-                            edge_index=edges.to(device))
+                            edge_index=batch.edge_index.flip(0).to(device))  # sums at row 0, as the original has it
     model = _model(FastEGNO)
-    graph.frames = model.frames(graph.edge_index, count * JOINTS)
+    graph.frames = model.frames(graph.edge_index, batch.num_nodes)
     prepare_ms = 1e3 * (time.perf_counter() - start)
-    target = torch.from_numpy(frames[:, 2:]).transpose(0, 1).flatten(0, 2)  # [T N, 3]
-    sizes = {"samples": count, "nodes": STEPS * count * JOINTS, "edges": STEPS * edges.shape[1], "source": source}
+    target = batch.target.transpose(0, 1).flatten(0, 1)  # [T N, 3]
+    sizes = {"samples": count, "nodes": STEPS * batch.num_nodes, "edges": STEPS * batch.edge_index.shape[1],
+             "source": samples.source}
     state = steps.state_of(lambda: _model(FastEGNO))
     torch.manual_seed(0)
     drawn = {n: b for n, b in _model(FastEGNO).named_buffers() if n.endswith(("._u", "._v"))}

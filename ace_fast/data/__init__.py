@@ -1,6 +1,7 @@
-"""Data sets: graphs as flat arrays and offsets, molecules, labelled point clouds, and the batchers over them."""
+"""Data sets: graphs as flat arrays and offsets, molecules, motions, labelled point clouds, and their batchers."""
 
 from .batching import Batch, Batcher, FlatDataset
+from .mocap import MotionSamples, mocap
 from .modelnet import modelnet
 from .nbody import NBodySettings, nbody, simulate
 from .pointclouds import CloudBatcher, PointClouds, drop_points, normalise, rotate, rotations
@@ -15,10 +16,12 @@ __all__ = [
     "CloudBatcher",
     "FlatDataset",
     "MolecularGraphs",
+    "MotionSamples",
     "NBodySettings",
     "PointClouds",
     "drop_points",
     "generated_shapes",
+    "mocap",
     "modelnet",
     "nbody",
     "normalise",

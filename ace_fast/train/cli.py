@@ -51,7 +51,8 @@ def _parser() -> _Parser:
                          help="nbody: .npz with pos and vel [G, n, 3], charges [G, n]; or [N, 3], [N] and offsets "
                               "[G + 1]. modelnet: .npy with [N, 3] or [B, N, 3], .npz with points and, for [M, 3], "
                               "offsets [B + 1], or a mesh .off. qm9: .xyz, or .npz with z [N], pos [N, 3] and, for "
-                              "several molecules, offsets [G + 1]")
+                              "several molecules, offsets [G + 1]. mocap: .npz with pos and vel [G, J, 3], or .amc "
+                              "with its .asf beside it")
     predict.add_argument("--output", type=Path,
                          help="file to write, for qm9 also a .csv (default: <INPUT>-predicted.npz)")
     predict.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")

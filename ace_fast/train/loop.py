@@ -41,7 +41,7 @@ def train(
     Args:
         out: the run folder; by default runs/<task>-<preset>-<time>.
         preset: "demo", "paper", "original_code" or another one of the task.
-        task: "nbody" or "qm9" (SEGNN), or "modelnet" (VN-DGCNN).
+        task: "nbody" or "qm9" (SEGNN), "modelnet" (VN-DGCNN), or "mocap" (EGNO).
         resume: continue the run in `out`; its own task and settings are used, and `given` may change only epochs
             (under a constant lr_schedule), data and threads.
         quiet: no progress on stderr.
@@ -200,6 +200,8 @@ class _Training:
             loss = self.training.loss(self.model, batch)
             self.optimizer.zero_grad()
             (loss + self.ace.penalty() if self.ace else loss).backward()
+            if self.config.get("clip"):
+                torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.config["clip"])
             self.optimizer.step()
             if self.ace:
                 self.ace.step()
