@@ -73,7 +73,7 @@ class Predictor(PredictorBase):
         G, J = pos.shape[:2]
         about = Recordings((), (), self.joints, np.array(self.facts["bones"]).reshape(-1, 2), "", FPS, None)
         node = {"pos": pos, "vel": vel, "height": pos[..., 1:2] / HEIGHT}
-        flat = {name: x.reshape(G * J, -1).cpu().numpy() for name, x in node.items()}
+        flat = {name: x.flatten(0, 1).cpu().numpy() for name, x in node.items()}
         data = skeleton_graphs(about, flat, {}, np.array(self.frames))
         mocap_graphs.check_heights("predict", data, self.config, self.facts)
         forward, size = mocap_graphs.Forward(self.config, self.facts), mocap_graphs.chunk(self.config)
