@@ -255,7 +255,7 @@ def test_predictions_of_wrong_input_are_refused(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match="must hold the .asf file of 07_01.amc, got none; put it there"):
         predictor.answer(tmp_path / "07_01.amc")
     for text, message in ((asf(units="length 1.0\nangle deg"), "in the run's unit of 5.644 cm, got one of 2.54 cm"),
-                          (asf("trunk 0 1 0 2 0 0 0 rx ry rz", "root trunk"), "frame 1 must be of the joints of the skeleton"),
+                          (asf("trunk 0 1 0 2 0 0 0 rx ry rz", "root trunk"), "frame 1 must be of the joints of"),
                           (asf(hierarchy="root trunk leg\nleg arm"), "must have the skeleton of the run, 4 joints")):
         (tmp_path / "07.asf").write_text(text)
         with pytest.raises(ValueError, match=message):
