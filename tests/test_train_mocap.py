@@ -12,7 +12,7 @@ from mocap_toys import SHARED, amc, asf, motion, npz
 
 from ace_fast.data import mocap as read
 from ace_fast.data.mocap_files import read_amc_file
-from ace_fast.models.egno import GAMMAS
+from ace_fast.models.branches import GAMMAS
 from ace_fast.train import cli, load, options, report, train
 from ace_fast.train.evaluate import evaluate_run
 from ace_fast.train.progress import EpochProgress
