@@ -28,6 +28,12 @@ def adjacency(neighbour: Tensor, ptr: Tensor, back: Tensor, back_ptr: Tensor) ->
         return Adjacency(neighbour, ptr, back, back_ptr, _chunks(neighbour, ptr), symmetric)
 
 
+def symmetric_adjacency(neighbour: Tensor, ptr: Tensor) -> Adjacency:
+    """Of neighbour lists that are known to be the same both ways."""
+    with torch.inference_mode(False):
+        return Adjacency(neighbour, ptr, neighbour, ptr, _chunks(neighbour, ptr), True)
+
+
 def _keys(neighbour: Tensor, ptr: Tensor) -> Tensor:
     """One number for each edge, in the order of targets and then of sources."""
     nodes = ptr.shape[0] - 1

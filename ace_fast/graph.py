@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .adjacency import Adjacency, adjacency
+from .adjacency import Adjacency, adjacency, symmetric_adjacency
 
 
 class Segments(NamedTuple):
@@ -149,3 +149,25 @@ class Graph:
         nodes = (f"{self.num_sources} sources, {self.num_targets} targets" if isinstance(self.num_nodes, tuple)
                  else f"{self.num_nodes} nodes")
         return f"Graph({nodes}, {self.num_edges} edges)"
+
+
+class SymmetricGraph(Graph):
+    """The `Graph(edge_index, N)` of edges that are known to be sorted by target, then source, each with its reverse and
+    none twice: nothing is checked or sorted, and `sources` and `targets` are found at their first use.
+
+    Args:
+        edge_index: [2, E] int64. ptr: [N + 1] int64, node n receives the edges ptr[n] .. ptr[n + 1] - 1.
+    """
+
+    def __init__(self, edge_index: Tensor, ptr: Tensor):
+        self.num_nodes = self.num_sources = self.num_targets = ptr.shape[0] - 1
+        self.edge_index, self.num_edges = trainable(edge_index), edge_index.shape[1]
+        self.adjacency = symmetric_adjacency(self.edge_index[0], trainable(ptr))
+
+    @functools.cached_property
+    def sources(self) -> Segments:
+        return sorted_segments(self.edge_index[0], self.num_sources)
+
+    @functools.cached_property
+    def targets(self) -> Segments:
+        return sorted_segments(self.edge_index[1], self.num_targets)

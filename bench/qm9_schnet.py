@@ -3,24 +3,30 @@
 The published setting: 64 channels and filters, 50 Gaussians, 6 interactions, 10 Å, at most 32 neighbours (no molecule
 has more), relaxed; forward, mean absolute error of the polarisability, backward, Adam, dual step. Molecules:
 bench/molecules.py. Edges are found once before the step for all versions alike (`prepare_ms`), distances in the step.
+`end_to_end` draws a new batch of the same molecules before each step, in another order, as `ace-fast train qm9` does.
 Cases: batchN with exact filters, batchN_table with filters from a table of 1024 knots.
 """
 
+import itertools
 import re
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ace_fast import Graph, segments
+from ace_fast.data import Batcher, FlatDataset, radius_edges
+from ace_fast.data.molecules import Molecules
 from ace_fast.models import SchNet
+from ace_fast.train.tasks.qm9_models import MODELS
 
 from . import gate, molecules, steps, training
 from .eager_schnet import EagerSchNet
-from .training import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
+from .training import GPU_EXTRAS, Data  # noqa: F401  a workload's names
 
+EXTRAS = (*training.EXTRAS, "end_to_end")
 CASES, GPU_CASES = ("batch256_table", "batch256", "batch4096_table"), ("batch4096",)
 TIMING = {"burst": 2, "warmup": 2, "budget_s": 120.0}
 HIDDEN, CUTOFF = 64, 10.0
@@ -54,15 +60,40 @@ def load(case: str, device: str, dtype: torch.dtype) -> Data:
     """The case's batch and weights, the same in every process."""
     count, kind = parse("qm9_schnet", case, "molecules")
     found, source = molecules.load(count)
-    sizes, target = torch.from_numpy(np.diff(found.offsets)), torch.from_numpy(found.targets[molecules.TARGET])
     start = time.perf_counter()
-    edges = torch.from_numpy(molecules.edges(found, CUTOFF))
-    graph = batch_of(torch.from_numpy(found.z.astype(np.int64)), torch.from_numpy(found.pos), sizes, edges, device,
-                     dtype)
+    data = data_of(found)
+    batch = data.batch(range(count))
+    graph = batch_of(batch.z.long(), batch.pos, batch.ptr.diff(), batch.edge_index, device, dtype)
     prepare_ms = 1e3 * (time.perf_counter() - start)
-    sizes = {"molecules": count, "nodes": len(found.pos), "edges": edges.shape[1], "source": source, "filter": kind}
-    return Data(graph, target[:, None].to(device, dtype), steps.state_of(lambda: model_of(FastSchNet, "exact")),
-                prepare_ms, sizes)
+    sizes = {"molecules": count, "samples": count, "nodes": len(found.pos), "edges": data.edge_index.shape[1],
+             "source": source, "filter": kind}
+    return Data(graph, batch.target.to(device, dtype), steps.state_of(lambda: model_of(FastSchNet, "exact")),
+                prepare_ms, sizes, draw=drawing(data, count, device, dtype))
+
+
+def data_of(found: Molecules) -> FlatDataset:
+    """Elements z, positions pos, edges within the cutoff and the target [G, 1] of molecules."""
+    edges, ends = radius_edges(found.pos, found.offsets, CUTOFF)
+    node = {"z": torch.from_numpy(found.z), "pos": torch.from_numpy(found.pos)}
+    target = torch.from_numpy(found.targets[molecules.TARGET])[:, None]
+    return FlatDataset(node, torch.from_numpy(found.offsets), torch.from_numpy(edges).to(torch.uint8),
+                       torch.from_numpy(ends), graph={"target": target})
+
+
+def drawing(data: FlatDataset, count: int, device: str, dtype: torch.dtype
+            ) -> Callable[[], tuple[SimpleNamespace, Tensor]]:
+    """Gives the next batch of `count` molecules at each call, made by what `ace-fast train qm9` makes batches with."""
+    model = MODELS["schnet"]
+    prepared = model.prepare(data, {"device": device, "dtype": str(dtype).removeprefix("torch.")})
+    prepared.graph["target"] = prepared.graph["target"].to(dtype)
+    batches = itertools.chain.from_iterable(itertools.repeat(Batcher(prepared, count, drop_last=True)))
+
+    def draw() -> tuple[SimpleNamespace, Tensor]:
+        batch = next(batches)
+        names = ("z", "pos", "segments", "graph")
+        return SimpleNamespace(**dict(zip(names, model.inputs(batch), strict=True))), batch.target
+
+    return draw
 
 
 def model_of(kind: type, filters: str) -> torch.nn.Module:
@@ -82,7 +113,7 @@ def _task(data: Data) -> training.Task:
 
 
 def variant(name: str, data: Data) -> steps.Variant:
-    """"eager", "compiled", "fast" or one of EXTRAS and GPU_EXTRAS."""
+    """"eager", "compiled", "fast" or one of EXTRAS ("end_to_end": drawing the batch included) and GPU_EXTRAS."""
     return training.variant(_task(data), name, data)
 
 

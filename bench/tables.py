@@ -47,6 +47,9 @@ def workloads(rows: list[dict[str, Any]]) -> None:
             continue
         if row.get("compiled_reason"):
             notes.append(f"{name}: no compiled time: {row['compiled_reason']}")
+        if "end_to_end_share" in row:
+            notes.append(f"{name}: end to end {number(row['end_to_end_samples_per_s'])} samples/s, "
+                         f"{100 * row['end_to_end_share']:.0f} % of the step's {number(row['samples_per_s'])}")
         table.add_row(
             name, *(number(row[f"{v}_ms"]) for v in ("eager", "compiled", "fast")),
             f"{number(row['fast_q20_ms'])} to {number(row['fast_q80_ms'])}", f"{row['speedup']:.2f}x",
@@ -112,5 +115,5 @@ def _show(table: Table, notes: list[str]) -> None:
         _console.print(table)
     for note in notes:
         harmless = any(words in note for words in ("no compiled time", "not run on", "is less exact", "not installed",
-                                                   "takes CUDA tensors"))
+                                                   "takes CUDA tensors", "end to end"))
         _console.print(note, style="yellow" if harmless else "red", highlight=False, markup=False)

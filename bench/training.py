@@ -6,6 +6,7 @@ compiled  the same under torch.compile (e3nn's generated code unscripted, so tha
 fast      ace_fast's model and ace_fast.ACE with the paper's undamped step sizes, Adam(fused=True) as `ace-fast train`
           has it
 fast_plain_adam   the same with the Adam of the eager version, to show what the models alone are worth
+end_to_end   `fast` on a new batch each time, the time to draw it from the data set included (workloads that draw)
 graph     on a GPU: the whole step of `fast` (forward, backward, Adam, ACE) captured in a CUDA graph and replayed, the
           batch copied into place before each replay; only batches of the very same structure can share a capture
 """
@@ -35,6 +36,7 @@ class Data(NamedTuple):
     prepare_ms: float
     sizes: dict[str, int]  # `nodes` among them
     buffers: dict[str, Tensor] = {}  # noqa: RUF012  those that are drawn at random, by name
+    draw: Callable[[], tuple[SimpleNamespace, Tensor]] | None = None  # the next batch of the data set: graph, target
 
 
 class Task(NamedTuple):
@@ -63,6 +65,15 @@ def _loss(task: Task, data: Data, dtype: torch.dtype | None = None) -> steps.Los
     return lambda call: task.loss(call(graph), graph, target)
 
 
+def _loss_of_drawn(task: Task, data: Data) -> steps.LossOf:
+    """The loss on the next batch of the data set."""
+    def loss_of(call: Callable) -> tuple[Tensor, Tensor]:
+        graph, target = data.draw()
+        return task.loss(call(graph), graph, target)
+
+    return loss_of
+
+
 def _cast(graph: SimpleNamespace, dtype: torch.dtype | None) -> SimpleNamespace:
     if dtype is None:
         return graph
@@ -71,13 +82,14 @@ def _cast(graph: SimpleNamespace, dtype: torch.dtype | None) -> SimpleNamespace:
 
 
 def variant(task: Task, name: str, data: Data) -> Variant:
-    """"eager", "compiled", "fast" or one of EXTRAS and GPU_EXTRAS."""
+    """"eager", "compiled", "fast", "end_to_end" or one of EXTRAS and GPU_EXTRAS."""
     loss_of = _loss(task, data)
-    if name in ("fast", *EXTRAS, *GPU_EXTRAS):
+    if name in ("fast", "end_to_end", *EXTRAS, *GPU_EXTRAS):
         model = _build(task, task.fast, data)
-        options = {"fast": {"fused": True}, "graph": {"fused": True, "capturable": True}}.get(name, {})
+        options = {"graph": {"fused": True, "capturable": True}, "fast_plain_adam": {}}.get(name, {"fused": True})
         adam = lambda parameters: torch.optim.Adam(parameters, lr=task.lr, **options)  # noqa: E731
-        step = steps.fast_step(model, loss_of, adam, ACE(model, lr=task.lr, dual_lr=task.dual_lr))
+        timed = _loss_of_drawn(task, data) if name == "end_to_end" else loss_of
+        step = steps.fast_step(model, timed, adam, ACE(model, lr=task.lr, dual_lr=task.dual_lr))
         if name == "graph":
             read = [x for x in vars(data.graph).values() if isinstance(x, Tensor) and x.is_floating_point()]
             return steps.graph_variant(model, loss_of, step, [*read, data.target])

@@ -1,6 +1,7 @@
 """Runs a workload: gate, interleaved timing, memory in child processes, one row per case and device.
 
-A workload is a module with CASES, GPU_CASES (run on a GPU besides), EXTRAS (more versions, timed beside the three),
+A workload is a module with CASES, GPU_CASES (run on a GPU besides), EXTRAS (more versions, timed beside the three;
+"end_to_end" is `fast` with the drawing of its batches, of `sizes["samples"]` samples),
 GPU_EXTRAS (on a GPU besides; they may fail, with a reason), TIMING (options of timing.interleaved),
 `load(case, device, dtype) -> data` with `sizes` and `prepare_ms`,
 `variant("eager" | "compiled" | "fast" | extra, data)` with a `step` and a `check`, and `judge(data, eager's numbers)`,
@@ -129,6 +130,10 @@ def _time(variants: dict, first: dict, device: str, repeats: int, options: dict,
     row["speedup"] = row["eager_ms"] / row["fast_ms"]
     if row["compiled_ms"] is not None:
         row["speedup_over_compiled"] = row["compiled_ms"] / row["fast_ms"]
+    if "end_to_end" in times:
+        row |= {"samples_per_s": 1e3 * row["samples"] / row["fast_ms"],
+                "end_to_end_samples_per_s": 1e3 * row["samples"] / row["end_to_end_ms"],
+                "end_to_end_share": row["fast_ms"] / row["end_to_end_ms"]}
     if "graph" in times:
         row["graph_speedup"] = row["eager_ms"] / row["graph_ms"]
     row |= {"noise": timing.noise(times["fast"], times["again"]), "rounds": times["fast"].rounds}

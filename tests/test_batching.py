@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ace_fast.data import Batch, Batcher, FlatDataset
+from ace_fast import Graph, segments
+from ace_fast.data import Batch, Batcher, FlatDataset, checks, symmetric_edges
 
 SIZES = [3, 1, 4, 0, 5, 2, 6, 2]
 
@@ -330,7 +331,7 @@ def test_graph_values_that_are_not_finite():
         ({"edge": {"x": torch.zeros(3)}}, "array names must be identifiers, each used once, .* got 'x'"),
         ({"edge": {"ptr": torch.zeros(3)}}, "array names must be .* none of batch, .* got 'ptr'"),
         ({"edge": {"a b": torch.zeros(3)}}, "array names must be identifiers, .* got 'a b'"),
-        ({"edge_index": torch.zeros(3, 2)}, r"edge_index must be int64 \[2, E\], got torch.float32 \[3, 2\]"),
+        ({"edge_index": torch.zeros(3, 2)}, r"edge_index must be int64 \[2, E\] \(or .*\), got torch.float32 \[3, 2\]"),
         ({"edge_index": [[0, 0, 0], [0, 2, 0]]}, "got an edge that leaves graph 1, which has 2 nodes; number"),
         ({"edge_index": [[0, 0, -1], [0, 1, 0]]}, "must stay within its graph, got an edge that leaves graph 2"),
     ],
@@ -361,3 +362,72 @@ def test_wrong_indices(indices, message):
     for take in (data.batch, data.subset):
         with pytest.raises(ValueError, match=f"FlatDataset: {message}"):
             take(indices)
+
+
+# ---- graphs of a batch
+
+
+def molecules(counts=(3, 1, 5, 0, 4, 2), reach=0.7, dtype=torch.uint8):
+    """Random pairs of nodes both ways, sorted by target and then source; all pairs where reach is 1."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for n in counts:
+        pairs = np.triu(rng.uniform(size=(n, n)) < reach, 1)
+        parts.append(torch.from_numpy(pairs | pairs.T).nonzero().t().flip(0))
+    edges = torch.cat(parts, 1).to(dtype)
+    return FlatDataset({"x": torch.rand(sum(counts))}, offsets(counts), edges, offsets([p.shape[1] for p in parts]))
+
+
+def test_small_types_of_edges_give_the_same_batches():
+    gold = molecules(dtype=torch.int64)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        data = molecules(dtype=dtype)
+        for mine in (data, data.subset(range(6)), data.to("cpu")):
+            assert mine.edge_index.dtype == dtype
+            assert torch.equal(mine.batch([4, 0, 2]).edge_index, gold.batch([4, 0, 2]).edge_index)
+    uniform = [molecules((3, 3), 1.0, dtype).batch([1, 0]).edge_index for dtype in (torch.uint8, torch.int64)]
+    assert torch.equal(*uniform) and uniform[0].dtype == torch.int64
+    with pytest.raises(ValueError, match=r"edge_index must be int64 \[2, E\] \(or uint8, int16, int32\), got torch.f"):
+        FlatDataset({}, torch.tensor([0, 2]), torch.zeros(2, 1), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("index", [[4, 0, 2, 2, 1, 3], [1], [3], []])
+@pytest.mark.parametrize("reach", [0.7, 1.0])
+def test_the_graph_of_a_symmetric_batch_is_the_sorted_one(index, reach):
+    data = molecules(reach=reach)
+    assert symmetric_edges(data)
+    data.symmetric = True
+    batch = data.subset(range(6)).to("cpu").batch(index)
+    mine, gold = batch.graph(), Graph(batch.edge_index, batch.num_nodes)
+    assert batch.symmetric and batch.to(dtype=torch.float64).symmetric and isinstance(mine, Graph)
+    for name in ("num_nodes", "num_sources", "num_targets", "num_edges"):
+        assert getattr(mine, name) == getattr(gold, name)
+    for a, b in zip((*mine.sources, *mine.targets, *mine.adjacency, mine.degree),
+                    (*gold.sources, *gold.targets, *gold.adjacency, gold.degree), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert repr(mine) == repr(gold)
+    for a, b in zip(batch.segments(), segments(batch.batch, len(index)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_uniform_batches_know_it_too():
+    data = molecules((3, 3, 3), 1.0)
+    assert data.uniform and not data.batch([0]).symmetric and type(data.batch([0]).graph()) is Graph
+    data.symmetric = True
+    assert all(batch.symmetric for batch in Batcher(data, 2))
+
+
+@pytest.mark.parametrize(("edges", "answer"), [
+    ([[1, 0], [0, 1]], True), ([[], []], True), ([[0, 1, 0, 1], [0, 0, 1, 1]], True),
+    ([[1], [0]], False), ([[1, 1, 0], [0, 0, 1]], False), ([[2, 1, 0, 0], [0, 0, 1, 2]], False),
+])
+def test_symmetry_is_found(edges, answer, monkeypatch):
+    """No edge without its reverse, none twice, sources sorted; in a graph among others, in one block or several."""
+    edges = torch.tensor(edges, dtype=torch.int64)
+    whole, ends = torch.tensor([[1, 0], [0, 1]]), [2, edges.shape[1], 2]
+    data = FlatDataset({}, offsets([2, 3, 2]), torch.cat([whole, edges, whole], 1), offsets(ends), check=False)
+    assert symmetric_edges(data) == answer
+    monkeypatch.setattr(checks, "_SQUARES", 9)
+    assert symmetric_edges(data) == answer
+    monkeypatch.setattr(checks, "_SQUARES", 8)
+    assert not symmetric_edges(data)  # a graph too large to look at

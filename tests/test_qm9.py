@@ -111,6 +111,16 @@ def test_the_split_is_the_published_one():
         assert [len(part) for part in split_indices(count)] == sizes
 
 
+def test_the_split_of_schnet_is_the_ace_codes():
+    """torch-geometric's shuffle draws torch.randperm after torch.manual_seed; then 80, 10 and 10 %."""
+    torch.manual_seed(43)
+    order = torch.randperm(130_831).numpy()
+    parts = split_indices(130_831, 43, "ace")
+    np.testing.assert_array_equal(np.concatenate(parts), order)
+    assert [len(part) for part in parts] == [104_664, 13_083, 13_084]
+    assert [len(part) for part in split_indices(10, 0, "ace")] == [8, 1, 1]
+
+
 def test_splits_are_disjoint_and_follow_the_seed(tmp_path):
     root = sdf(tmp_path / "data")
     parts = [load(root, split).graph["gdb_id"].tolist() for split in ("train", "valid", "test")]
@@ -129,6 +139,8 @@ def test_a_file_with_a_split_keeps_it(tmp_path):
         found = load(path, split).graph["gdb_id"].tolist()
         assert sorted(found) == np.array(KEPT)[codes == code].tolist()
     assert load(path, "train").graph["gdb_id"].tolist() != sorted(load(path, "train").graph["gdb_id"].tolist())
+    ace = [load(path, split, scheme="ace").graph["gdb_id"].tolist() for split in ("train", "valid", "test")]
+    assert [len(part) for part in ace] == [8, 1, 1] and sorted(sum(ace, [])) == KEPT  # whatever the file says
     with pytest.raises(ValueError, match="the split of the file must have valid molecules, got none; mark some"):
         load(npz(tmp_path / "all.npz", split=np.zeros(10, int)), "valid")
 
@@ -147,6 +159,23 @@ def test_edges_by_brute_force():
         target, source = np.nonzero((distance < 1.7) & ~np.eye(b - a, dtype=bool))
         np.testing.assert_array_equal(index[:, ends[g] : ends[g + 1]], [source, target])
     assert ends[1] == 0 and ends[-1] == index.shape[1] > 0
+
+
+def test_edges_to_the_nearest_alone(tmp_path):
+    pos, ends = np.array([[0.0, 0, 0], [1, 0, 0], [2.5, 0, 0], [9, 0, 0], [9, 1, 0]]), np.array([0, 3, 5])
+    index, offsets = radius_edges(pos, ends, 3.0, 1)
+    assert index.tolist() == [[1, 0, 1, 1, 0], [0, 1, 2, 0, 1]] and offsets.tolist() == [0, 3, 5]
+    with pytest.raises(ValueError, match="max_num_neighbors must be 1 or more"):
+        radius_edges(pos, ends, 3.0, 0)
+    root = sdf(tmp_path / "data")
+    whole = load(root, radius=9.0)
+    assert whole.edge_index.dtype == torch.uint8 and whole.batch([0]).edge_index.dtype == torch.int64
+    files = len(list((tmp_path / "cache").iterdir()))
+    alike(load(root, radius=9.0, neighbours=5), whole)  # no atom has more than 5
+    assert len(list((tmp_path / "cache").iterdir())) == files
+    few = load(root, radius=9.0, neighbours=2)
+    counts = np.bincount(few.batch(range(10)).edge_index[1], minlength=few.num_nodes)
+    assert counts.max() == 2 and few.edge_index.shape[1] < whole.edge_index.shape[1]
 
 
 def test_edges_at_the_limits():

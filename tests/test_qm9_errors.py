@@ -32,6 +32,8 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
     ({"radius": 0}, r"radius must be positive and finite \(Å\), got 0"),
     ({"radius": -2.0}, r"radius must be positive and finite \(Å\), got -2.0"),
     ({"radius": float("nan")}, "radius must be positive and finite"),
+    ({"neighbours": 0}, "neighbours must be at least 1, got 0"),
+    ({"scheme": "random"}, "scheme must be one of cormorant, ace, got 'random'"),
     ({"seed": -1}, "seed must be at least 0, got -1"),
 ])
 def test_wrong_arguments(tmp_path, options, message):

@@ -17,7 +17,7 @@ from ace_fast.train.evaluate import evaluate_run
 from ace_fast.train.progress import EpochProgress
 from ace_fast.train.run import Run
 from ace_fast.train.tasks import qm9
-from ace_fast.train.tasks.qm9_models import MODELS, one_hot
+from ace_fast.train.tasks.qm9_models import MODELS, one_hot, radius_of
 
 pytestmark = pytest.mark.usefixtures("same_threads", "cache")
 real = pytest.mark.skipif(not SUBSET.exists(), reason="shared/data is not beside this checkout")
@@ -178,9 +178,10 @@ def test_total_energies_keep_their_digits(data):
     config = options.make_config(qm9, "demo", {k: v for k, v in TINY.items() if k not in ("task", "quiet")} | {
         "data": data, "target": "U0"})
     train_data, test = qm9.load(config, "train"), qm9.load(config, "test")
-    evaluation = qm9.Evaluation(config, qm9.facts(train_data), test, test)
-    split = evaluation._splits["test"]
-    np.testing.assert_allclose(split.value(split.scaled, qm9.facts(train_data)), test.graph["target"], rtol=1e-14)
+    facts = qm9.facts(train_data)
+    split = qm9.Evaluation(config, facts, test, test)._splits["test"]
+    found = split.value(split.scaled, facts["mean"], facts["spread"])
+    np.testing.assert_allclose(found, test.graph["target"], rtol=1e-14)
 
 
 def test_attributes_computed_once_are_those_of_each_batch(finished, monkeypatch):
@@ -233,11 +234,10 @@ def test_samples_are_the_first_of_each_split(data, tmp_path):
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"target": "mass"}, "--target must be one of mu, alpha, homo, lumo, gap, r2, zpve, U0, U, H, .* got 'mass'"),
-    ({"radius": 0.0}, "--radius must be more than 0, got 0.0"),
-    ({"radius": -1.0}, "--radius must be more than 0, got -1.0"),
+    ({"radius": -1.0}, "--radius must be at least 0, got -1.0"),
     ({"batch_size": 46}, "--batch-size must be at most the 45 training molecules, got 46; pass --batch-size 45 or"),
     ({"train_samples": 8}, "--batch-size must be at most the 8 training molecules, got 16; .* or more --train-samples"),
-    ({"model": "gcn"}, "--model must be one of segnn, got 'gcn'"),
+    ({"model": "gcn"}, "--model must be one of segnn, schnet, got 'gcn'"),
     ({"lr_schedule": "step"}, "--lr-schedule must be one of constant, cosine, multistep, got 'step'"),
     ({"lmax_attr": 9}, "--lmax-attr must be at most 6, got 9"),
     ({"data": "/nowhere"}, "nowhere must hold gdb9.sdf and gdb9.sdf.csv"),
@@ -303,7 +303,7 @@ def test_help_names_every_option_and_preset(capsys):
 
 def test_presets_are_the_published_settings():
     paper = options.make_config(qm9, "paper", {})
-    assert (paper["target"], paper["radius"], paper["batch_size"], paper["epochs"]) == ("alpha", 2.0, 1024, 600)
+    assert (paper["target"], radius_of(paper), paper["batch_size"], paper["epochs"]) == ("alpha", 2.0, 1024, 600)
     assert (paper["lr"], paper["lr_schedule"], paper["dual_lr"], paper["gamma_init"]) == (6e-4, "multistep", 1e-2, 1.0)
     assert (paper["norm"], paper["pool"], paper["layers"]) == ("instance", "avg", 5)
     assert (paper["train_samples"], paper["eval_samples"], paper["subtract_atomref"]) == (0, 0, False)

@@ -1,6 +1,7 @@
 """Data sets: graphs as flat arrays and offsets, molecules, motions, labelled point clouds, and their batchers."""
 
 from .batching import Batch, Batcher, FlatDataset
+from .checks import symmetric_edges
 from .mocap import MotionSamples, mocap
 from .modelnet import modelnet
 from .nbody import NBodySettings, nbody, simulate
@@ -31,4 +32,5 @@ __all__ = [
     "rotations",
     "shape_file",
     "simulate",
+    "symmetric_edges",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..graph import Graph, Segments, SymmetricGraph
 from .checks import as_integer, as_tensor, check_edges, check_finite, check_names, check_shapes
 
 
@@ -22,6 +23,8 @@ class Batch:
         num_graphs, num_nodes: G and N as ints.
         structure_key: a string that two batches share only if edge_index, batch and ptr are equal in them, so that
             whatever was built from these can be reused; None where the graphs of the data set differ.
+        symmetric: whether the edges are known to be sorted by target, then source, each with its reverse and none
+            twice.
         names: the names of the other arrays: node arrays [N, ...], edge arrays [E, ...], graph arrays [G, ...].
 
     The tensors edge_index, batch and ptr may be shared between batches: never write into them.
@@ -34,8 +37,10 @@ class Batch:
         batch: Tensor,  # [N]
         ptr: Tensor,  # [G + 1]
         structure_key: str | None = None,
+        symmetric: bool = False,
     ) -> None:
         self.edge_index, self.batch, self.ptr, self.structure_key = edge_index, batch, ptr, structure_key
+        self.symmetric = symmetric
         self.num_graphs, self.num_nodes = ptr.numel() - 1, batch.numel()
         self.names = tuple(arrays)
         for name, array in arrays.items():
@@ -47,7 +52,18 @@ class Batch:
         """The same batch on another device; dtype is given to the floating-point arrays only."""
         arrays = {name: _move(getattr(self, name), device, dtype, non_blocking) for name in self.names}
         structure = (_move(x, device, None, non_blocking) for x in (self.edge_index, self.batch, self.ptr))
-        return Batch(arrays, *structure, structure_key=self.structure_key)
+        return Batch(arrays, *structure, self.structure_key, self.symmetric)
+
+    def graph(self) -> Graph:
+        """`ace_fast.Graph` of the edges; made without sorting where they are known to be symmetric."""
+        if not self.symmetric:
+            return Graph(self.edge_index, self.num_nodes)
+        nodes = torch.arange(self.num_nodes + 1, device=self.ptr.device)
+        return SymmetricGraph(self.edge_index, torch.searchsorted(self.edge_index[1], nodes))
+
+    def segments(self) -> Segments:
+        """`ace_fast.segments` of `batch`, which is sorted already."""
+        return Segments(self.batch, torch.arange(self.num_nodes, device=self.ptr.device), self.ptr)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}={list(getattr(self, name).shape)}" for name in (*self.names, "edge_index"))
@@ -63,11 +79,13 @@ class FlatDataset:
     Args:
         node: name -> [N, ...] tensor or numpy array (as all that follow), the nodes of all graphs one after another.
         node_offsets: [G + 1] int64.
-        edge_index: [2, E] int64, row 0 source, row 1 target, numbered from 0 within each graph; None for no edges.
+        edge_index: [2, E], row 0 source, row 1 target, numbered from 0 within each graph; int64, or uint8, int16 or
+            int32 where the graphs are small (batches have int64); None for no edges.
         edge_offsets: [G + 1] int64, which columns of edge_index are whose.
         edge: name -> [E, ...].
         graph: name -> [G, ...].
         check: False skips the check of values (shapes and offsets are always checked).
+        symmetric: what is known of the edges of every graph, see `Batch.symmetric`; `symmetric_edges` finds it out.
 
     Raises:
         ValueError: an array has the wrong number of rows, offsets decrease, an edge leaves its graph, or a value is
@@ -88,7 +106,9 @@ class FlatDataset:
         edge: Mapping[str, Tensor] | None = None,
         graph: Mapping[str, Tensor] | None = None,
         check: bool = True,
+        symmetric: bool = False,
     ) -> None:
+        self.symmetric = symmetric
         # Contiguous, so that the view as [G, n, ...] below costs nothing per batch.
         self.node, self.edge, self.graph = (
             {name: as_tensor("FlatDataset", name, x).contiguous() for name, x in (part or {}).items()}
@@ -138,7 +158,7 @@ class FlatDataset:
         offsets, index, edge_offsets = (
             _move(x, device, None) for x in (self.node_offsets, self.edge_index, self.edge_offsets)
         )
-        return FlatDataset(node, offsets, index, edge_offsets, edge, graph, check=False)
+        return FlatDataset(node, offsets, index, edge_offsets, edge, graph, False, self.symmetric)
 
     def subset(self, indices: Tensor | np.ndarray | Sequence[int]) -> FlatDataset:
         """The graphs `indices` (in that order, repeats allowed) as a data set of its own."""
@@ -149,7 +169,8 @@ class FlatDataset:
         node = {name: x.index_select(0, rows) for name, x in self.node.items()}
         edge = {name: x.index_select(0, columns) for name, x in self.edge.items()}
         graph = {name: x.index_select(0, index) for name, x in self.graph.items()}
-        return FlatDataset(node, ptr, self.edge_index.index_select(1, columns), edge_ptr, edge, graph, check=False)
+        edges = self.edge_index.index_select(1, columns)
+        return FlatDataset(node, ptr, edges, edge_ptr, edge, graph, False, self.symmetric)
 
     def batch(self, indices: Tensor | np.ndarray | Sequence[int], like: Batch | None = None) -> Batch:
         """The graphs `indices` as one Batch.
@@ -172,17 +193,19 @@ class FlatDataset:
         for part, rows in ((self.node, self._template[0]), (self.edge, self._template[1].shape[1])):
             for name, x in part.items():
                 arrays[name] = x.view(G, rows, *x.shape[1:]).index_select(0, index).flatten(0, 1)
-        return Batch(arrays, *structure, structure_key=key)
+        return Batch(arrays, *structure, key, self.symmetric)
 
     def _ragged_batch(self, index: Tensor) -> Batch:
-        rows, ptr, owner = _segment_rows(self.node_offsets, index, self._node_counts)
-        columns, _, edge_owner = _segment_rows(self.edge_offsets, index, self._edge_counts)
-        edge_index = self.edge_index.index_select(1, columns) + ptr[edge_owner]
+        rows, ptr, count = _segment_rows(self.node_offsets, index, self._node_counts)
+        columns, _, edges = _segment_rows(self.edge_offsets, index, self._edge_counts)
+        first = ptr[:-1].repeat_interleave(edges, output_size=columns.numel())  # node of the graph of each edge
+        edge_index = self.edge_index.index_select(1, columns) + first
         index = index.to(self.node_offsets.device)
+        owner = torch.arange(index.numel(), device=ptr.device).repeat_interleave(count, output_size=rows.numel())
         arrays = {name: x.index_select(0, rows) for name, x in self.node.items()}
         arrays |= {name: x.index_select(0, columns) for name, x in self.edge.items()}
         arrays |= {name: x.index_select(0, index) for name, x in self.graph.items()}
-        return Batch(arrays, edge_index, owner, ptr)
+        return Batch(arrays, edge_index, owner, ptr, symmetric=self.symmetric)
 
     def _uniform_structure(self, num_graphs: int) -> tuple[Tensor, Tensor, Tensor]:
         n, edges, _ = self._template
@@ -331,13 +354,13 @@ def _move(x: Tensor, device: torch.device | str | None, dtype: torch.dtype | Non
 
 
 def _segment_rows(offsets: Tensor, index: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the segments `index`, one after another [total]; their new offsets [G' + 1]; the segment of each row."""
+    """Rows of the segments `index`, one after another [total]; their new offsets [G' + 1] and numbers of rows [G']."""
     # Counted on the host, where index and counts are: then nothing below waits for the device.
     total, index = int(counts[index].sum()), index.to(offsets.device)
     start = offsets[index]
     count = offsets[index + 1] - start
     ptr = torch.zeros(index.numel() + 1, dtype=torch.int64, device=offsets.device)
     torch.cumsum(count, 0, out=ptr[1:])
-    segment = torch.arange(index.numel(), device=offsets.device)
-    owner = segment.repeat_interleave(count, output_size=total)
-    return torch.arange(total, device=offsets.device) + (start - ptr[:-1])[owner], ptr, owner
+    rows = (start - ptr[:-1]).repeat_interleave(count, output_size=total)
+    rows += torch.arange(total, device=offsets.device)
+    return rows, ptr, count

@@ -11,7 +11,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .batching import FlatDataset
 
-_RESERVED = ("batch", "edge_index", "names", "num_graphs", "num_nodes", "ptr", "structure_key", "to")
+_RESERVED = ("batch", "edge_index", "graph", "names", "num_graphs", "num_nodes", "ptr", "segments", "structure_key",
+             "symmetric", "to")
+_INDEX = (torch.uint8, torch.int16, torch.int32, torch.int64)  # those that torch indexes and adds
+_SQUARES = 2**24  # pairs of nodes that are looked at together
 
 
 def as_tensor(who: str, name: str, x: Any) -> Tensor:
@@ -56,8 +59,11 @@ def check_names(data: FlatDataset) -> None:
 
 def check_shapes(data: FlatDataset) -> None:
     index = data.edge_index
-    if index.ndim != 2 or index.shape[0] != 2 or index.dtype != torch.int64:
-        raise ValueError(f"FlatDataset: edge_index must be int64 [2, E], got {index.dtype} {list(index.shape)}")
+    if index.ndim != 2 or index.shape[0] != 2 or index.dtype not in _INDEX:
+        raise ValueError(
+            f"FlatDataset: edge_index must be int64 [2, E] (or uint8, int16, int32), got {index.dtype} "
+            f"{list(index.shape)}"
+        )
     for name, offsets in (("node_offsets", data.node_offsets), ("edge_offsets", data.edge_offsets)):
         if offsets.ndim != 1 or offsets.numel() == 0 or offsets.dtype != torch.int64:
             raise ValueError(f"FlatDataset: {name} must be int64 [G + 1], got {offsets.dtype} {list(offsets.shape)}")
@@ -106,3 +112,33 @@ def check_finite(data: FlatDataset) -> None:
                 f"FlatDataset: {kind} array {name!r} must be finite, got NaN or infinity first in graph {graph}; "
                 "repair that graph or leave it out"
             )
+
+
+def symmetric_edges(data: FlatDataset) -> bool:
+    """Whether the edges of each graph are sorted by target, then source, each with its reverse and none twice.
+
+    Looks at blocks of graphs, one number for each pair of nodes. Of a graph with more than 4096 nodes it says no.
+    """
+    counts = data.node_offsets.diff()
+    ends = torch.cat([counts.new_zeros(1), (counts * counts).cumsum(0)])  # of the pairs of each graph
+    start, graphs = 0, len(data)
+    while start < graphs:
+        stop = int(torch.searchsorted(ends, ends[start] + _SQUARES, right=True)) - 1
+        if stop <= start or not _symmetric(data, start, min(stop, graphs), counts, ends):
+            return False
+        start = stop
+    return True
+
+
+def _symmetric(data: FlatDataset, start: int, stop: int, counts: Tensor, ends: Tensor) -> bool:
+    """`symmetric_edges` of the graphs start .. stop - 1."""
+    first, last = data.edge_offsets[start], data.edge_offsets[stop]
+    edges = data.edge_offsets[start : stop + 1].diff()
+    size, base = (x.repeat_interleave(edges) for x in (counts[start:stop], ends[start:stop] - ends[start]))
+    source, target = data.edge_index[:, first:last]
+    pair = base + target * size + source
+    if bool((pair.diff() <= 0).any()):
+        return False
+    there = torch.zeros(int(ends[stop] - ends[start]), dtype=torch.bool, device=pair.device)
+    there[pair] = True
+    return bool(there[base + source * size + target].all())

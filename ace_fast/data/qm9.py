@@ -25,6 +25,7 @@ from .store import Store, Words
 
 FORMAT = 1  # of both caches
 SPLITS = ("train", "valid", "test")
+SCHEMES = ("cormorant", "ace")  # how molecules are split
 _TRAIN = 100_000  # training molecules of the whole of QM9
 _LEAST = 10  # molecules that can be split
 
@@ -33,7 +34,8 @@ class MolecularGraphs(FlatDataset):
     """A FlatDataset of molecules; `source` says what they are.
 
     Node arrays z [N] uint8 and pos [N, 3] float32 (Å), graph arrays gdb_id [G] int64 and one per target [G] float64, in
-    the units of ace_fast.data.qm9_targets.TARGETS; the edges are all ordered pairs of atoms closer than the radius.
+    the units of ace_fast.data.qm9_targets.TARGETS; the edges are all ordered pairs of atoms closer than the radius,
+    kept in the smallest type that holds them (all of QM9 at 10 Å: 82 MB; a batch has int64).
     """
 
     def __init__(self, *arrays: Any, source: str = "molecules", **more: Any) -> None:
@@ -43,7 +45,7 @@ class MolecularGraphs(FlatDataset):
     def subset(self, indices: torch.Tensor | np.ndarray | Sequence[int]) -> MolecularGraphs:
         found = super().subset(indices)
         arrays = found.node, found.node_offsets, found.edge_index, found.edge_offsets, found.edge, found.graph
-        return MolecularGraphs(*arrays, check=False, source=self.source)
+        return MolecularGraphs(*arrays, check=False, symmetric=self.symmetric, source=self.source)
 
     def __repr__(self) -> str:
         names = ", ".join(name for name in self.graph if name != "gdb_id")
@@ -56,6 +58,8 @@ def qm9(
     split: str = "train",
     *,
     radius: float = 2.0,
+    neighbours: int | None = None,
+    scheme: str = "cormorant",
     cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -69,14 +73,17 @@ def qm9(
         are rounded to float32: 1 meV;
       - an .npz file, see qm9_files.read_npz.
     Of the first two those molecules are left out that uncharacterized.txt beside them lists. Nothing is downloaded.
-    The split is that of `split_indices`, or the file's own, put into random order: the first molecules are a sample.
+    The split is that of `split_indices`, or with the scheme "cormorant" the file's own, put into random order: the
+    first molecules are a sample.
 
     Args:
         root: the folder or file; by default qm9 in $ACE_FAST_DATA or else in ~/.cache/ace_fast.
         split: "train", "valid", "test", or "all" in the order of the files.
         radius: Å; edges between atoms closer than that.
+        neighbours: edges to an atom at most, from the nearest ones; None for all.
+        scheme: of the split, "cormorant" or "ace", see `split_indices`.
         cache: where molecules and edges are kept; by default $ACE_FAST_DATA or else ~/.cache/ace_fast.
-        seed: of the permutation; others than 0 give other splits than the field's.
+        seed: of the permutation; the field's split has 0, those of ACE's SchNet 42 to 46.
         progress: called with (molecules read, all) while reading.
 
     Raises:
@@ -94,7 +101,7 @@ def qm9(
     Example:
         >>> data = qm9("/data/QM9", "test")  # doctest: +SKIP
     """
-    _check_arguments(split, radius, seed)
+    _check_arguments(split, radius, neighbours, scheme, seed)
     base = Path(os.environ.get("ACE_FAST_DATA") or Path.home() / ".cache" / "ace_fast")
     layout = qm9_files.find(Path(root or base / "qm9"))
     folder = Path(cache or base)
@@ -104,41 +111,50 @@ def qm9(
             f"qm9: uncharacterized.txt is not beside the files: all {TOTAL} molecules are used, where the field leaves "
             f"{EXCLUDED} out; get it from figshare and put it there", stacklevel=2,
         )
-    edges, edge_offsets = _edges(molecules, float(radius), folder)
+    edges, edge_offsets = _edges(molecules, float(radius), neighbours, folder)
     data = _graphs(molecules, edges, edge_offsets, layout.source)
-    return data if split == "all" else data.subset(_chosen(len(data), SPLITS.index(split), codes, seed))
+    if split == "all":
+        return data
+    part, own = SPLITS.index(split), codes is not None and scheme == "cormorant"
+    return data.subset(_of_file(codes, part, seed) if own else split_indices(len(data), seed, scheme)[part])
 
 
-def _check_arguments(split: str, radius: float, seed: int) -> None:
+def _check_arguments(split: str, radius: float, neighbours: int | None, scheme: str, seed: int) -> None:
     if split not in (*SPLITS, "all"):
         raise ValueError(f"qm9: split must be one of {', '.join(SPLITS)}, all, got {split!r}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"qm9: scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    if neighbours is not None:
+        as_integer("qm9", "neighbours", neighbours, 1)
     if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 < radius < float("inf"):
         raise ValueError(f"qm9: radius must be positive and finite (Å), got {radius!r}")
     as_integer("qm9", "seed", seed, 0)
 
 
-def _chosen(count: int, part: int, codes: np.ndarray | None, seed: int) -> np.ndarray:
-    if codes is None:
-        return split_indices(count, seed)[part]
+def _of_file(codes: np.ndarray, part: int, seed: int) -> np.ndarray:
     chosen = np.flatnonzero(codes == part)
     if len(chosen) == 0:
         raise ValueError(f"qm9: the split of the file must have {SPLITS[part]} molecules, got none; mark some")
     return np.random.RandomState(seed).permutation(chosen)
 
 
-def split_indices(count: int, seed: int = 0) -> list[np.ndarray]:
-    """Training, validation and test molecules out of 0 .. count - 1, as the field splits QM9.
+def split_indices(count: int, seed: int = 0, scheme: str = "cormorant") -> list[np.ndarray]:
+    """Training, validation and test molecules out of 0 .. count - 1, as the field or the ACE code splits QM9.
 
-    The molecules are permuted by numpy's RandomState(seed); the first 100 000 are for training, the last int(0.1 count)
-    for the test and those between for validation: 100 000, 17 748 and 13 083 of the 130 831 that QM9 has without the
-    uncharacterized ones. Of fewer molecules the same share, 100 000 / 130 831, is for training.
+    "cormorant": the molecules are permuted by numpy's RandomState(seed); the first 100 000 are for training, the last
+    int(0.1 count) for the test and those between for validation: 100 000, 17 748 and 13 083 of the 130 831 that QM9 has
+    without the uncharacterized ones. Of fewer molecules the same share, 100 000 / 130 831, is for training.
+
+    "ace": they are permuted by torch.randperm after torch.manual_seed(seed); the first int(0.8 count) are for training,
+    the next int(0.1 count) for validation and the rest for the test: 104 664, 13 083 and 13 084.
 
     Raises:
         ValueError: fewer than 10 molecules.
 
     Source: the SEGNN and ACE code (Steerable-E3-GNN, qm9/dataset.py, "identical to Cormorant"). Cormorant's own code
     (data/prepare/qm9.py, gen_splits_gdb9) draws the same permutation, but leaves out the molecules one place after the
-    listed ones, and calls the second part the test and the third the validation.
+    listed ones, and calls the second part the test and the third the validation. "ace": SchNet/datasets/datasets.py of
+    the ACE code, whose runs have the seeds 42 to 46.
 
     Example:
         >>> [len(part) for part in split_indices(130_831)]
@@ -147,6 +163,10 @@ def split_indices(count: int, seed: int = 0) -> list[np.ndarray]:
     if count < _LEAST:
         raise ValueError(f"qm9: there must be {_LEAST} molecules to split, got {count}; give more, or an .npz with a "
                          "split of its own")
+    if scheme == "ace":
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
+        train = int(count * 0.8)
+        return np.split(order, [train, train + int(count * 0.1)])
     train, test = min(_TRAIN, count * _TRAIN // (TOTAL - EXCLUDED)), int(0.1 * count)
     return np.split(np.random.RandomState(seed).permutation(count), [train, count - test])
 
@@ -157,7 +177,7 @@ def _graphs(molecules: Molecules, edges: np.ndarray, offsets: np.ndarray, source
 
     node = tensors({"z": molecules.z, "pos": molecules.pos})
     graph = tensors({"gdb_id": molecules.ids} | molecules.targets)
-    index = torch.from_numpy(edges).to(torch.int64)
+    index = torch.from_numpy(edges if edges.dtype == np.uint8 else edges.astype(np.int32))
     places = torch.from_numpy(molecules.offsets), torch.from_numpy(offsets)
     return MolecularGraphs(node, places[0], index, places[1], graph=graph, check=False, source=source)
 
@@ -197,14 +217,17 @@ def _molecules(layout: qm9_files.Layout, folder: Path, progress: Progress | None
     return Molecules(**saved, targets=dict(zip(names, values, strict=True)))
 
 
-def _edges(molecules: Molecules, radius: float, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def _edges(molecules: Molecules, radius: float, neighbours: int | None, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """edge_index [2, E] of the smallest type that holds it, and its offsets; from the cache where they are there."""
+    G, most = len(molecules.ids), int(np.diff(molecules.offsets).max())
     content = hashlib.sha256()
     for array in (molecules.pos, molecules.offsets):
         content.update(np.ascontiguousarray(array).data)
-    about = {"content": content.hexdigest(), "radius": radius}
+    about: dict[str, Any] = {"content": content.hexdigest(), "radius": radius}
+    capped = neighbours is not None and neighbours < most - 1  # otherwise no atom has more
+    if capped:
+        about["neighbours"] = neighbours
     store = _store(folder, "edges", about, Words("qm9", "the edges", "found"))
-    G, most = len(molecules.ids), int(np.diff(molecules.offsets).max())
 
     def check(found: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarray], list]:
         index, offsets = arrays["index"], arrays["offsets"]
@@ -216,6 +239,6 @@ def _edges(molecules: Molecules, radius: float, folder: Path) -> tuple[np.ndarra
     if have is not None:
         return have
     store.check_access()
-    index, offsets = radius_edges(molecules.pos, molecules.offsets, radius)
+    index, offsets = radius_edges(molecules.pos, molecules.offsets, radius, neighbours if capped else None)
     saved = store.write({"index": index.astype(np.min_scalar_type(most)), "offsets": offsets})
     return saved["index"], saved["offsets"]

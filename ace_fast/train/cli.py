@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from .options import DEFAULT_PRESET, RUN, add_options, make_config, of_group
+from .options import DEFAULT_PRESET, RUN, add_options, make_config, of_group, presets_of
 from .tasks import TASKS, nbody
 
 
@@ -95,10 +95,12 @@ def _add_task(parser: argparse.ArgumentParser, name: str, task: ModuleType) -> N
 
 def _presets_text(task: ModuleType) -> str:
     lines = [f"{task.DESCRIPTION} Options go over the preset's settings; the defaults",
-             f"below are those of the preset {DEFAULT_PRESET}.", "", "presets:"]
-    for name, text in task.PRESET_HELP.items():
-        changed = {k: v for k, v in task.PRESETS[name].items() if v != task.OPTIONS[k].default}
-        lines.append(f"  {name}: {text} ({', '.join(f'{k} {v}' for k, v in changed.items()) or 'the defaults'})")
+             f"below are those of the preset {DEFAULT_PRESET}."]
+    for model in (None, *getattr(task, "MODEL_PRESETS", {})):
+        lines += ["", f"presets with --model {model}:" if model else "presets:"]
+        for name, text in task.PRESET_HELP.items():
+            changed = {k: v for k, v in presets_of(task, model)[name].items() if v != task.OPTIONS[k].default}
+            lines.append(f"  {name}: {text} ({', '.join(f'{k} {v}' for k, v in changed.items()) or 'the defaults'})")
     return "\n".join(lines)
 
 

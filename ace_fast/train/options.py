@@ -95,6 +95,11 @@ def add_options(parser: argparse.ArgumentParser, options: Mapping[str, Option]) 
                                metavar=None if option.choices else type(option.default).__name__.upper(), **shared)
 
 
+def presets_of(task: ModuleType, model: str | None) -> dict[str, Config]:
+    """The presets of a task with one of its models; None: with its first one."""
+    return getattr(task, "MODEL_PRESETS", {}).get(model, task.PRESETS)
+
+
 def make_config(task: ModuleType, preset: str, given: Mapping[str, Any]) -> Config:
     """The defaults of a task, the preset over them, and `given` over both; all values checked.
 
@@ -106,7 +111,8 @@ def make_config(task: ModuleType, preset: str, given: Mapping[str, Any]) -> Conf
     unknown = [name for name in given if name not in task.OPTIONS]
     if unknown:
         raise ValueError(f"train: options must be among {', '.join(task.OPTIONS)}, got {', '.join(unknown)}")
-    config = {name: option.default for name, option in task.OPTIONS.items()} | task.PRESETS[preset] | dict(given)
+    config = {name: option.default for name, option in task.OPTIONS.items()}
+    config |= presets_of(task, given.get("model"))[preset] | dict(given)
     for name, option in task.OPTIONS.items():
         config[name] = _checked(name, option, config[name])
     task.check(config)

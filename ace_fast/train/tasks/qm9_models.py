@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from ...data import Batch, FlatDataset
+from ...data import Batch, FlatDataset, symmetric_edges
 from ...data.qm9_targets import ATOMS
-from ...graph import Graph, segments
-from ...models import SEGNN, qm9_graph, weight_balanced_irreps
-from ..options import Config
+from ...models import SEGNN, SchNet, qm9_graph, weight_balanced_irreps
+from ...models.schnet import GAMMAS
+from ..options import Config, Option, Options
 
+FILTERS = ("exact", "table")
 _PREPARED = 4_096  # molecules whose attributes are computed together
 
 
@@ -26,12 +27,26 @@ class Model(NamedTuple):
         build: config -> the model with fresh weights; has get_gammas(), set_equivariance(flag), relaxed and probe().
         prepare: (molecules with z and pos, config) -> the same on the run's device, with all that depends on inputs
             alone.
-        inputs: batch of these -> what the model takes.
+        inputs: batch of these -> the arguments of the model.
+        radius: of the edges, in Å, where no other is asked for.
+        options: those of this model alone.
     """
 
     build: Callable[[Config], nn.Module]
     prepare: Callable[[FlatDataset, Config], FlatDataset]
-    inputs: Callable[[Batch], SimpleNamespace]
+    inputs: Callable[[Batch], tuple[Any, ...]]
+    radius: float
+    options: Options
+
+
+def radius_of(config: Config) -> float:
+    """Of the edges and of the filters, in Å."""
+    return config["radius"] or MODELS[config["model"]].radius
+
+
+def scaling(config: Config, facts: Mapping[str, Any]) -> tuple[float, float]:
+    """What is taken off a target's value, and what the rest is divided by, to make what the model learns."""
+    return (facts["mean"], facts["spread"]) if config["standardise"] else (0.0, 1.0)
 
 
 def one_hot(z: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,12 +90,58 @@ def _prepare_segnn(data: FlatDataset, config: Config) -> FlatDataset:
     return FlatDataset(node, *places, edge, graph, check=False)
 
 
-def _segnn_inputs(batch: Batch) -> SimpleNamespace:
-    return SimpleNamespace(
+def _segnn_inputs(batch: Batch) -> tuple[SimpleNamespace]:
+    return (SimpleNamespace(
         x=batch.x, node_attr=batch.node_attr, edge_attr=batch.edge_attr,
         additional_message_features=batch.additional_message_features,
-        edge_index=Graph(batch.edge_index, batch.num_nodes), segments=segments(batch.batch, batch.num_graphs),
+        edge_index=batch.graph(), segments=batch.segments(),
+    ),)
+
+
+def _build_schnet(config: Config) -> SchNet:
+    return SchNet(
+        config["hidden"],
+        config["filters"] or config["hidden"],
+        config["layers"],
+        config["gaussians"],
+        radius_of(config),
+        readout={"avg": "mean", "sum": "add"}[config["pool"]],
+        relaxed=config["relaxed"],
+        gammas=config["gammas"],
+        filter=config["filter"],
+        knots=config["knots"],
+        backend=config["backend"],
     )
 
 
-MODELS: dict[str, Model] = {"segnn": Model(_build_segnn, _prepare_segnn, _segnn_inputs)}
+def _prepare_schnet(data: FlatDataset, config: Config) -> FlatDataset:
+    """Elements and positions on the device, and whether its graphs can be made without sorting."""
+    device, dtype = torch.device(config["device"]), getattr(torch, config["dtype"])
+    node = {"z": data.node["z"].to(device, torch.int64), "pos": data.node["pos"].to(device, dtype)}
+    places = (x.to(device) for x in (data.node_offsets, data.edge_index, data.edge_offsets))
+    graph = {name: x.to(device) for name, x in data.graph.items()}
+    return FlatDataset(node, *places, graph=graph, check=False, symmetric=symmetric_edges(data))
+
+
+def _schnet_inputs(batch: Batch) -> tuple[Any, ...]:
+    return batch.z, batch.pos, batch.segments(), batch.graph()
+
+
+_SEGNN: Options = {
+    "lmax_h": Option("segnn", 1, "largest degree of the hidden features", least=0, most=6),
+    "lmax_attr": Option("segnn", 2, "largest degree of the edge and node attributes", least=0, most=6),
+    "norm": Option("segnn", "instance", "normalisation after each layer", ("none", "batch", "instance")),
+}
+_SCHNET: Options = {
+    "filters": Option("schnet", 0, "width of the filters; 0: --hidden", least=0),
+    "gaussians": Option("schnet", 50, "Gaussians that a distance is expanded in", least=2),
+    "filter": Option("schnet", "exact", "the filter network on every pair of atoms, or from a table of it with cubic "
+                                        "interpolation", FILTERS),
+    "knots": Option("schnet", 1024, "distances in that table", least=2),
+    "gammas": Option("schnet", "layer", "one gate a layer or another choice of the model", GAMMAS),
+}
+
+MODELS: dict[str, Model] = {
+    "segnn": Model(_build_segnn, _prepare_segnn, _segnn_inputs, 2.0, _SEGNN),
+    "schnet": Model(_build_schnet, _prepare_schnet, _schnet_inputs, 10.0, _SCHNET),
+}

@@ -16,7 +16,7 @@ from ...data.qm9_files import NEEDED, read_npz
 from ...data.qm9_raw import frames, read_xyz_files
 from ...data.qm9_targets import TARGETS, atom_sums
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
-from .qm9_models import MODELS
+from .qm9_models import MODELS, radius_of, scaling
 
 _CHUNK = 256  # molecules per forward
 _SHOWN = 10  # molecules whose values a prediction prints
@@ -74,13 +74,15 @@ class Predictor(PredictorBase):
         return found
 
     def _of(self, molecules: Molecules) -> Tensor:
-        index, edge_offsets = radius_edges(molecules.pos, molecules.offsets, self.config["radius"])
+        index, edge_offsets = radius_edges(molecules.pos, molecules.offsets, radius_of(self.config),
+                                           self.config["neighbours"] or None)
         node = {"z": torch.from_numpy(molecules.z), "pos": torch.from_numpy(molecules.pos)}
         places = (torch.from_numpy(x) for x in (molecules.offsets, index, edge_offsets))
         model = MODELS[self.config["model"]]
         prepared = model.prepare(FlatDataset(node, *places, check=False), self.config)
-        said = self.model(model.inputs(prepared.batch(range(len(prepared)))))[:, 0].double().cpu()
-        found = said * self.facts["spread"] + self.facts["mean"]
+        said = self.model(*model.inputs(prepared.batch(range(len(prepared)))))[:, 0].double().cpu()
+        mean, spread = scaling(self.config, self.facts)
+        found = said * spread + mean
         if self.config["subtract_atomref"]:
             found = found + torch.from_numpy(atom_sums(self.target, molecules.z, molecules.offsets))
         return found
