@@ -251,6 +251,20 @@ def test_errors():
         schnet(hidden_channels=2)
     with pytest.raises(ValueError, match="gammas must be one of layer, single, nn, got 'none'"):
         schnet(gammas="none")
-    model = nn.Sequential(schnet(relaxed=False))
     with pytest.raises(ValueError, match="ACE: model must have gammas, got none"):
-        ACE(model)
+        ACE(nn.Sequential(schnet(relaxed=False)))
+    for other in (schnet(), schnet(gammas="single")):
+        with pytest.raises(ValueError, match="ACE: model must have one part whose gates are networks, and no gates"):
+            ACE(nn.Sequential(schnet(), other))
+
+
+def test_inside_another_model():
+    model = nn.ModuleDict({"inner": schnet()})
+    ace = ACE(model)
+    model["inner"](*atoms())
+    assert ace.names == ["inner.gammas.0", "inner.gammas.1"] and ace.penalty() == 0
+    ace.step()
+    assert (ace.multipliers > 0).all()
+    ace.release()
+    wrapped = ACE(torch.compile(model["inner"], backend="eager"))  # a wrapper has its model's methods
+    assert wrapped.names == ["_orig_mod.gammas.0", "_orig_mod.gammas.1"]

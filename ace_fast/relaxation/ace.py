@@ -13,7 +13,7 @@ from ..kernels.dual_update import ROWS, Rule, dual_update
 from ..kernels.dual_update.op import check_rule
 from ..kernels.dual_update.reference import gradients
 from .bounds import KINDS, Bound, branch_weights
-from .gate_networks import find_networks
+from .gate_networks import find_networks, is_gamma
 
 PRESETS = {
     # the N-body step sizes of the published runs; an undamped oscillator of frequency sqrt(lr * dual_lr) a step
@@ -373,8 +373,7 @@ def _find_gammas(model: nn.Module, given: Iterable[nn.Parameter] | None) -> dict
     if given is None and hasattr(model, "get_gammas"):
         given = model.get_gammas()
     if given is None:
-        found = {name: p for name, p in parameters.items()
-                 if p.numel() == 1 and {"gamma", "gammas"} & set(name.split(".")[-2:])}
+        found = {name: p for name, p in parameters.items() if is_gamma(name, p)}
     else:
         names = {id(p): name for name, p in parameters.items()}
         found = {}

@@ -10,11 +10,11 @@ class GateNetworks:
 
     Args:
         model: has get_gate_networks() and gate_norms.
+        names: of all modules, for those of the gates.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, names: dict[nn.Module, str]):
         self.model, self.networks = model, model.get_gate_networks()
-        names = {module: name for name, module in model.named_modules()}
         self.names = [names[network] for network in self.networks]
         self.like = next(self.networks[0].parameters())
         self.values = self.like.detach().new_zeros(len(self.networks))  # [n] of the last step
@@ -48,7 +48,23 @@ class GateNetworks:
 
 
 def find_networks(model: nn.Module) -> GateNetworks | None:
-    """Those of a model whose gates are not numbers."""
-    if not hasattr(model, "get_gate_networks") or not model.get_gate_networks():
+    """Those of the one part of `model` whose gates are not numbers; None where there is none.
+
+    Raises:
+        ValueError: several such parts, or gates that are numbers besides.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    # asked of the class: wrappers, such as torch.compile's, pass on what their model has
+    parts = [module for module in names if hasattr(type(module), "get_gate_networks") and module.get_gate_networks()]
+    if not parts:
         return None
-    return GateNetworks(model)
+    numbers = [name for name, p in model.named_parameters() if is_gamma(name, p)]
+    if len(parts) > 1 or numbers:
+        raise ValueError("ACE: model must have one part whose gates are networks, and no gates that are numbers, got "
+                         f"{len(parts)} and {len(numbers)}; make an ACE of each part, or pass gammas=[...]")
+    return GateNetworks(parts[0], names)
+
+
+def is_gamma(name: str, parameter: Tensor) -> bool:
+    """A scalar whose name says gamma in its last two parts."""
+    return parameter.numel() == 1 and bool({"gamma", "gammas"} & set(name.split(".")[-2:]))
