@@ -95,6 +95,12 @@ def test_gates(double, gold):
     with model.probe() as ratios:
         call(model, gold)
     assert len(ratios) == 4
+    model = EGNO(2, 2, 2, 16, with_v=True, num_timesteps=5, time_emb_dim=8, relaxed=True)
+    for gamma in model.get_gammas()[:2]:
+        torch.nn.init.zeros_(gamma)
+    with model.probe() as ratios:
+        call(model, gold)
+    assert ratios[0] == ratios[1] == 0 < min(ratios[2:])  # in the order of the gates: features, then positions
     assert EGNO(1, 2, 2, 16, with_v=True).get_gammas() == []
     x, h = EGNO(1, 2, 2, 16, use_time_conv=False, num_timesteps=3)(
         torch.randn(2, 3), torch.randn(2, 2), torch.tensor([[0, 1], [1, 0]]), torch.randn(2, 2))

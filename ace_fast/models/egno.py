@@ -20,6 +20,11 @@ def time_embedding(steps: int, width: int, like: Tensor) -> Tensor:
     return nn.functional.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, width % 2))
 
 
+def _columns(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The firsts of all layers, then the seconds: the order of the gates."""
+    return [value for column in zip(*pairs, strict=True) for value in column]
+
+
 def _spectral(inputs: int, outputs: int) -> nn.Module:
     return spectral_norm(nn.Linear(inputs, outputs), n_power_iterations=5)
 
@@ -143,7 +148,8 @@ class EGNO(Branched, EGNN):
         h, x = self.embedding(h), x.repeat(steps, 1)
         v = None if v is None else v.repeat(steps, 1)
         edge_fea = None if edge_fea is None else edge_fea.repeat(steps, 1)
-        norms: list[tuple[Tensor, Tensor]] = []  # of the gates that networks compute
+        norms: list[tuple[Tensor, Tensor]] = []  # of the gates that networks compute; of features and of positions
+        ratios: list[tuple[Tensor, Tensor]] = []
         for i, layer in enumerate(self.layers):
             if self.use_time_conv:
                 h = self.time_conv_modules[i](h.view(steps, nodes, -1)).flatten(0, 1)
@@ -151,9 +157,11 @@ class EGNO(Branched, EGNN):
             before = x
             x, v, h = layer(x, h, graph, edge_fea, v=v)
             if maps is not None:
-                x, h = self._relax(maps, i, before, x, h, norms)
+                x, h = self._relax(maps, i, before, x, h, norms, ratios)
         if self.get_gate_networks() and torch.is_grad_enabled():
-            self.gate_norms = [norm for column in zip(*norms, strict=True) for norm in column] or None
+            self.gate_norms = _columns(norms) or None
+        if self._ratios is not None:
+            self._ratios += _columns(ratios)
         return (x, h) if v is None else (x, v, h)
 
     def _along_time(self, i: int, x: Tensor, v: Tensor, loc_mean: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -163,7 +171,8 @@ class EGNO(Branched, EGNN):
         pair = self.time_conv_x_modules[i](pair)
         return (pair[..., 0] + mean).flatten(0, 1), pair[..., 1].flatten(0, 1)
 
-    def _relax(self, maps, i: int, before: Tensor, x: Tensor, h: Tensor, norms: list) -> tuple[Tensor, Tensor]:
+    def _relax(self, maps, i: int, before: Tensor, x: Tensor, h: Tensor, norms: list,
+               ratios: list) -> tuple[Tensor, Tensor]:
         """x + gamma_x q(before), h + gamma_h p."""
         gamma_h, gamma_x = (g[min(i, len(g) - 1)] for g in (self.gammas_h, self.gammas_x))
         free = self.pos_interactions_x[i](self.pos_linear_x(before))
@@ -173,11 +182,11 @@ class EGNO(Branched, EGNN):
             norms.append((norm_h, norm_x))
             if self._ratios is not None:
                 with torch.no_grad():
-                    self._ratios += [(gamma_h * p).norm() / h.norm(), (gamma_x * free).norm() / x.norm()]
+                    ratios.append(((gamma_h * p).norm() / h.norm(), (gamma_x * free).norm() / x.norm()))
             return x + gamma_x * free, h + gamma_h * p
         if self._ratios is not None:
             with torch.no_grad():
                 p = functional.relaxed_linear(maps.rows, maps.weights[i], maps.biases[i], backend=self.backend)
-                self._ratios += [gamma_h.abs() * p.norm() / h.norm(), gamma_x.abs() * free.norm() / x.norm()]
+                ratios.append((gamma_h.abs() * p.norm() / h.norm(), gamma_x.abs() * free.norm() / x.norm()))
         return x + gamma_x * free, functional.relaxed_linear(
             maps.rows, maps.weights[i], maps.biases[i], gamma_h, h, backend=self.backend)
