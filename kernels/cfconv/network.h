@@ -85,10 +85,14 @@ void repeat_row(const T* row, int64_t rows, int64_t ld, T* to) {
   for (int64_t z = 0; z < rows; ++z) std::copy_n(row, ld, to + z * ld);
 }
 
+// Adds the sum of a block's rows: a chunk's sum takes one number a block, not one a pair, and rounds as often.
 template <class T>
 void sum_rows(const T* from, int64_t rows, int64_t ld, T* to) {
-  for (int64_t z = 0; z < rows; ++z)
-    for (int64_t k = 0; k < ld; ++k) to[k] += from[z * ld + k];
+  for (int64_t k = 0; k < ld; k += lanes<T>) {
+    Vec<T> sum{};
+    for (int64_t z = 0; z < rows; ++z) sum += load(from + z * ld + k);
+    store(to + k, load(to + k) + sum);
+  }
 }
 
 template <class T>
