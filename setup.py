@@ -50,15 +50,27 @@ def run_cmake(binary: Path, destination: Path, *options: str) -> str:
     return ""
 
 
-def build_cpu(destination: Path) -> str:
-    """Compiles the CPU libraries into `destination`; returns an empty string, or why it could not."""
+def best_instruction_set() -> str:
+    """The library that ace_fast loads on this processor."""
+    spec = importlib.util.spec_from_file_location("native", ROOT / "ace_fast" / "native.py")
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    return native.instruction_sets()[0]
+
+
+def build_cpu(destination: Path, here: bool) -> str:
+    """Compiles the CPU libraries into `destination`, or only the one for this processor where they stay `here`.
+
+    Returns an empty string, or why it could not.
+    """
     if torch_folder() is None:
         return "torch was not importable at build time (pip's build isolation hides it: use --no-build-isolation)"
-    return run_cmake(ROOT / "build" / "native", destination)
+    only = best_instruction_set() if here else ""
+    return run_cmake(ROOT / "build" / "native", destination, f"-DACE_FAST_ISAS={only}")
 
 
-def build_cuda(destination: Path) -> str:
-    """The same for the CUDA library."""
+def build_cuda(destination: Path, here: bool) -> str:
+    """The same for the CUDA library, which is for all GPUs."""
     torch, nvcc = torch_folder(), find_nvcc()
     if torch is None:
         return "torch was not importable at build time"
@@ -94,7 +106,7 @@ class BuildNative(Command):
         destination = package / "lib"
         destination.mkdir(parents=True, exist_ok=True)
         for note, build_library, names, left in LIBRARIES:
-            reason = build_library(destination)
+            reason = build_library(destination, self.editable_mode)
             (destination / note).write_text(reason)
             if reason:  # older libraries must not pass for the ones that could not be built
                 for name in names:

@@ -27,7 +27,7 @@ def main() -> None:
 
 def _library(native) -> str:
     """The file that native.load() took."""
-    files = (native.LIB / f"libace_fast_{isa}.so" for isa in native._instruction_sets())
+    files = (native.LIB / f"libace_fast_{isa}.so" for isa in native.instruction_sets())
     return str(next(file for file in files if file.exists()))
 
 

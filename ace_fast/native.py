@@ -15,7 +15,7 @@ LIB = Path(__file__).parent / "lib"
 EMULATED = os.environ.get("ACE_FAST_EMULATE") == "1"
 
 
-def _instruction_sets() -> list[str]:
+def instruction_sets() -> list[str]:
     """The instruction sets this processor runs, best first."""
     order = ["avx512", "avx2", "baseline"]
     capability = torch.backends.cpu.get_cpu_capability()
@@ -26,7 +26,7 @@ def _instruction_sets() -> list[str]:
 @functools.cache
 def load() -> str:
     """Loads the library once; returns an empty string, or why there is none."""
-    for isa in _instruction_sets():
+    for isa in instruction_sets():
         path = LIB / f"libace_fast_{isa}.so"
         if path.exists():
             return _load(path)

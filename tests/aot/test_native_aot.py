@@ -1,0 +1,39 @@
+"""Every room's cpu.cpp for the instruction sets that this checkout does not build: it compiles, without a warning."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from ace_fast.native import instruction_sets
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+FLAGS = {"baseline": "-march=x86-64-v2", "avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"}
+COMMAND = ("-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-DTORCH_TARGET_VERSION=0x020a000000000000",
+           f"-I{KERNELS}", "-isystem", str(Path(torch.__file__).parent / "include"))
+
+
+def sources() -> list[Path]:
+    return sorted(KERNELS.glob("*/cpu.cpp"))
+
+
+def check(source: Path, isa: str) -> str:
+    """What the compiler says."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    return subprocess.run([compiler, FLAGS[isa], *COMMAND, source], capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize("isa", [isa for isa in FLAGS if isa != instruction_sets()[0]])
+@pytest.mark.parametrize("source", sources(), ids=lambda path: path.parent.name)
+def test_compiles_for_other_processors(source, isa):
+    assert check(source, isa) == ""
+
+
+def test_what_does_not_compile_is_named(tmp_path):
+    source = tmp_path / "cpu.cpp"
+    source.write_text("void f() { nothing(); }")
+    assert "nothing" in check(source, "baseline")
