@@ -20,15 +20,15 @@ ALL = [
     (device, backend, case)
     for device in DEVICES
     for room in ROOMS
-    for backend, reason in available(device)[room].items()
-    if not reason
     for case in importlib.import_module(f"ace_fast.kernels.{room}.cases").SMALL
+    for backend, reason in available(device)[room].items()  # one after the other, as they share what is expected
+    if not reason
 ]
 REFUSED = [run for run in ALL if run[1] in run[2].refused_by]
 
 
 def _choose() -> tuple[list, list]:
-    """The runs of every case that is not refused, and those that are repeated in float32 and with strides.
+    """The runs of every case that is not refused, with dtypes, and those that are repeated in float32 and with strides.
 
     Interpreted, Triton takes seconds a case and runs the same Python whatever the dtype: float64, whose bounds are
     sharpest, and the first three cases of an operator again. steerable_message is kernels of other rooms, which have
@@ -43,8 +43,9 @@ def _choose() -> tuple[list, list]:
         interpreted = (device, backend) == ("cpu", "triton")
         if interpreted and n >= 10 and "steerable_message" in repr(case):
             continue
-        runs.append((device, backend, case))
+        runs.append((device, backend, case, torch.float64))
         if not interpreted or n < 3:
+            runs.append((device, backend, case, torch.float32))
             repeated.append((device, backend, case))
     return runs, repeated
 
@@ -102,11 +103,7 @@ def bounds(case, dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
     return {name: max(limit, there[name]) for name, limit in found.items()}
 
 
-@pytest.mark.parametrize(
-    ("device", "backend", "case", "dtype"),
-    [*((*run, torch.float64) for run in RUNS), *((*run, torch.float32) for run in REPEATED)],
-    ids=label,
-)
+@pytest.mark.parametrize(("device", "backend", "case", "dtype"), RUNS, ids=label)
 def test_matches_reference(device, backend, case, dtype):
     gold, limit = expected(case, torch.float64), bounds(case, dtype, device)
     inputs = cast(case.inputs(generator()), case, dtype, device)
