@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ace_fast.data import md17
+
 from . import gate, molecules, steps, training
 from .eager_schnet import EagerSchNet
 from .qm9_schnet import HIDDEN, FastSchNet, batch_of, model_of, parse
@@ -32,19 +34,18 @@ def conformations(count: int) -> tuple[Tensor, Tensor, Tensor, str]:
     if file is None:
         g = np.random.RandomState(0)
         z = torch.from_numpy(np.tile(g.choice(molecules.ELEMENTS, ATOMS), count).astype(np.int64))
-        pos = np.concatenate([molecules.tree(g, ATOMS) for _ in range(count)])
-        force, energy, source = g.normal(size=(len(pos), 3)), g.normal(size=count), "generated"
+        pos = torch.from_numpy(np.concatenate([molecules.tree(g, ATOMS) for _ in range(count)]))
+        force, energy = torch.from_numpy(g.normal(size=(len(pos), 3))), torch.from_numpy(g.normal(size=count))
+        source = "generated"
     else:
-        with np.load(file) as data:
-            if count > len(data[f"{MOLECULE}_energy"]):
-                raise ValueError(f"md17_schnet: the case must have at most {len(data[f'{MOLECULE}_energy'])} "
-                                 f"conformations, got {count}")
-            z = torch.from_numpy(np.tile(data[f"{MOLECULE}_z"], count).astype(np.int64))
-            pos, force = (data[f"{MOLECULE}_{name}"][:count].reshape(-1, 3) for name in ("pos", "forces"))
-            energy, source = data[f"{MOLECULE}_energy"][:count], "rMD17"
-    rows = np.zeros((count, 3))
+        data = md17(file, molecule=MOLECULE)
+        if count > len(data):
+            raise ValueError(f"md17_schnet: the case must have at most {len(data)} conformations, got {count}")
+        chosen, source = data.batch(range(count)), "rMD17"
+        z, pos, force, energy = chosen.z, chosen.pos, chosen.forces, chosen.energy
+    rows = torch.zeros(count, 3, dtype=torch.float64)
     rows[:, 0] = energy - energy.mean()
-    return z, torch.from_numpy(pos).double(), torch.from_numpy(np.concatenate([force, rows])), source
+    return z, pos, torch.cat([force, rows]), source
 
 
 def load(case: str, device: str, dtype: torch.dtype) -> Data:

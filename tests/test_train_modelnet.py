@@ -282,7 +282,7 @@ def test_a_folder_of_meshes_is_read(tmp_path, monkeypatch):
     ({"optimizer": "lion"}, "--optimizer must be one of sgd, adam, got 'lion'"),
     ({"hidden": 8}, "options must be among data, classes.*got hidden"),
     ({"preset": "paper_damped"}, "preset must be one of demo, paper, original_code, got 'paper_damped'"),
-    ({"task": "molecules"}, "task must be one of nbody, modelnet, qm9, mocap, got 'molecules'"),
+    ({"task": "molecules"}, "task must be one of nbody, modelnet, qm9, mocap, md17, got 'molecules'"),
 ])
 def test_wrong_settings_are_named(given, message, small_classifier, tmp_path):
     with pytest.raises(ValueError, match=message):

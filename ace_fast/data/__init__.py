@@ -2,6 +2,7 @@
 
 from .batching import Batch, Batcher, FlatDataset
 from .checks import symmetric_edges
+from .md17 import Conformations, md17
 from .mocap import MotionSamples, mocap
 from .modelnet import modelnet
 from .nbody import NBodySettings, nbody, simulate
@@ -15,6 +16,7 @@ __all__ = [
     "Batch",
     "Batcher",
     "CloudBatcher",
+    "Conformations",
     "FlatDataset",
     "MolecularGraphs",
     "MotionSamples",
@@ -22,6 +24,7 @@ __all__ = [
     "PointClouds",
     "drop_points",
     "generated_shapes",
+    "md17",
     "mocap",
     "modelnet",
     "nbody",

@@ -45,16 +45,17 @@ def _parser() -> _Parser:
     evaluate.add_argument("--data", help="where the data lie (the run's --data), if not where the run found them")
     evaluate.set_defaults(run=_evaluate)
 
-    predict = commands.add_parser("predict", help="predict positions, classes or properties with a trained run")
+    predict = commands.add_parser("predict", help="predict positions, classes, properties or forces with a trained run")
     predict.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     predict.add_argument("input", type=Path, metavar="INPUT",
                          help="nbody: .npz with pos and vel [G, n, 3], charges [G, n]; or [N, 3], [N] and offsets "
                               "[G + 1]. modelnet: .npy with [N, 3] or [B, N, 3], .npz with points and, for [M, 3], "
                               "offsets [B + 1], or a mesh .off. qm9: .xyz, or .npz with z [N], pos [N, 3] and, for "
                               "several molecules, offsets [G + 1]. mocap: .npz with pos and vel [G, J, 3], or .amc "
-                              "with its .asf beside it")
+                              "with its .asf beside it. md17: .xyz, or .npz with z [n] and pos [n, 3] "
+                              "or [G, n, 3]")
     predict.add_argument("--output", type=Path,
-                         help="file to write, for qm9 also a .csv (default: <INPUT>-predicted.npz)")
+                         help="file to write, for qm9 and md17 also a .csv (default: <INPUT>-predicted.npz)")
     predict.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     _add_checkpoint(predict)
     branches = predict.add_mutually_exclusive_group()

@@ -41,7 +41,8 @@ def train(
     Args:
         out: the run folder; by default runs/<task>-<preset>-<time>.
         preset: "demo", "paper", "original_code" or another one of the task.
-        task: "nbody" or "qm9" (SEGNN), "modelnet" (VN-DGCNN), or "mocap" (EGNO).
+        task: "nbody" or "qm9" (SEGNN), "modelnet" (VN-DGCNN), "mocap" (EGNO), or "md17"
+            (SchNet).
         resume: continue the run in `out`; its own task and settings are used, and `given` may change only epochs
             (under a constant lr_schedule), data and threads.
         quiet: no progress on stderr.

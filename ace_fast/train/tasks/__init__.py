@@ -22,9 +22,9 @@ A task module defines
 
 from types import ModuleType
 
-from . import mocap, modelnet, nbody, qm9
+from . import md17, mocap, modelnet, nbody, qm9
 
-TASKS: dict[str, ModuleType] = {"nbody": nbody, "modelnet": modelnet, "qm9": qm9, "mocap": mocap}
+TASKS: dict[str, ModuleType] = {"nbody": nbody, "modelnet": modelnet, "qm9": qm9, "mocap": mocap, "md17": md17}
 
 
 def find(name: str) -> ModuleType:
