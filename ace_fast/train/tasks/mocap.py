@@ -176,8 +176,8 @@ class Evaluation:
             _check_skeleton(data, facts)
             check_heights("train", data, config, facts)
         linear = linear_baseline(test)
-        self.fixed = {"data": test.source, "baseline": linear[-1], "baseline_average": sum(linear) / len(linear),
-                      "baseline_by_frame": linear}
+        self.fixed = {"data": test.source, "frames": test.frames.tolist(), "baseline": linear[-1],
+                      "baseline_average": sum(linear) / len(linear), "baseline_by_frame": linear}
         self._splits = {"valid": self._batches(valid), "test": self._batches(test)}
         probe = test.subset(range(min(_PROBE, chunk(config), len(test))))
         (self._plain,) = self._batches(probe)
@@ -282,10 +282,11 @@ def _loss(figure: Figure, rows: draw.Rows) -> None:
 
 
 def _by_frame(figure: Figure, result: Mapping[str, Any]) -> None:
-    axes = draw.axes(figure, 111, "mean squared error on test data", True, "predicted frame")
-    count = range(1, len(result["baseline_by_frame"]) + 1)
-    axes.plot(count, result["baseline_by_frame"], color="0.3", linestyle=":", label="linear motion")
+    ahead = result["frames"]
+    axes = draw.axes(figure, 111, "mean squared error on test data", True, "frames ahead")
+    axes.set_xticks(ahead)
+    axes.plot(ahead, result["baseline_by_frame"], color="0.3", linestyle=":", label="linear motion")
     for mode, colour in draw.MODES:
         if f"by_frame_{mode}" in result:
-            axes.plot(count, result[f"by_frame_{mode}"], color=colour, marker=".", label=mode)
+            axes.plot(ahead, result[f"by_frame_{mode}"], color=colour, marker=".", label=mode)
     axes.legend()
