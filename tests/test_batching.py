@@ -427,7 +427,8 @@ def test_symmetry_is_found(edges, answer, monkeypatch):
     whole, ends = torch.tensor([[1, 0], [0, 1]]), [2, edges.shape[1], 2]
     data = FlatDataset({}, offsets([2, 3, 2]), torch.cat([whole, edges, whole], 1), offsets(ends), check=False)
     assert symmetric_edges(data) == answer
-    monkeypatch.setattr(checks, "_SQUARES", 9)
-    assert symmetric_edges(data) == answer
-    monkeypatch.setattr(checks, "_SQUARES", 8)
+    for together in (9, 1):
+        monkeypatch.setattr(checks, "_TOGETHER", together)
+        assert symmetric_edges(data) == answer
+    monkeypatch.setattr(checks, "_LARGEST", 2)
     assert not symmetric_edges(data)  # a graph too large to look at

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _RESERVED = ("batch", "edge_index", "graph", "names", "num_graphs", "num_nodes", "ptr", "segments", "structure_key",
              "symmetric", "to")
 _INDEX = (torch.uint8, torch.int16, torch.int32, torch.int64)  # those that torch indexes and adds
-_SQUARES = 2**24  # pairs of nodes that are looked at together
+_TOGETHER = 2**22  # pairs of nodes that are looked at together
+_LARGEST = 4096  # nodes of the largest graph that is looked at
 
 
 def as_tensor(who: str, name: str, x: Any) -> Tensor:
@@ -117,28 +118,30 @@ def check_finite(data: FlatDataset) -> None:
 def symmetric_edges(data: FlatDataset) -> bool:
     """Whether the edges of each graph are sorted by target, then source, each with its reverse and none twice.
 
-    Looks at blocks of graphs, one number for each pair of nodes. Of a graph with more than 4096 nodes it says no.
+    Looks at one number for each pair of nodes, graphs with few together. Of a graph with more than 4096 nodes it says
+    no.
     """
-    counts = data.node_offsets.diff()
+    counts, start, graphs = data.node_offsets.diff(), 0, len(data)
+    if graphs and int(counts.max()) > _LARGEST:
+        return False
     ends = torch.cat([counts.new_zeros(1), (counts * counts).cumsum(0)])  # of the pairs of each graph
-    start, graphs = 0, len(data)
     while start < graphs:
-        stop = int(torch.searchsorted(ends, ends[start] + _SQUARES, right=True)) - 1
-        if stop <= start or not _symmetric(data, start, min(stop, graphs), counts, ends):
+        stop = int(torch.searchsorted(ends, ends[start] + _TOGETHER, right=True)) - 1
+        stop = min(max(stop, start + 1), graphs)
+        if not _symmetric(data, start, stop, counts[start:stop], ends[start : stop + 1] - ends[start]):
             return False
         start = stop
     return True
 
 
 def _symmetric(data: FlatDataset, start: int, stop: int, counts: Tensor, ends: Tensor) -> bool:
-    """`symmetric_edges` of the graphs start .. stop - 1."""
-    first, last = data.edge_offsets[start], data.edge_offsets[stop]
+    """`symmetric_edges` of the graphs start .. stop - 1, which have `counts` nodes and whose pairs end at `ends`."""
     edges = data.edge_offsets[start : stop + 1].diff()
-    size, base = (x.repeat_interleave(edges) for x in (counts[start:stop], ends[start:stop] - ends[start]))
-    source, target = data.edge_index[:, first:last]
+    size, base = (x.int().repeat_interleave(edges) for x in (counts, ends[:-1]))
+    source, target = data.edge_index[:, data.edge_offsets[start] : data.edge_offsets[stop]].int()
     pair = base + target * size + source
-    if bool((pair.diff() <= 0).any()):
+    if bool((pair[1:] <= pair[:-1]).any()):
         return False
-    there = torch.zeros(int(ends[stop] - ends[start]), dtype=torch.bool, device=pair.device)
+    there = torch.zeros(int(ends[-1]), dtype=torch.bool, device=pair.device)
     there[pair] = True
-    return bool(there[base + source * size + target].all())
+    return bool(there.index_select(0, base + source * size + target).all())
