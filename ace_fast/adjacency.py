@@ -42,18 +42,22 @@ def _keys(neighbour: Tensor, ptr: Tensor) -> Tensor:
 
 
 def _chunks(neighbour: Tensor, ptr: Tensor) -> Tensor:
-    """Consecutive nodes with about equal numbers of edges, so few chunks that together they touch at most 4 N nodes."""
+    """Consecutive nodes with about equal numbers of edges, so few chunks that together they touch at most 4 N nodes.
+
+    Only the CPU's operators walk chunks: elsewhere all nodes are one, and nothing is read from the device.
+    """
     nodes, edges = ptr.shape[0] - 1, neighbour.shape[0]
     if not nodes:
         return ptr.new_zeros(0, 4)
-    neighbour, ptr = neighbour.cpu(), ptr.cpu()
+    if ptr.device.type != "cpu":
+        return torch.tensor([[0, nodes, 0, nodes]], device=ptr.device)
     count = min(MOST_CHUNKS, 1 << max(0, (edges // CHUNK).bit_length() - 1))
     while True:
         first = torch.searchsorted(ptr, torch.arange(count) * edges // count).tolist()
         bounds = sorted({0, *(n for n in first if n < nodes), nodes})
         rows = [_chunk(neighbour, ptr, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
         if count == 1 or sum(high - low for *_, low, high in rows) <= 4 * nodes:
-            return torch.tensor(rows).to(ptr.device)
+            return torch.tensor(rows, device=ptr.device)
         count //= 2
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ace_fast import Graph, segments
+from ace_fast.adjacency import symmetric_adjacency
 from ace_fast.data import Batch, Batcher, FlatDataset, checks, symmetric_edges
 
 SIZES = [3, 1, 4, 0, 5, 2, 6, 2]
@@ -408,6 +409,11 @@ def test_the_graph_of_a_symmetric_batch_is_the_sorted_one(index, reach):
     assert repr(mine) == repr(gold)
     for a, b in zip(batch.segments(), segments(batch.batch, len(index)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_elsewhere_than_on_the_cpu_nothing_is_read_for_chunks():
+    adjacency = symmetric_adjacency(torch.tensor([1, 0], device="meta"), torch.tensor([0, 1, 2], device="meta"))
+    assert adjacency.chunks.shape == (1, 4) and adjacency.chunks.device.type == "meta" and adjacency.symmetric
 
 
 def test_uniform_batches_know_it_too():

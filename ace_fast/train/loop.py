@@ -41,8 +41,8 @@ def train(
     Args:
         out: the run folder; by default runs/<task>-<preset>-<time>.
         preset: "demo", "paper", "original_code" or another one of the task.
-        task: "nbody" or "qm9" (SEGNN), "modelnet" (VN-DGCNN), "mocap" (EGNO), or "md17"
-            (SchNet).
+        task: "nbody" (SEGNN), "qm9" (SEGNN or SchNet), "modelnet" (VN-DGCNN), "mocap" (EGNO), or
+            "md17" (SchNet).
         resume: continue the run in `out`; its own task and settings are used, and `given` may change only epochs
             (under a constant lr_schedule), data and threads.
         quiet: no progress on stderr.

@@ -138,7 +138,8 @@ _SCHNET: Options = {
     "filter": Option("schnet", "exact", "the filter network on every pair of atoms, or from a table of it with cubic "
                                         "interpolation", FILTERS),
     "knots": Option("schnet", 1024, "distances in that table", least=2),
-    "gammas": Option("schnet", "layer", "one gate a layer or another choice of the model", GAMMAS),
+    "gammas": Option("schnet", "layer", "a gate a layer, a single one, or (nn) networks that compute each atom's",
+                     GAMMAS),
 }
 
 MODELS: dict[str, Model] = {
