@@ -11,7 +11,7 @@ from torch import Tensor
 from ...backend import pick
 from ...graph import Graph
 from ..define import check_tensors, define, fail, mask, no_forward_mode, vjp
-from . import reference
+from . import reference, triton_kernels
 from .basis import ACTIVATIONS, KINDS, RadialBasis, filter_table, spline_table
 
 _native = torch.ops.ace_fast_native
@@ -36,6 +36,7 @@ def _on_cpu(op: str, leaves: int) -> SimpleNamespace:
 BACKENDS = {
     "reference": reference,
     "cpu": SimpleNamespace(network=_on_cpu("cfconv", len(NETWORK)), spline=_on_cpu("spline_conv", len(SPLINE))),
+    "triton": triton_kernels,
 }
 
 
@@ -236,7 +237,7 @@ def cfconv(x: Tensor, pos: Tensor, graph: Graph, cutoff: float, basis: RadialBas
         knots: of the table.
         spline: [K, 2, F], values and slopes (1/Å) at K equal steps from 0 to the cutoff, or values [K, F], whose slopes
             are central differences; trainable.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         [N, F], zero where no edge ends. Deterministic. Coincident nodes have d = 0, and no derivatives in it.

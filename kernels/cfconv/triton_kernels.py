@@ -1,0 +1,241 @@
+"""cfconv and spline_conv in Triton; the kernels are in triton_splines.py, triton_network.py and triton_weights.py.
+
+Of edges nothing is stored but their targets and the order of their knots. Sums over edges run in an order that depends
+on the inputs alone: no atomics.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from ..triton_common import INTERPRETED, AotCase, accumulator, allow_tf32, cdiv, launch, next_power_of_2
+from .triton_network import cfconv_bwd_kernel_pos, cfconv_fwd_kernel
+from .triton_splines import (
+    spline_conv_bwd_kernel_knots,
+    spline_conv_bwd_kernel_pos,
+    spline_conv_bwd_kernel_table,
+    spline_conv_fwd_kernel,
+)
+from .triton_weights import cfconv_bwd_kernel_basis, cfconv_bwd_kernel_weight1, cfconv_bwd_kernel_weight2
+
+_PARAMETERS = ("weight1", "bias1", "weight2", "bias2", "centre", "scale")
+
+
+def _block(size: int, most: int) -> int:
+    """A power of two from 16 to `most` for a dimension of `size`."""
+    return min(most, max(16, next_power_of_2(size)))
+
+
+def _spline_sizes(dtype: torch.dtype, channels: int) -> dict:
+    """Edges and channels of a block."""
+    wide = dtype == torch.float32
+    return {"BE": 64 if INTERPRETED else 16, "BC": _block(channels, 64 if wide else 32), "ACC": accumulator(dtype),
+            "num_warps": 4}
+
+
+def _network_sizes(dtype: torch.dtype, count: int, hidden: int, channels: int) -> dict:
+    """Edges of a block, and how many basis functions, hidden units and filters it takes at a time."""
+    wide = dtype == torch.float32
+    most = (64, 64, 64) if INTERPRETED else (32, 32, 64) if wide else (16, 16, 32)
+    blocks = (_block(size, limit) for size, limit in zip((count, hidden, channels), most, strict=True))
+    return {"BE": 64 if INTERPRETED else 32 if wide else 16, **dict(zip(("BG", "BH", "BF"), blocks, strict=True)),
+            "ACC": accumulator(dtype), "num_warps": 4, "num_stages": 1}
+
+
+class _Edges:
+    """x [N, F], pos [N, 3] and both lists of edges, dense."""
+
+    def __init__(self, x, pos, neighbour, ptr, back, back_ptr, symmetric):
+        self.x, self.pos, self.symmetric = x.contiguous(), pos.contiguous(), symmetric
+        self.by_target = [neighbour.contiguous(), ptr.contiguous()]
+        self.by_source = [back.contiguous(), back_ptr.contiguous()]
+        (self.nodes, self.channels), self.edges = x.shape, neighbour.shape[0]
+        # of a program: about 128 edges
+        self.group = min(16, max(2, next_power_of_2(cdiv(64 * self.nodes, max(self.edges, 1)))))
+
+    def target(self) -> Tensor:
+        """[E]"""
+        ptr = self.by_target[1]
+        node = torch.arange(self.nodes, device=ptr.device)
+        return torch.repeat_interleave(node, ptr[1:] - ptr[:-1], output_size=self.edges)
+
+    def walks(self) -> list[tuple]:
+        """The lists of edges that give a node all its edges, and which of TO and FROM they count as."""
+        if self.symmetric:
+            return [(self.by_target, True, True)]
+        return [(self.by_target, True, False), (self.by_source, False, True)]
+
+    def or_any(self, *tensors: Tensor | None) -> list[Tensor]:
+        """An absent tensor is never read; x stands for it."""
+        return [self.x if t is None else t for t in tensors]
+
+
+class _Splines(_Edges):
+    """The arguments of spline_conv, and its kernels' sums."""
+
+    def __init__(self, x, pos, table, neighbour, ptr, back, back_ptr, chunks, symmetric, cutoff):
+        super().__init__(x, pos, neighbour, ptr, back, back_ptr, symmetric)
+        self.table, self.knots = table.contiguous(), table.shape[0]
+        self.constants = {"STEP": cutoff / (self.knots - 1), "CUTOFF": cutoff, "device": x.device}
+        self.sizes = _spline_sizes(x.dtype, self.channels)
+        self.blocks = cdiv(self.channels, self.sizes["BC"])
+
+    def sums(self, x: Tensor | None, v: Tensor | None, move: Tensor | None, edges: list[Tensor]) -> Tensor:
+        """[N, F]: of W x over the other ends of `edges`, plus W_t v."""
+        y, (some_x, some_v, some_move) = self.x.new_empty(self.x.shape), self.or_any(x, v, move)
+        launch(spline_conv_fwd_kernel, (cdiv(self.nodes, self.group) * self.blocks,), some_x, some_v, self.pos,
+               some_move, self.table, *edges, y, self.nodes, self.edges, self.channels, self.knots, self.blocks,
+               SUM=x is not None, CHANGE=v is not None, NB=self.group, **self.sizes, **self.constants)
+        return y
+
+    def positions(self, g: Tensor, c_x: Tensor | None, move: Tensor | None) -> Tensor:
+        """[N, 3]"""
+        found, absent = [], self.or_any(c_x, move)
+        for edges, to, from_ in self.walks():
+            found.append(self.pos.new_empty(self.pos.shape))
+            launch(spline_conv_bwd_kernel_pos, (cdiv(self.nodes, self.group),), self.x, g, absent[0], self.pos,
+                   absent[1], self.table, *edges, found[-1], self.nodes, self.edges, self.channels, self.knots, TO=to,
+                   FROM=from_, SECOND=c_x is not None, NB=self.group, **self.sizes, **self.constants)
+        return sum(found[1:], found[0])
+
+    def knot_values(self, g: Tensor, c_x: Tensor | None, move: Tensor | None) -> Tensor:
+        """The gradient of the table; edges are sorted by the knot before them, on the device."""
+        target, neighbour, (some_c_x, some_move) = self.target(), self.by_target[0], self.or_any(c_x, move)
+        knots = torch.empty(self.edges, dtype=torch.int32, device=g.device)
+        launch(spline_conv_bwd_kernel_knots, (cdiv(self.edges, 256),), target, neighbour, self.pos, knots, self.nodes,
+               self.edges, self.knots, BE=256, **self.constants)
+        knots, order = torch.sort(knots, stable=True)
+        start = torch.searchsorted(knots, torch.arange(self.knots, dtype=torch.int32, device=g.device))
+        parts = min(8, cdiv(self.edges, 8 * self.knots))  # bonds of one length fill few intervals
+        rows = g.new_empty(parts, self.knots - 1, 4, self.channels)
+        launch(spline_conv_bwd_kernel_table, ((self.knots - 1) * self.blocks, parts), self.x, g, some_c_x, self.pos,
+               some_move, target, neighbour, order, start, rows, self.channels, self.knots, self.blocks, parts,
+               SECOND=c_x is not None, **self.sizes, **self.constants)
+        rows = rows.sum(0)
+        y = torch.zeros_like(self.table)
+        y[:-1] = rows[:, :2]
+        y[1:] += rows[:, 2:]
+        return y
+
+
+class _Network(_Edges):
+    """The arguments of cfconv, and its kernels' sums."""
+
+    def __init__(self, x, pos, weight1, bias1, weight2, bias2, centre, scale, neighbour, ptr, back, back_ptr, chunks,
+                 symmetric, basis, activation, alpha, cutoff):
+        super().__init__(x, pos, neighbour, ptr, back, back_ptr, symmetric)
+        of = (weight1, bias1, weight2, bias2, centre, scale)
+        self.of = {name: t.contiguous() for name, t in zip(_PARAMETERS, of, strict=True)}
+        self.shape = [*reversed(weight1.shape), self.channels]  # G, H, F
+        self.constants = {"KIND": basis, "ACTIVATION": activation, "ALPHA": alpha, "CUTOFF": cutoff, "device": x.device}
+        self.sizes = _network_sizes(x.dtype, *self.shape) | {"TF32": allow_tf32(x)}
+        self.blocks = [cdiv(n, self.sizes[b]) for n, b in zip(self.shape, ("BG", "BH", "BF"), strict=True)]
+
+    def sums(self, x: Tensor | None, v: Tensor | None, move: Tensor | None, edges: list[Tensor]) -> Tensor:
+        """[N, F]: of W x over the other ends of `edges`, plus W_t v."""
+        y, (some_x, some_v, some_move) = self.x.new_empty(self.x.shape), self.or_any(x, v, move)
+        launch(cfconv_fwd_kernel, (cdiv(self.nodes, self.group) * self.blocks[2],), some_x, some_v, self.pos, some_move,
+               *self.of.values(), *edges, y, self.nodes, self.edges, *self.shape, self.blocks[2], SUM=x is not None,
+               CHANGE=v is not None, NB=self.group, **self.sizes, **self.constants)
+        return y
+
+    def positions(self, g: Tensor, c_x: Tensor | None, move: Tensor | None) -> Tensor:
+        """[N, 3]"""
+        found, absent = [], self.or_any(c_x, move)
+        for edges, to, from_ in self.walks():
+            found.append(self.pos.new_empty(self.pos.shape))
+            launch(cfconv_bwd_kernel_pos, (cdiv(self.nodes, self.group),), self.x, g, absent[0], self.pos, absent[1],
+                   *self.of.values(), *edges, found[-1], self.nodes, self.edges, *self.shape, TO=to, FROM=from_,
+                   SECOND=c_x is not None, NB=self.group, **self.sizes, **self.constants)
+        return sum(found[1:], found[0])
+
+    def parameters(self, g: Tensor, c_x: Tensor | None, move: Tensor | None, needs: list[bool]) -> list[Tensor]:
+        """The gradients of the parameters where needed: of a weight together with its bias, of centre with scale."""
+        if not any(needs):
+            return [g.new_empty(0) for _ in needs]
+        target, (some_c_x, some_move) = self.target(), self.or_any(c_x, move)
+        part = max(128, next_power_of_2(cdiv(self.edges, 256)))  # edges of a program
+        parts, (of_g, of_h, of_f), found = cdiv(self.edges, part), self.blocks, []
+        for kernel, first, absent, grid, integers in (
+                (cfconv_bwd_kernel_weight1, 0, ("bias2",), of_h * of_g, [of_g]),
+                (cfconv_bwd_kernel_weight2, 2, ("weight2", "bias2"), of_f * of_h, [of_h]),
+                (cfconv_bwd_kernel_basis, 4, ("bias2",), of_g, [])):
+            names = _PARAMETERS[first:first + 2]
+            if not any(needs[first:first + 2]):
+                found += [g.new_empty(0)] * 2
+                continue
+            sums = [g.new_empty(parts, *self.of[name].shape) for name in names]
+            launch(kernel, (grid, parts), self.x, g, some_c_x, self.pos, some_move,
+                   *(t for name, t in self.of.items() if name not in absent), target, self.by_target[0], *sums,
+                   self.nodes, self.edges, *self.shape, part, *integers, SECOND=c_x is not None, **self.sizes,
+                   **self.constants)
+            found += [s.sum(0) for s in sums]
+        return [t if need else g.new_empty(0) for t, need in zip(found, needs, strict=True)]
+
+
+def _chosen(makers, needs, like: Tensor) -> list[Tensor]:
+    return [make() if need else like.new_empty(0) for make, need in zip(makers, needs, strict=True)]
+
+
+def _complete(family: type, parameters) -> SimpleNamespace:
+    """The operator of a family of filters as in the reference; `parameters(call, g, c_x, move, needs)`: gradients."""
+
+    def forward(*arguments) -> Tensor:
+        a = family(*arguments)
+        return a.sums(a.x, None, None, a.by_target)
+
+    def backward(g, *arguments) -> tuple[Tensor, ...]:
+        *arguments, needs = arguments
+        a, g = family(*arguments), g.contiguous()
+        found = _chosen((lambda: a.sums(g, None, None, a.by_source), lambda: a.positions(g, None, None)), needs[:2], g)
+        return *found, *parameters(a, g, None, None, needs[2:])
+
+    def second(c_x, c_pos, g, *arguments) -> tuple[Tensor, ...]:
+        *arguments, needs = arguments
+        a, g, c_x, c_pos = family(*arguments), g.contiguous(), c_x.contiguous(), c_pos.contiguous()
+        found = _chosen((lambda: a.sums(c_x, a.x, c_pos, a.by_target), lambda: a.sums(None, g, c_pos, a.by_source),
+                         lambda: a.positions(g, c_x, c_pos)), needs[:3], g)
+        return *found, *parameters(a, g, c_x, c_pos, needs[3:])
+
+    return SimpleNamespace(forward=forward, backward=backward, second=second)
+
+
+spline = _complete(_Splines, lambda a, g, c_x, move, needs: _chosen([lambda: a.knot_values(g, c_x, move)], needs, g))
+network = _complete(_Network, _Network.parameters)
+
+
+def _aot(kernel, tensors: str, integers: str, indices: str, **constexprs) -> list[AotCase]:
+    """The kernel in float32 and float64 for 50 basis functions, 64 hidden units and filters, 1024 knots."""
+    found = []
+    for kind, dtype in (("*fp32", torch.float32), ("*fp64", torch.float64)):
+        signature = dict.fromkeys(tensors.split(), kind) | dict.fromkeys(integers.split(), "i32")
+        signature |= dict.fromkeys(indices.split(), "*i64")
+        if "centre" in signature:
+            sizes = _network_sizes(dtype, 50, 64, 64) | {"TF32": False, "KIND": 0, "ACTIVATION": 0, "ALPHA": 0.0}
+        else:
+            sizes = _spline_sizes(dtype, 64) | {"STEP": 10 / 1023}
+        options = {name: sizes.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in sizes}
+        found.append(AotCase(kernel, signature, {"CUTOFF": 10.0} | sizes | constexprs, **options))
+    return found
+
+
+_LISTS, _ENDS, _BOTH = "neighbour ptr", "target neighbour", {"TO": True, "FROM": True}
+_ALL, _SECOND = "x g c_x pos move", {"SECOND": True}
+_NETWORK = "weight1 bias1 weight2 bias2 centre scale"
+AOT = [
+    *_aot(spline_conv_fwd_kernel, "x v pos move table y", "N E C KNOTS blocks_c", _LISTS, SUM=True, CHANGE=True, NB=8),
+    *_aot(spline_conv_bwd_kernel_pos, f"{_ALL} table y", "N E C KNOTS", _LISTS, NB=8, **_BOTH, **_SECOND),
+    *_aot(spline_conv_bwd_kernel_table, f"{_ALL} y", "C KNOTS blocks_c parts", f"{_ENDS} order start", **_SECOND),
+    *(AotCase(spline_conv_bwd_kernel_knots, {"pos": kind, "knots": "*i32"} | dict.fromkeys(_ENDS.split(), "*i64")
+              | dict.fromkeys(("N", "E", "KNOTS"), "i32"), {"STEP": 10 / 1023, "CUTOFF": 10.0, "BE": 256})
+      for kind in ("*fp32", "*fp64")),
+    *_aot(cfconv_fwd_kernel, f"x v pos move {_NETWORK} y", "N E G H F blocks_f", _LISTS, SUM=True, CHANGE=True, NB=8),
+    *_aot(cfconv_bwd_kernel_pos, f"{_ALL} {_NETWORK} y", "N E G H F", _LISTS, NB=8, **_BOTH, **_SECOND),
+    *_aot(cfconv_bwd_kernel_weight1, f"{_ALL} weight1 bias1 weight2 centre scale g_weight1 g_bias1",
+          "N E G H F part blocks_g", _ENDS, **_SECOND),
+    *_aot(cfconv_bwd_kernel_weight2, f"{_ALL} weight1 bias1 centre scale g_weight2 g_bias2",
+          "N E G H F part blocks_h", _ENDS, **_SECOND),
+    *_aot(cfconv_bwd_kernel_basis, f"{_ALL} weight1 bias1 weight2 centre scale g_centre g_scale",
+          "N E G H F part", _ENDS, **_SECOND),
+]
