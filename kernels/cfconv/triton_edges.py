@@ -72,8 +72,9 @@ def deal(b_m, b_i, y, i_at, b_y, o_c, C):
     i_last = tl.max(b_i, 0)
     for i_n in range(i_at, i_last + 1):
         b_y += tl.sum(tl.where((b_i == i_n)[:, None], b_m, 0.0), 0)
-        tl.store(y + i_n * C + o_c, b_y, mask=(o_c < C) & (i_n < i_last))
-        b_y = tl.where(i_n < i_last, 0.0, b_y)
+        m_done = tl.zeros_like(o_c) + i_n < i_last
+        tl.store(y + i_n * C + o_c, b_y, mask=(o_c < C) & m_done)
+        b_y = tl.where(m_done, 0.0, b_y)
     return i_last, b_y
 
 

@@ -4,6 +4,7 @@ Of edges nothing is stored but their targets and the order of their knots. Sums 
 on the inputs alone: no atomics.
 """
 
+import math
 from types import SimpleNamespace
 
 import torch
@@ -20,6 +21,13 @@ from .triton_splines import (
 from .triton_weights import cfconv_bwd_kernel_basis, cfconv_bwd_kernel_weight1, cfconv_bwd_kernel_weight2
 
 _PARAMETERS = ("weight1", "bias1", "weight2", "bias2", "centre", "scale")
+_READ = ("weight1", "bias1", "weight2", "centre", "scale")
+# kernel, the first of the two parameters whose gradients it gives, the parameters that it reads
+_GRADIENTS = (
+    (cfconv_bwd_kernel_weight1, 0, _READ),
+    (cfconv_bwd_kernel_weight2, 2, ("weight1", "bias1", "centre", "scale")),
+    (cfconv_bwd_kernel_basis, 4, _READ),
+)
 
 
 def _block(size: int, most: int) -> int:
@@ -34,13 +42,26 @@ def _spline_sizes(dtype: torch.dtype, channels: int) -> dict:
             "num_warps": 4}
 
 
-def _network_sizes(dtype: torch.dtype, count: int, hidden: int, channels: int) -> dict:
-    """Edges of a block, and how many basis functions, hidden units and filters it takes at a time."""
-    wide = dtype == torch.float32
-    most = (64, 64, 64) if INTERPRETED else (32, 32, 64) if wide else (16, 16, 32)
-    blocks = (_block(size, limit) for size, limit in zip((count, hidden, channels), most, strict=True))
-    return {"BE": 64 if INTERPRETED else 32 if wide else 16, **dict(zip(("BG", "BH", "BF"), blocks, strict=True)),
-            "ACC": accumulator(dtype), "num_warps": 4, "num_stages": 1}
+def _network_sizes(kernel, dtype: torch.dtype, count: int, hidden: int, channels: int) -> dict:
+    """Edges of a block, and how many basis functions, hidden units and filters it takes at a time.
+
+    What a product sums over is 16 long, since a thread reads its part of it at once; what a program writes is wide.
+    """
+    wide, double = (64, 32)[dtype == torch.float64], dtype == torch.float64
+    most = {"BE": 32, "BG": 16, "BH": 32, "BF": 16, "BO": wide}
+    if kernel is cfconv_fwd_kernel:
+        most |= {"BH": 16, "BF": wide}
+    if kernel is cfconv_bwd_kernel_weight2:
+        most |= {"BF": wide}
+    if double:
+        most |= {"BE": 16, "BH": 16}
+    if INTERPRETED:  # a step costs the same whatever its size
+        most = dict.fromkeys(most, 64)
+    sizes = {"BG": count, "BH": hidden, "BF": channels, "BO": count}
+    found = {"BE": most["BE"]} | {name: _block(size, most[name]) for name, size in sizes.items()}
+    if kernel is not cfconv_bwd_kernel_weight1:
+        del found["BO"]
+    return found | {"ACC": accumulator(dtype), "num_warps": 8, "num_stages": 1}
 
 
 class _Edges:
@@ -129,49 +150,57 @@ class _Network(_Edges):
         self.of = {name: t.contiguous() for name, t in zip(_PARAMETERS, of, strict=True)}
         self.shape = [*reversed(weight1.shape), self.channels]  # G, H, F
         self.constants = {"KIND": basis, "ACTIVATION": activation, "ALPHA": alpha, "CUTOFF": cutoff, "device": x.device}
-        self.sizes = _network_sizes(x.dtype, *self.shape) | {"TF32": allow_tf32(x)}
-        self.blocks = [cdiv(n, self.sizes[b]) for n, b in zip(self.shape, ("BG", "BH", "BF"), strict=True)]
+        self.constants["TF32"] = allow_tf32(x)
 
     def sums(self, x: Tensor | None, v: Tensor | None, move: Tensor | None, edges: list[Tensor]) -> Tensor:
         """[N, F]: of W x over the other ends of `edges`, plus W_t v."""
         y, (some_x, some_v, some_move) = self.x.new_empty(self.x.shape), self.or_any(x, v, move)
-        launch(cfconv_fwd_kernel, (cdiv(self.nodes, self.group) * self.blocks[2],), some_x, some_v, self.pos, some_move,
-               *self.of.values(), *edges, y, self.nodes, self.edges, *self.shape, self.blocks[2], SUM=x is not None,
-               CHANGE=v is not None, NB=self.group, **self.sizes, **self.constants)
+        sizes = _network_sizes(cfconv_fwd_kernel, y.dtype, *self.shape)
+        blocks = cdiv(self.channels, sizes["BF"])
+        launch(cfconv_fwd_kernel, (cdiv(self.nodes, self.group) * blocks,), some_x, some_v, self.pos, some_move,
+               *self.of.values(), *edges, y, self.nodes, self.edges, *self.shape, blocks, SUM=x is not None,
+               CHANGE=v is not None, NB=self.group, **sizes, **self.constants)
         return y
 
     def positions(self, g: Tensor, c_x: Tensor | None, move: Tensor | None) -> Tensor:
         """[N, 3]"""
         found, absent = [], self.or_any(c_x, move)
+        sizes = _network_sizes(cfconv_bwd_kernel_pos, g.dtype, *self.shape)
         for edges, to, from_ in self.walks():
             found.append(self.pos.new_empty(self.pos.shape))
             launch(cfconv_bwd_kernel_pos, (cdiv(self.nodes, self.group),), self.x, g, absent[0], self.pos, absent[1],
                    *self.of.values(), *edges, found[-1], self.nodes, self.edges, *self.shape, TO=to, FROM=from_,
-                   SECOND=c_x is not None, NB=self.group, **self.sizes, **self.constants)
+                   SECOND=c_x is not None, NB=self.group, **sizes, **self.constants)
         return sum(found[1:], found[0])
 
     def parameters(self, g: Tensor, c_x: Tensor | None, move: Tensor | None, needs: list[bool]) -> list[Tensor]:
         """The gradients of the parameters where needed: of a weight together with its bias, of centre with scale."""
+        found = [g.new_empty(0) for _ in needs]
         if not any(needs):
-            return [g.new_empty(0) for _ in needs]
+            return found
         target, (some_c_x, some_move) = self.target(), self.or_any(c_x, move)
         part = max(128, next_power_of_2(cdiv(self.edges, 256)))  # edges of a program
-        parts, (of_g, of_h, of_f), found = cdiv(self.edges, part), self.blocks, []
-        for kernel, first, absent, grid, integers in (
-                (cfconv_bwd_kernel_weight1, 0, ("bias2",), of_h * of_g, [of_g]),
-                (cfconv_bwd_kernel_weight2, 2, ("weight2", "bias2"), of_f * of_h, [of_h]),
-                (cfconv_bwd_kernel_basis, 4, ("bias2",), of_g, [])):
-            names = _PARAMETERS[first:first + 2]
+        for kernel, first, read in _GRADIENTS:
             if not any(needs[first:first + 2]):
-                found += [g.new_empty(0)] * 2
                 continue
+            names, sizes = _PARAMETERS[first:first + 2], _network_sizes(kernel, g.dtype, *self.shape)
+            parts, blocks = cdiv(self.edges, part), self.blocks(kernel, sizes)
             sums = [g.new_empty(parts, *self.of[name].shape) for name in names]
-            launch(kernel, (grid, parts), self.x, g, some_c_x, self.pos, some_move,
-                   *(t for name, t in self.of.items() if name not in absent), target, self.by_target[0], *sums,
-                   self.nodes, self.edges, *self.shape, part, *integers, SECOND=c_x is not None, **self.sizes,
-                   **self.constants)
-            found += [s.sum(0) for s in sums]
-        return [t if need else g.new_empty(0) for t, need in zip(found, needs, strict=True)]
+            launch(kernel, (math.prod(blocks), parts), self.x, g, some_c_x, self.pos, some_move,
+                   *(self.of[name] for name in read), target, self.by_target[0], *sums, self.nodes, self.edges,
+                   *self.shape, part, *blocks[1:], SECOND=c_x is not None, **sizes, **self.constants)
+            for n, s in enumerate(sums, first):
+                found[n] = s.sum(0) if needs[n] else found[n]
+        return found
+
+    def blocks(self, kernel, sizes: dict) -> tuple[int, ...]:
+        """Of each dimension of the gradient that `kernel` writes."""
+        (count, hidden, channels), size = self.shape, sizes.get
+        if kernel is cfconv_bwd_kernel_weight1:
+            return cdiv(hidden, size("BH")), cdiv(count, size("BO"))
+        if kernel is cfconv_bwd_kernel_weight2:
+            return cdiv(channels, size("BF")), cdiv(hidden, size("BH"))
+        return (cdiv(count, size("BG")),)
 
 
 def _chosen(makers, needs, like: Tensor) -> list[Tensor]:
@@ -212,7 +241,8 @@ def _aot(kernel, tensors: str, integers: str, indices: str, **constexprs) -> lis
         signature = dict.fromkeys(tensors.split(), kind) | dict.fromkeys(integers.split(), "i32")
         signature |= dict.fromkeys(indices.split(), "*i64")
         if "centre" in signature:
-            sizes = _network_sizes(dtype, 50, 64, 64) | {"TF32": False, "KIND": 0, "ACTIVATION": 0, "ALPHA": 0.0}
+            sizes = _network_sizes(kernel, dtype, 50, 64, 64)
+            sizes |= {"TF32": False, "KIND": 0, "ACTIVATION": 0, "ALPHA": 0.0}
         else:
             sizes = _spline_sizes(dtype, 64) | {"STEP": 10 / 1023}
         options = {name: sizes.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in sizes}
@@ -233,7 +263,7 @@ AOT = [
     *_aot(cfconv_fwd_kernel, f"x v pos move {_NETWORK} y", "N E G H F blocks_f", _LISTS, SUM=True, CHANGE=True, NB=8),
     *_aot(cfconv_bwd_kernel_pos, f"{_ALL} {_NETWORK} y", "N E G H F", _LISTS, NB=8, **_BOTH, **_SECOND),
     *_aot(cfconv_bwd_kernel_weight1, f"{_ALL} weight1 bias1 weight2 centre scale g_weight1 g_bias1",
-          "N E G H F part blocks_g", _ENDS, **_SECOND),
+          "N E G H F part blocks_o", _ENDS, **_SECOND),
     *_aot(cfconv_bwd_kernel_weight2, f"{_ALL} weight1 bias1 centre scale g_weight2 g_bias2",
           "N E G H F part blocks_h", _ENDS, **_SECOND),
     *_aot(cfconv_bwd_kernel_basis, f"{_ALL} weight1 bias1 weight2 centre scale g_centre g_scale",

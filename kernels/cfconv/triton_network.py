@@ -144,7 +144,7 @@ def _slopes(x, g, c_x, weight1, bias1, weight2, bias2, centre, scale, b_i, b_j, 
             o_f = i_f + tl.arange(0, BF)
             m = m_in[:, None] & (o_f < F)[None, :]
             # bias2 is one more hidden unit, which is always 1: it counts once
-            b_w = tl.load(bias2 + o_f, mask=(o_f < F) & (i_h == 0), other=0.0)[None, :]
+            b_w = tl.load(bias2 + o_f, mask=(o_f < F) & (tl.zeros_like(o_f) + i_h == 0), other=0.0)[None, :]
             b_w2 = tile(weight2, o_f, o_h, F, H)
             b_m = message(x, g, b_i, b_j, o_f, F, m, TO, FROM)
             b_q = dot(b_m, b_w2, b_q, TF32)

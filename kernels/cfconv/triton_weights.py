@@ -93,15 +93,15 @@ def cfconv_bwd_kernel_weight2(
 @triton.jit
 def cfconv_bwd_kernel_weight1(
     x, g, c_x, pos, move, weight1, bias1, weight2, centre, scale, target, neighbour, g_weight1, g_bias1, N, E, G, H, F,
-    part, blocks_g, KIND: tl.constexpr, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, CUTOFF: tl.constexpr,
-    SECOND: tl.constexpr, BE: tl.constexpr, BG: tl.constexpr, BH: tl.constexpr, BF: tl.constexpr, ACC: tl.constexpr,
-    TF32: tl.constexpr,
+    part, blocks_o, KIND: tl.constexpr, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, CUTOFF: tl.constexpr,
+    SECOND: tl.constexpr, BE: tl.constexpr, BG: tl.constexpr, BH: tl.constexpr, BF: tl.constexpr, BO: tl.constexpr,
+    ACC: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
     """g_weight1 [parts, H, G] and g_bias1 [parts, H] of the same."""
     i_block, i_s = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    o_h = i_block // blocks_g * BH + tl.arange(0, BH)
-    o_g = i_block % blocks_g * BG + tl.arange(0, BG)
-    s_w1, s_b1 = tl.zeros([BH, BG], dtype=ACC), tl.zeros([BH], dtype=ACC)
+    o_h = i_block // blocks_o * BH + tl.arange(0, BH)
+    o_g = i_block % blocks_o * BO + tl.arange(0, BO)
+    s_w1, s_b1 = tl.zeros([BH, BO], dtype=ACC), tl.zeros([BH], dtype=ACC)
     for i_e in range(i_s * part, tl.minimum(i_s * part + part, E), BE):
         b_i, b_j, m_in, b_d, b_t, b_c, b_c1 = _edges(target, neighbour, pos, move, i_e + tl.arange(0, BE), N, E, CUTOFF,
                                                      SECOND)
@@ -115,7 +115,7 @@ def cfconv_bwd_kernel_weight1(
             s_w1 = dot(tl.trans(b_gp1), b_b1, s_w1, TF32)
     m_h = o_h < H
     tl.store(g_weight1 + (i_s * H + o_h[:, None]) * G + o_g[None, :], s_w1, mask=m_h[:, None] & (o_g < G)[None, :])
-    if i_block % blocks_g == 0:
+    if i_block % blocks_o == 0:
         tl.store(g_bias1 + i_s * H + o_h, s_b1, mask=m_h)
 
 
