@@ -38,16 +38,36 @@ def along(move, b_i, b_j, m_e, b_d, b_x, b_y, b_z):
 
 
 @triton.jit
-def cut(b_d, m_in, CUTOFF: tl.constexpr, ORDER: tl.constexpr):
-    """The cutoff function's derivative of ORDER; zero where not m_in."""
-    W: tl.constexpr = 3.141592653589793 / CUTOFF
-    if ORDER == 0:
-        b_c = 0.5 * (tl.cos(b_d * W) + 1.0)
-    elif ORDER == 1:
-        b_c = -0.5 * W * tl.sin(b_d * W)
+def sin_cos(z):
+    """Sine and cosine, off by a few eps of max(1, |z|), as z itself is.
+
+    tl.sin in float64 calls a function where |z| is large, and what lives across a call is spilled.
+    """
+    b_k = tl.floor(z * 0.6366197723675814 + 0.5)  # quarter turns
+    if z.dtype == tl.float64:
+        r = tl.fma(b_k, -6.123233995736766e-17, tl.fma(b_k, -1.5707963267948966, z))
     else:
-        b_c = -0.5 * W * W * tl.cos(b_d * W)
-    return tl.where(m_in, b_c, 0.0)
+        r = tl.fma(b_k, 4.371139000186241e-08, tl.fma(b_k, -1.5707963705062866, z))
+    w = r * r
+    b_s = 1.0 / 6227020800.0 - w * (1.0 / 1307674368000.0)
+    b_s = 1.0 / 120.0 - w * (1.0 / 5040.0 - w * (1.0 / 362880.0 - w * (1.0 / 39916800.0 - w * b_s)))
+    b_s = r - r * w * (1.0 / 6.0 - w * b_s)
+    b_c = 1.0 / 479001600.0 - w * (1.0 / 87178291200.0 - w * (1.0 / 20922789888000.0))
+    b_c = 1.0 / 24.0 - w * (1.0 / 720.0 - w * (1.0 / 40320.0 - w * (1.0 / 3628800.0 - w * b_c)))
+    b_c = 1.0 - w * (0.5 - w * b_c)
+    b_q = b_k - 4.0 * tl.floor(b_k * 0.25)
+    m_odd = (b_q == 1.0) | (b_q == 3.0)
+    b_sin, b_cos = tl.where(m_odd, b_c, b_s), tl.where(m_odd, b_s, b_c)
+    return tl.where(b_q >= 2.0, -b_sin, b_sin), tl.where((b_q == 1.0) | (b_q == 2.0), -b_cos, b_cos)
+
+
+@triton.jit
+def cut(b_d, m_in, CUTOFF: tl.constexpr):
+    """The cutoff function and its first and second derivatives; zero where not m_in."""
+    W: tl.constexpr = 3.141592653589793 / CUTOFF
+    b_sin, b_cos = sin_cos(b_d * W)
+    return (tl.where(m_in, 0.5 * (b_cos + 1.0), 0.0), tl.where(m_in, -0.5 * W * b_sin, 0.0),
+            tl.where(m_in, -0.5 * W * W * b_cos, 0.0))
 
 
 @triton.jit

@@ -39,7 +39,7 @@ def _spline_sizes(dtype: torch.dtype, channels: int) -> dict:
     """Edges and channels of a block."""
     wide = dtype == torch.float32
     return {"BE": 64 if INTERPRETED else 16, "BC": _block(channels, 64 if wide else 32), "ACC": accumulator(dtype),
-            "num_warps": 4}
+            "num_warps": 4, "maxnreg": 255}
 
 
 def _network_sizes(kernel, dtype: torch.dtype, count: int, hidden: int, channels: int) -> dict:
@@ -47,21 +47,19 @@ def _network_sizes(kernel, dtype: torch.dtype, count: int, hidden: int, channels
 
     What a product sums over is 16 long, since a thread reads its part of it at once; what a program writes is wide.
     """
-    wide, double = (64, 32)[dtype == torch.float64], dtype == torch.float64
-    most = {"BE": 32, "BG": 16, "BH": 32, "BF": 16, "BO": wide}
+    double = dtype == torch.float64
+    most = {"BE": 16 if double else 32, "BG": 16, "BH": 16 if double else 32, "BF": 16, "BO": 32 if double else 64}
     if kernel is cfconv_fwd_kernel:
-        most |= {"BH": 16, "BF": wide}
+        most |= {"BH": 16, "BF": 32 if double else 64}
     if kernel is cfconv_bwd_kernel_weight2:
-        most |= {"BF": wide}
-    if double:
-        most |= {"BE": 16, "BH": 16}
+        most |= {"BE": 16, "BF": 16 if double else 64}
     if INTERPRETED:  # a step costs the same whatever its size
         most = dict.fromkeys(most, 64)
     sizes = {"BG": count, "BH": hidden, "BF": channels, "BO": count}
     found = {"BE": most["BE"]} | {name: _block(size, most[name]) for name, size in sizes.items()}
     if kernel is not cfconv_bwd_kernel_weight1:
         del found["BO"]
-    return found | {"ACC": accumulator(dtype), "num_warps": 8, "num_stages": 1}
+    return found | {"ACC": accumulator(dtype), "num_warps": 8, "num_stages": 1, "maxnreg": 255}
 
 
 class _Edges:

@@ -5,7 +5,7 @@ q = weight2^T m: derivatives in d need P', P'' and one product with m, and nothi
 """
 
 from ..triton_common import dot, sigmoid, softplus, tl, triton
-from .triton_edges import along, at_nodes, cut, deal, ends, finish, geometry, message, pull, span
+from .triton_edges import along, at_nodes, cut, deal, ends, finish, geometry, message, pull, sin_cos, span
 
 
 @triton.jit
@@ -13,14 +13,16 @@ def _waves(b_p, b_q, b_d):
     """q sin(p d) / d by f(z) = sin(z) / z: f and f' / z are series in z^2 where |z| < 1."""
     z = b_p * b_d
     w = z * z
-    b_sin, b_cos = tl.sin(z), tl.cos(z)
+    b_sin, b_cos = sin_cos(z)
     small = w < 1.0
     safe = tl.where(small, 1.0, z)
-    near = 1.0 - w / 110.0 * (1.0 - w / 156.0 * (1.0 - w / 210.0 * (1.0 - w / 272.0 * (1.0 - w / 342.0))))
-    near = 1.0 - w / 6.0 * (1.0 - w / 20.0 * (1.0 - w / 42.0 * (1.0 - w / 72.0 * near)))
+    near = 1.0 / 6227020800.0 - w * (1.0 / 1307674368000.0 - w * (1.0 / 355687428096000.0))
+    near = 1.0 / 120.0 - w * (1.0 / 5040.0 - w * (1.0 / 362880.0 - w * (1.0 / 39916800.0 - w * near)))
+    near = 1.0 - w * (1.0 / 6.0 - w * near)
     f = tl.where(small, near, b_sin / safe)
-    near = 1.0 - w / 88.0 * (1.0 - w / 130.0 * (1.0 - w / 180.0 * (1.0 - w / 238.0 * (1.0 - w / 304.0))))
-    near = -(1.0 - w / 10.0 * (1.0 - w / 28.0 * (1.0 - w / 54.0 * near))) / 3.0
+    near = 1.0 / 518918400.0 - w * (1.0 / 93405312000.0 - w * (1.0 / 22230464256000.0))
+    near = 1.0 / 840.0 - w * (1.0 / 45360.0 - w * (1.0 / 3991680.0 - w * near))
+    near = w * (1.0 / 30.0 - w * near) - 1.0 / 3.0
     f1 = tl.where(small, near, (b_cos - f) / (safe * safe))
     b_qp = b_q * b_p
     return (b_qp * f, b_qp * b_p * z * f1, -b_qp * b_p * b_p * (f + 2.0 * f1), b_q * b_cos, -b_qp * b_sin, b_p * f,
@@ -117,12 +119,13 @@ def cfconv_fwd_kernel(
         b_s += tl.load(bias2 + o_f, mask=o_f < F, other=0.0)[None, :]
         m_in = m_e & ~(b_d >= CUTOFF)  # NaN stays
         m, p_j = m_in[:, None] & (o_f < F)[None, :], b_j[:, None] * F + o_f[None, :]
-        b_c, b_m = cut(b_d, m_in, CUTOFF, 0)[:, None], tl.zeros([BE, BF], dtype=ACC)
+        b_c, b_c1, b_c2 = cut(b_d, m_in, CUTOFF)
+        b_m = tl.zeros([BE, BF], dtype=ACC)
         if SUM:
-            b_m += b_c * b_s * tl.load(x + p_j, mask=m, other=0.0)
+            b_m += b_c[:, None] * b_s * tl.load(x + p_j, mask=m, other=0.0)
         if CHANGE:
             b_t, u_x, u_y, u_z = along(move, b_i, b_j, m_e, b_d, b_u, b_v, b_w)
-            b_r = b_t[:, None] * (b_c * b_s1 + cut(b_d, m_in, CUTOFF, 1)[:, None] * b_s)
+            b_r = (b_t * b_c)[:, None] * b_s1 + (b_t * b_c1)[:, None] * b_s
             b_m += b_r * tl.load(v + p_j, mask=m, other=0.0)
         i_at, b_y = deal(tl.where(m, b_m, 0.0), b_i, y, i_at, b_y, o_f, F)
     finish(y, i_at, tl.minimum(i_n + NB, N), b_y, o_f, F)
@@ -134,8 +137,8 @@ def _slopes(x, g, c_x, weight1, bias1, weight2, bias2, centre, scale, b_i, b_j, 
             FROM: tl.constexpr, SECOND: tl.constexpr, BE: tl.constexpr, BG: tl.constexpr, BH: tl.constexpr,
             BF: tl.constexpr, ACC: tl.constexpr, TF32: tl.constexpr):
     """Gradients of d and of its rate t [BE], of <W, m>, or with SECOND of <W, m_c> + t <W', m>."""
-    b_c, b_c1 = cut(b_d, m_in, CUTOFF, 0)[:, None], cut(b_d, m_in, CUTOFF, 1)[:, None]
-    b_c2, b_t = cut(b_d, m_in, CUTOFF, 2)[:, None], b_t[:, None]
+    b_c, b_c1, b_c2 = cut(b_d, m_in, CUTOFF)
+    b_c, b_c1, b_c2, b_t = b_c[:, None], b_c1[:, None], b_c2[:, None], b_t[:, None]
     b_gd, b_gt = tl.zeros([BE], dtype=ACC), tl.zeros([BE], dtype=ACC)
     for i_h in range(0, H, BH):
         o_h = i_h + tl.arange(0, BH)

@@ -23,28 +23,27 @@ def _weights(b_s, STEP: tl.constexpr, ORDER: tl.constexpr):
         return ((1.0 + 2.0 * b_s) * b_u * b_u, b_s * b_u * b_u * STEP, b_s * b_s * (3.0 - 2.0 * b_s),
                 -b_s * b_s * b_u * STEP)
     elif ORDER == 1:
-        b_w = 6.0 * b_s * b_u / STEP
+        b_w = (6.0 / STEP) * b_s * b_u
         return -b_w, b_u * (1.0 - 3.0 * b_s), b_w, b_s * (3.0 * b_s - 2.0)
     else:
-        b_w = (12.0 * b_s - 6.0) / (STEP * STEP)
-        return b_w, (6.0 * b_s - 4.0) / STEP, -b_w, (6.0 * b_s - 2.0) / STEP
+        b_w = (6.0 / (STEP * STEP)) * (2.0 * b_s - 1.0)
+        return b_w, (2.0 / STEP) * (3.0 * b_s - 2.0), -b_w, (2.0 / STEP) * (3.0 * b_s - 1.0)
 
 
 @triton.jit
 def _filter_weights(b_d, b_s, m_in, STEP: tl.constexpr, CUTOFF: tl.constexpr, ORDER: tl.constexpr):
     """Of the same rows in the derivative of ORDER of c(d) S(d)."""
     p0, p1, p2, p3 = _weights(b_s, STEP, 0)
+    b_c, b_c1, b_c2 = cut(b_d, m_in, CUTOFF)
     if ORDER == 0:
-        b_c = cut(b_d, m_in, CUTOFF, 0)
         return b_c * p0, b_c * p1, b_c * p2, b_c * p3
     elif ORDER == 1:
         q0, q1, q2, q3 = _weights(b_s, STEP, 1)
-        b_c, b_c1 = cut(b_d, m_in, CUTOFF, 0), cut(b_d, m_in, CUTOFF, 1)
         return b_c * q0 + b_c1 * p0, b_c * q1 + b_c1 * p1, b_c * q2 + b_c1 * p2, b_c * q3 + b_c1 * p3
     else:
         q0, q1, q2, q3 = _weights(b_s, STEP, 1)
         r0, r1, r2, r3 = _weights(b_s, STEP, 2)
-        b_c, b_c1, b_c2 = cut(b_d, m_in, CUTOFF, 0), 2.0 * cut(b_d, m_in, CUTOFF, 1), cut(b_d, m_in, CUTOFF, 2)
+        b_c1 = 2.0 * b_c1
         return (b_c * r0 + b_c1 * q0 + b_c2 * p0, b_c * r1 + b_c1 * q1 + b_c2 * p1,
                 b_c * r2 + b_c1 * q2 + b_c2 * p2, b_c * r3 + b_c1 * q3 + b_c2 * p3)
 

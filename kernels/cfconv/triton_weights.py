@@ -20,7 +20,8 @@ def _edges(target, neighbour, pos, move, o_e, N, E, CUTOFF: tl.constexpr, SECOND
     b_t = b_d
     if SECOND:
         b_t, u_x, u_y, u_z = along(move, b_i, b_j, m_e, b_d, b_x, b_y, b_z)
-    return b_i, b_j, m_in, b_d, b_t[:, None], cut(b_d, m_in, CUTOFF, 0)[:, None], cut(b_d, m_in, CUTOFF, 1)[:, None]
+    b_c, b_c1, b_c2 = cut(b_d, m_in, CUTOFF)
+    return b_i, b_j, m_in, b_d, b_t[:, None], b_c[:, None], b_c1[:, None]
 
 
 @triton.jit
