@@ -54,6 +54,8 @@ def plain(x, pos, graph, cutoff, basis, weight1, bias1, weight2, bias2, activati
 @pytest.mark.parametrize("basis", BASES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_is_the_formula(backend, basis, activation):
+    if backend == "triton" and (activation == "silu") != (basis == "expnorm"):
+        pytest.skip("interpreted, once for each basis")
     a = make(basis)
     a |= {name: a[name].requires_grad_() for name in ("x", "pos", "weight1", "bias1", "weight2", "bias2")}
     leaves = [v for v in a.values() if isinstance(v, torch.Tensor)]
@@ -105,7 +107,7 @@ def test_error_of_a_table(activation):
                                           for c in range(4)], 1) for y in (spline, value))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])  # minutes, interpreted
 def test_table_against_exact(backend):
     """Values, all gradients and those of a loss of forces; the cutoff's gradient is exact."""
     graph = Graph(molecules(1, 4), 4)

@@ -48,7 +48,7 @@ def _network_sizes(kernel, dtype: torch.dtype, count: int, hidden: int, channels
     What a product sums over is 16 long, since a thread reads its part of it at once; what a program writes is wide.
     """
     double = dtype == torch.float64
-    most = {"BE": 16 if double else 32, "BG": 16, "BH": 16 if double else 32, "BF": 16, "BO": 32 if double else 64}
+    most = {"BE": 16 if double else 32, "BG": 16, "BH": 16 if double else 32, "BF": 16, "BO": 16 if double else 64}
     if kernel is cfconv_fwd_kernel:
         most |= {"BH": 16, "BF": 32 if double else 64}
     if kernel is cfconv_bwd_kernel_weight2:
