@@ -38,9 +38,8 @@ def _choose() -> tuple[list, list]:
 
     Interpreted, Triton takes seconds a case and runs the same Python whatever the dtype: float64, whose bounds are
     sharpest, and the first three cases of an operator again. steerable_message is kernels of other rooms, which have
-    all their cases there, one after the other: its first ten; the
-    gradients of cfconv run in the cases of its operators, of which CONVOLUTIONS take different ways. The reference in
-    float32 is what its bound is made of.
+    all their cases there, one after the other: its first ten. The gradients of cfconv run in those of its operators,
+    of which CONVOLUTIONS take different ways. The reference in float32 is what its bound is made of.
     """
     runs, repeated, before = [], [], collections.Counter()
     for device, backend, case in ALL:
