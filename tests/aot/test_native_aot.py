@@ -11,8 +11,9 @@ from ace_fast.native import instruction_sets
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 FLAGS = {"baseline": "-march=x86-64-v2", "avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"}
-COMMAND = ("-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-DTORCH_TARGET_VERSION=0x020a000000000000",
-           f"-I{KERNELS}", "-isystem", str(Path(torch.__file__).parent / "include"))
+COMMAND = ("-std=c++20", "-fsyntax-only", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
+           "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{KERNELS}", "-isystem",
+           str(Path(torch.__file__).parent / "include"))
 
 
 def sources() -> list[Path]:
