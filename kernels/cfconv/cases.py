@@ -18,6 +18,7 @@ from .op import (
 )
 
 CUTOFF = 4.0
+DENSITY = {"beads": 1 / 130, "atoms": 0.1}  # in a ball, 1/Å^3: one bead an amino acid, or all atoms
 _CONV = (cfconv_op, cfconv_bwd, cfconv_bwd_bwd)
 _SPLINE = (spline_conv_op, spline_conv_bwd, spline_conv_bwd_bwd)
 
@@ -54,10 +55,22 @@ def _positions(g: torch.Generator, nodes: int, kind: str) -> torch.Tensor:
     return pos
 
 
+def _balls(count: int, atoms: int, density: float, cutoff: float, g: torch.Generator):
+    """Positions and edges within the cutoff of `count` balls of evenly spread atoms."""
+    way = randn(g, count, atoms, 3)
+    share = torch.rand(count, atoms, 1, generator=g, dtype=torch.float64)
+    pos = way / way.norm(dim=2, keepdim=True) * (share * 3 * atoms / (4 * torch.pi * density)) ** (1 / 3)
+    ball, i, j = ((torch.cdist(pos, pos) < cutoff) & ~torch.eye(atoms, dtype=torch.bool)).nonzero().unbind(1)
+    return pos.flatten(0, 1), torch.stack([j, i]) + ball * atoms
+
+
 def graph_inputs(sizes, kind: str, cutoff: float, g: torch.Generator) -> tuple[dict, dict]:
     """x and pos; the graph's lists. `sizes` = (molecules, atoms, F) or (0, nodes, F, edges) for directed edges."""
     count, atoms, channels, *edges = sizes
     nodes = atoms * max(count, 1)
+    if kind in DENSITY:
+        pos, edge_index = _balls(count, atoms, DENSITY[kind], cutoff, g)
+        return {"x": randn(g, nodes, channels), "pos": pos}, Graph(edge_index, nodes).adjacency._asdict()
     edge_index = _directed(nodes, edges[0], kind, g) if edges else molecules(count, atoms)
     graph = Graph(edge_index, nodes)
     pos = _positions(g, nodes, kind)
@@ -141,4 +154,8 @@ LARGE = [
     *_cases("qm9_100", "SchNet, 100 molecules; what a loss of forces differentiates too", (100, 18, 64), hidden=64,
             orders=3, **_QM9),
     *_cases("qm9_1024", "SchNet, 1024 molecules", (1024, 18, 64), hidden=64, orders=1, **_QM9),
+    *_cases("flashschnet_16", "FlashSchNet's protein of 269 beads with its 55 edges each; 16 of its 128 replicas",
+            (16, 269, 128), "beads", hidden=128, orders=1, **_QM9 | {"cutoff": 14.0}),
+    *_cases("nnpops_1000", "NNPOps' width for one molecule, here of 1000 atoms", (1, 1000, 128), "atoms", hidden=128,
+            orders=1, **_QM9),
 ]
