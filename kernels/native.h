@@ -22,16 +22,19 @@
 
 namespace ace {
 
-// A new tensor of the CPU, asked to lie in huge pages where it is large: the first write to each small page costs more
-// than the page's other 1023 floats.
-inline const Tensor& in_huge_pages(const Tensor& x) {
+// New memory, asked to lie in huge pages where it is large: the first write to each small page costs more than the
+// page's other 1023 floats.
+inline void use_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t page = 2 << 20;
-  const uintptr_t first = reinterpret_cast<uintptr_t>(x.mutable_data_ptr());
-  const uintptr_t last = first + x.numel() * x.element_size();
+  const uintptr_t first = reinterpret_cast<uintptr_t>(data), last = first + bytes;
   const uintptr_t begin = (first + page - 1) / page * page, end = last / page * page;
-  if (first && end > begin + page) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (first && end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+inline const Tensor& in_huge_pages(const Tensor& x) {
+  use_huge_pages(x.mutable_data_ptr(), x.numel() * x.element_size());
   return x;
 }
 
@@ -114,7 +117,11 @@ template <class T> inline int64_t round_up(int64_t n) { return ceil_div(n, lanes
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t n) : data_(static_cast<T*>(std::aligned_alloc(64, ceil_div(n * sizeof(T) + 64, 64) * 64))) {}
+  explicit Scratch(int64_t n) {
+    const int64_t bytes = ceil_div(n * sizeof(T) + 64, 64) * 64;
+    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+    use_huge_pages(data_, bytes);
+  }
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

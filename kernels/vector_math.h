@@ -46,10 +46,32 @@ inline Vec<T> polynomial(Vec<T> x, const T (&c)[N]) {
   return y;
 }
 
+#if defined(__AVX512F__)
+// y 2^n for whole n. (The masked forms are the plain instructions; GCC 12 warns of what its header does for the others.)
+template <class T>
+inline Vec<T> scaled(Vec<T> y, Vec<T> n) {
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_scalef_ps(-1, (__m512)y, (__m512)n);
+  else return (Vec<T>)_mm512_maskz_scalef_pd(-1, (__m512d)y, (__m512d)n);
+}
+#endif
+
+// 1 / x for x in 1..2, within a unit in the last place: 14 bits and Newton's steps in place of a division.
+template <class T>
+inline Vec<T> reciprocal(Vec<T> x) {
+#if defined(__AVX512F__)
+  Vec<T> y;
+  if constexpr (sizeof(T) == 4) y = (Vec<T>)_mm512_maskz_rcp14_ps(-1, (__m512)x);
+  else y = (Vec<T>)_mm512_maskz_rcp14_pd(-1, (__m512d)x);
+  for (size_t step = 0; step < sizeof(T) / 4; ++step) y += y * (T(1) - x * y);
+  return y;
+#else
+  return T(1) / x;
+#endif
+}
+
 // exp(x) = 2^n exp(r) with |r| <= ln(2)/2; exp(r) = 1 + r + r^2 P(r), P minimax (degree 4: 3e-9, degree 9: 4e-18).
 template <class T>
 inline Vec<T> exp_of(Vec<T> x) {
-  using I = typename Bits<T>::type;
   constexpr bool single = sizeof(T) == 4;
   constexpr T high = single ? T(89) : T(710), low = single ? T(-104) : T(-746);
   constexpr T ln2_high = single ? T(0.693359375) : T(0.693147180369123816490);  // exact products with n
@@ -71,18 +93,23 @@ inline Vec<T> exp_of(Vec<T> x) {
     p = polynomial<T>(r, c);
   }
   const Vec<T> y = (p * (r * r) + r) + T(1);
+#if defined(__AVX512F__)
+  return scaled<T>(y, n);
+#else
+  using I = typename Bits<T>::type;
   // 2^n in two factors, so that neither leaves the range of exponents.
   const Vec<I> exponent = as_bits<T>(shifted) - as_bits<T>(splat<T>(Bits<T>::round));
   const Vec<I> half = exponent >> 1;
   const auto power = [](Vec<I> k) { return as_float<T>((k + Bits<T>::bias) << Bits<T>::mantissa); };
   return y * power(half) * power(exponent - half);
+#endif
 }
 
 // Of the negative absolute value, so that nothing overflows and the left tail keeps its relative precision.
 template <class T>
 inline Vec<T> sigmoid_of(Vec<T> x) {
   const Vec<T> e = exp_of<T>(-abs_of<T>(x));
-  return (x >= T(0) ? splat<T>(T(1)) : e) / (e + T(1));
+  return (x >= T(0) ? splat<T>(T(1)) : e) * reciprocal<T>(e + T(1));
 }
 
 // In an array, which the compiler takes to one instruction.

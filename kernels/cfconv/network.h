@@ -67,7 +67,7 @@ template <class T>
 struct Active {
   Vec<T> h, h1, h2;
   Active(int64_t kind, Vec<T> x) {
-    const Vec<T> e = exp(-abs_of<T>(x)), half = T(1) / (e + T(1)), sigmoid = x >= T(0) ? half : e * half;
+    const Vec<T> e = exp(-abs_of<T>(x)), half = reciprocal<T>(e + T(1)), sigmoid = x >= T(0) ? half : e * half;
     const Vec<T> density = e * half * half;
     if (kind == kShiftedSoftplus) {
       h = (x > T(0) ? x : Vec<T>{}) + (log1p_of_unit<T>(e) - T(0.69314718055994530942));
