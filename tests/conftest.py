@@ -47,6 +47,14 @@ def same_threads():
 
 
 @pytest.fixture
+def no_plots(monkeypatch):
+    """Drawing takes most of the time of a tiny run."""
+    from ace_fast.train import report
+
+    monkeypatch.setattr(report, "write", lambda run, result=None: None)
+
+
+@pytest.fixture
 def small_classifier(monkeypatch):
     """The modelnet task trains cloud_toys.Small in place of VN-DGCNN."""
     from cloud_toys import Small

@@ -9,11 +9,12 @@ import signal
 import numpy as np
 import pytest
 import torch
+from run_checks import interrupt_at, numbers
 
 import ace_fast
 from ace_fast.data import FlatDataset
 from ace_fast.models import nbody_graph
-from ace_fast.train import checkpoint, load, measure, options, report, train
+from ace_fast.train import checkpoint, load, measure, options, train
 from ace_fast.train.progress import EpochProgress
 from ace_fast.train.run import Run
 from ace_fast.train.tasks import nbody
@@ -35,30 +36,6 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished(settings, tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "finished", **settings)
-
-
-@pytest.fixture
-def no_plots(monkeypatch):
-    """Drawing takes most of the time of a tiny run."""
-    monkeypatch.setattr(report, "write", lambda run: None)
-
-
-def numbers(run):
-    """The metrics without the one thing that may differ between equal runs."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
-
-
-def interrupt_at(monkeypatch, step):
-    """Sends Ctrl-C after `step` steps of the training that follows."""
-    plain, count = EpochProgress.step, [0]
-
-    def counting(self):
-        plain(self)
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(EpochProgress, "step", counting)
 
 
 def test_a_run_folder_holds_settings_metrics_checkpoints_and_plots(finished):

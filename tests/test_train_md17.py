@@ -1,18 +1,16 @@
 """Runs of the MD17 task: forces, learning, resuming, measures and their units, reports, wrong input. All is tiny."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
 from md17_toys import MEAN, REAL, Z, folder, md17_npz, revised
+from run_checks import check_help, check_resuming
 
 from ace_fast.data import md17 as read
 from ace_fast.train import cli, load, options, report, train
 from ace_fast.train.evaluate import evaluate_run
-from ace_fast.train.progress import EpochProgress
 from ace_fast.train.tasks import md17
 from ace_fast.train.tasks.md17_model import Forward, inputs_of
 
@@ -34,15 +32,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "finished", data=data, **TINY)
-
-
-@pytest.fixture
-def no_plots(monkeypatch):
-    monkeypatch.setattr(report, "write", lambda run, result=None: None)
-
-
-def numbers(run):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
 
 
 def config_of(data, **given):
@@ -182,25 +171,9 @@ def test_total_energies_keep_their_digits(finished, data):
     assert (energy - energy.float()).abs().max() > 1e-5
 
 
-def test_ctrl_c_and_resuming_give_the_same_numbers(data, tmp_path, monkeypatch, no_plots):
+def test_ctrl_c_and_resuming_give_the_same_numbers(data, tmp_path, no_plots):
     given = TINY | {"data": data, "epochs": 3, "gammas_follow": True, "mode": "resilient", "test_samples": 4}
-    whole, plain, count = train(tmp_path / "whole", **given), EpochProgress.step, [0]
-
-    def counting(self):
-        plain(self)
-        count[0] += 1
-        if count[0] == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochProgress, "step", counting)
-        with pytest.raises(KeyboardInterrupt, match="stopped after 4 steps.*ace-fast train md17 --resume"):
-            train(tmp_path / "run", **given)
-    torch.manual_seed(1)
-    resumed = train(tmp_path / "run", resume=True, quiet=True)
-    assert numbers(resumed) == numbers(whole) and resumed.evaluation() == whole.evaluation()
-    for name in ("best.safetensors", "weights.safetensors"):
-        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    check_resuming(tmp_path, 4, **given)
 
 
 @pytest.mark.parametrize("mode", ["strict", "relaxed"])
@@ -296,14 +269,7 @@ def test_the_command_line(tmp_path, capsys, no_plots):
 
 
 def test_help_names_every_option_and_preset(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "md17", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0 and set(md17.PRESETS) == set(md17.PRESET_HELP)
-    for name, option in md17.OPTIONS.items():
-        default = "empty" if option.default == "" else option.default
-        assert options.flag(name) in text and f"(default: {default})" in text
-    assert all(f"{preset}:" in text for preset in md17.PRESETS)
+    check_help("md17", md17, capsys)
 
 
 def test_the_published_preset():

@@ -1,21 +1,19 @@
 """Runs of the MoCap task: learning, resuming, errors, predictions, the command line, and wrong input."""
 
 import json
-import os
-import signal
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from mocap_toys import SHARED, amc, asf, motion, npz
+from run_checks import check_resuming
 
 from ace_fast.data import mocap as read
 from ace_fast.data.mocap_files import read_amc_file
 from ace_fast.models.branches import GAMMAS
-from ace_fast.train import cli, load, options, report, train
+from ace_fast.train import cli, load, options, train
 from ace_fast.train.evaluate import evaluate_run
-from ace_fast.train.progress import EpochProgress
 from ace_fast.train.tasks import mocap
 from ace_fast.train.tasks.mocap_graphs import Forward
 
@@ -37,15 +35,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "finished", data=data, **TINY)
-
-
-@pytest.fixture
-def no_plots(monkeypatch):
-    monkeypatch.setattr(report, "write", lambda run, result=None: None)
-
-
-def numbers(run):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
 
 
 def moments(data, split):
@@ -138,25 +127,9 @@ def test_the_loss_is_the_mean_square_over_all_frames(finished):
 
 
 @pytest.mark.parametrize("step", [4, 6], ids=["within_an_epoch", "at_its_end"])
-def test_ctrl_c_and_resuming_give_the_same_numbers(step, data, tmp_path, monkeypatch, no_plots):
+def test_ctrl_c_and_resuming_give_the_same_numbers(step, data, tmp_path, no_plots):
     given = TINY | {"data": data, "epochs": 3, "mode": "resilient", "lr_schedule": "cosine"}
-    whole, plain, count = train(tmp_path / "whole", **given), EpochProgress.step, [0]
-
-    def counting(self):
-        plain(self)
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochProgress, "step", counting)
-        with pytest.raises(KeyboardInterrupt, match=f"stopped after {step} steps.*ace-fast train mocap --resume"):
-            train(tmp_path / "run", **given)
-    torch.manual_seed(1)
-    resumed = train(tmp_path / "run", resume=True, quiet=True)
-    assert numbers(resumed) == numbers(whole) and resumed.evaluation() == whole.evaluation()
-    for name in ("best.safetensors", "weights.safetensors"):
-        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    check_resuming(tmp_path, step, **given)
 
 
 def test_gradients_are_clipped(data, tmp_path, monkeypatch, no_plots):

@@ -4,34 +4,23 @@ The loop's tests run with a small classifier of the same interface; VN-DGCNN its
 """
 
 import json
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import torch
 from cloud_toys import TINY, make, write_shapes
+from run_checks import check_help, check_resuming, numbers
 
-from ace_fast.train import checkpoint, cli, load, options, report, train
+from ace_fast.train import checkpoint, cli, load, options, train
 from ace_fast.train import run as run_module
 from ace_fast.train.evaluate import evaluate_run
 from ace_fast.train.measure import evaluating
-from ace_fast.train.progress import EpochProgress
 from ace_fast.train.run import Run
 from ace_fast.train.tasks import modelnet
 from ace_fast.train.tasks.clouds import Clouds, accuracies
 
 pytestmark = pytest.mark.usefixtures("same_threads")
-
-
-@pytest.fixture
-def no_plots(monkeypatch):
-    monkeypatch.setattr(report, "write", lambda run: None)
-
-
-def numbers(run):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
 
 
 def test_a_run_folder_holds_accuracies_curves_and_what_the_data_are(modelnet_run):
@@ -101,28 +90,10 @@ def test_the_loss_spreads_the_smoothing_over_the_other_classes():
 
 
 @pytest.mark.parametrize("step", [2, 3], ids=["within_an_epoch", "at_its_end"])
-def test_ctrl_c_and_resuming_give_the_same_numbers(step, small_classifier, tmp_path, monkeypatch, no_plots):
+def test_ctrl_c_and_resuming_give_the_same_numbers(step, small_classifier, tmp_path, no_plots):
     """Order, rotations, dropped points and dropout go on where they were."""
     given = TINY | {"drop": 0.5, "dropout": 0.5, "task": "modelnet", "quiet": True}
-    whole = train(tmp_path / "whole", **given)
-    plain, count = EpochProgress.step, [0]
-
-    def counting(self):
-        plain(self)
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochProgress, "step", counting)
-        with pytest.raises(KeyboardInterrupt, match=f"stopped after {step} steps.*ace-fast train modelnet --resume"):
-            train(tmp_path / "run", **given)
-    assert Run(tmp_path / "run").load_state()["step"] == step and not Run(tmp_path / "run").evaluation()
-    torch.manual_seed(1)
-    resumed = train(tmp_path / "run", resume=True, quiet=True)
-    assert numbers(resumed) == numbers(whole) and resumed.evaluation() == whole.evaluation()
-    for name in ("best.safetensors", "weights.safetensors"):
-        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    check_resuming(tmp_path, step, **given)
 
 
 class Killed(BaseException):
@@ -334,14 +305,7 @@ def test_a_longer_run_measures_its_new_best(small_classifier, tmp_path, no_plots
 
 
 def test_help_names_every_option_and_preset(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "modelnet", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0 and set(modelnet.PRESETS) == set(modelnet.PRESET_HELP)
-    for name, option in modelnet.OPTIONS.items():
-        default = "empty" if option.default == "" else option.default
-        assert options.flag(name) in text and f"(default: {default})" in text
-    assert all(f"{preset}:" in text for preset in modelnet.PRESETS)
+    check_help("modelnet", modelnet, capsys)
 
 
 def test_presets_are_the_published_settings():

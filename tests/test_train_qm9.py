@@ -1,20 +1,18 @@
 """Runs of the QM9 task: data, learning, resuming, schedules, units, reports, and wrong input. Everything is tiny."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
 from qm9_toys import SUBSET, npz, sdf
+from run_checks import check_help, check_resuming, numbers
 
 from ace_fast.data import qm9 as read
 from ace_fast.data.qm9_targets import HARTREE, TARGETS, atom_sums
 from ace_fast.models import qm9_graph
 from ace_fast.train import cli, load, loop, options, report, train
 from ace_fast.train.evaluate import evaluate_run
-from ace_fast.train.progress import EpochProgress
 from ace_fast.train.run import Run
 from ace_fast.train.tasks import qm9
 from ace_fast.train.tasks.qm9_models import MODELS, one_hot, radius_of
@@ -44,15 +42,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(data, cache, tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "finished", data=data, target="gap", **TINY)
-
-
-@pytest.fixture
-def no_plots(monkeypatch):
-    monkeypatch.setattr(report, "write", lambda run: None)
-
-
-def numbers(run):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
 
 
 def test_a_run_folder_holds_errors_parity_and_what_the_data_are(finished):
@@ -111,25 +100,9 @@ def test_training_on_real_molecules_learns(tmp_path, no_plots):
 
 @pytest.mark.parametrize("step", [4, 6], ids=["within_an_epoch", "at_its_end"])
 @pytest.mark.parametrize("schedule", ["multistep", "cosine"])
-def test_ctrl_c_and_resuming_give_the_same_numbers(step, schedule, data, tmp_path, monkeypatch, no_plots):
+def test_ctrl_c_and_resuming_give_the_same_numbers(step, schedule, data, tmp_path, no_plots):
     given = TINY | {"data": data, "epochs": 3, "lr_schedule": schedule, "gammas_follow": True, "mode": "resilient"}
-    whole, plain, count = train(tmp_path / "whole", **given), EpochProgress.step, [0]
-
-    def counting(self):
-        plain(self)
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochProgress, "step", counting)
-        with pytest.raises(KeyboardInterrupt, match=f"stopped after {step} steps.*ace-fast train qm9 --resume"):
-            train(tmp_path / "run", **given)
-    torch.manual_seed(1)
-    resumed = train(tmp_path / "run", resume=True, quiet=True)
-    assert numbers(resumed) == numbers(whole) and resumed.evaluation() == whole.evaluation()
-    for name in ("best.safetensors", "weights.safetensors"):
-        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    check_resuming(tmp_path, step, **given)
 
 
 @pytest.mark.parametrize("epochs", [2, 5, 11, 600])
@@ -291,14 +264,7 @@ def test_the_command_line(data, tmp_path, capsys, monkeypatch):
 
 
 def test_help_names_every_option_and_preset(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "qm9", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0 and set(qm9.PRESETS) == set(qm9.PRESET_HELP)
-    for name, option in qm9.OPTIONS.items():
-        default = "empty" if option.default == "" else option.default
-        assert options.flag(name) in text and f"(default: {default})" in text
-    assert all(f"{preset}:" in text for preset in qm9.PRESETS)
+    check_help("qm9", qm9, capsys)
 
 
 def test_presets_are_the_published_settings():

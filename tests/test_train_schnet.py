@@ -1,21 +1,19 @@
 """Runs of the QM9 task with SchNet: learning, resuming, predicting, its options and presets. Everything is tiny."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
 from qm9_toys import SUBSET, npz, write
+from run_checks import check_resuming
 
 from ace_fast.data import qm9 as read
 from ace_fast.models import SchNet
 from ace_fast.models.schnet import GAMMAS
-from ace_fast.train import cli, load, options, report, train
+from ace_fast.train import cli, load, options, train
 from ace_fast.train.evaluate import evaluate_run
 from ace_fast.train.measure import random_o3
-from ace_fast.train.progress import EpochProgress
 from ace_fast.train.tasks import qm9
 from ace_fast.train.tasks.qm9_models import MODELS, radius_of
 
@@ -46,15 +44,6 @@ def finished(data, cache, tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "finished", data=data, target="gap", **TINY)
 
 
-@pytest.fixture
-def no_plots(monkeypatch):
-    monkeypatch.setattr(report, "write", lambda run, result=None: None)
-
-
-def numbers(run):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
-
-
 def config_of(preset="demo", **given):
     return options.make_config(qm9, preset, {"model": "schnet"} | given)
 
@@ -79,25 +68,9 @@ def test_errors_are_those_of_the_predictions_in_the_reported_unit(finished, data
 
 
 @pytest.mark.parametrize("given", [{"gammas": "nn"}, {"filter": "table", "gammas": "single"}])
-def test_ctrl_c_and_resuming_give_the_same_numbers(given, data, tmp_path, monkeypatch, no_plots):
+def test_ctrl_c_and_resuming_give_the_same_numbers(given, data, tmp_path, no_plots):
     given = TINY | {"data": data, "lr_schedule": "multistep", "gammas_follow": True} | given
-    whole, plain, count = train(tmp_path / "whole", **given), EpochProgress.step, [0]
-
-    def counting(self):
-        plain(self)
-        count[0] += 1
-        if count[0] == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochProgress, "step", counting)
-        with pytest.raises(KeyboardInterrupt, match="stopped after 4 steps.*ace-fast train qm9 --resume"):
-            train(tmp_path / "run", **given)
-    torch.manual_seed(1)
-    resumed = train(tmp_path / "run", resume=True, quiet=True)
-    assert numbers(resumed) == numbers(whole) and resumed.evaluation() == whole.evaluation()
-    for name in ("best.safetensors", "weights.safetensors"):
-        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    check_resuming(tmp_path, 4, **given)
 
 
 @real

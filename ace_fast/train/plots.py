@@ -35,6 +35,20 @@ def splits(into: Any, rows: Rows) -> None:
                 into.plot(*found, color=colour, linestyle=line, label=f"{split}, {mode}")
 
 
+def training_loss(figure: Figure, place: int, label: str, rows: Rows, log: bool = True) -> None:
+    into = axes(figure, place, label, log)
+    into.plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], color="0.3")
+
+
+def errors(figure: Figure, place: int, label: str, rows: Rows, baseline: str) -> None:
+    """`splits`, and what is called `baseline`, where it was measured."""
+    into = axes(figure, place, label, True)
+    splits(into, rows)
+    if found := measured(rows, "baseline"):
+        into.axhline(found[1][-1], color="0.3", linestyle=":", label=baseline)
+        into.legend()
+
+
 def lines(figure: Figure, rows: Rows, keys: list[str], label: str) -> None:
     """One curve per entry of the lists under `keys`."""
     for place, key in enumerate(keys):

@@ -306,13 +306,8 @@ def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Fig
 
 
 def _loss(figure: Figure, rows: draw.Rows) -> None:
-    loss = draw.axes(figure, 131, "training loss, scaled", True)
-    loss.plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], color="0.3")
-    forces = draw.axes(figure, 132, "mean absolute error of forces (meV/Å)", True)
-    draw.splits(forces, rows)
-    if baseline := draw.measured(rows, "baseline"):
-        forces.axhline(baseline[1][-1], color="0.3", linestyle=":", label="no forces")
-        forces.legend()
+    draw.training_loss(figure, 131, "training loss, scaled", rows)
+    draw.errors(figure, 132, "mean absolute error of forces (meV/Å)", rows, "no forces")
     energy = draw.axes(figure, 133, "mean absolute error of energies (meV)", True)
     for mode, colour in draw.MODES:
         for split, style in (("valid", "-"), ("test", "--")):

@@ -272,13 +272,8 @@ def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Fig
 
 
 def _loss(figure: Figure, rows: draw.Rows) -> None:
-    loss = draw.axes(figure, 121, "training loss (MSE, all frames)", True)
-    loss.plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], color="0.3")
-    error = draw.axes(figure, 122, "mean squared error, last frame", True)
-    draw.splits(error, rows)
-    if baseline := draw.measured(rows, "baseline"):
-        error.axhline(baseline[1][-1], color="0.3", linestyle=":", label="linear motion")
-        error.legend()
+    draw.training_loss(figure, 121, "training loss (MSE, all frames)", rows)
+    draw.errors(figure, 122, "mean squared error, last frame", rows, "linear motion")
 
 
 def _by_frame(figure: Figure, result: Mapping[str, Any]) -> None:

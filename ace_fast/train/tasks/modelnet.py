@@ -281,8 +281,7 @@ def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Fig
 
 
 def _loss(figure: Figure, rows: draw.Rows) -> None:
-    loss = draw.axes(figure, 121, "training loss (cross entropy)", False)
-    loss.plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], color="0.3")
+    draw.training_loss(figure, 121, "training loss (cross entropy)", rows, log=False)
     right = draw.axes(figure, 122, "accuracy", False)
     draw.splits(right, rows)
     if right.lines:

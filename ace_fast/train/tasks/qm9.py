@@ -314,14 +314,10 @@ def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Fig
 
 
 def _loss(figure: Figure, rows: draw.Rows) -> None:
-    loss = draw.axes(figure, 121, "training loss", True)
-    loss.plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], color="0.3")
+    draw.training_loss(figure, 121, "training loss", rows)
     found = draw.measured(rows, "unit")
-    error = draw.axes(figure, 122, f"mean absolute error ({found[1][-1]})" if found else "mean absolute error", True)
-    draw.splits(error, rows)
-    if baseline := draw.measured(rows, "baseline"):
-        error.axhline(baseline[1][-1], color="0.3", linestyle=":", label="training mean")
-        error.legend()
+    label = f"mean absolute error ({found[1][-1]})" if found else "mean absolute error"
+    draw.errors(figure, 122, label, rows, "training mean")
 
 
 def _parity(figure: Figure, result: Mapping[str, Any]) -> None:
