@@ -106,11 +106,11 @@ class BuildNative(Command):
         destination = package / "lib"
         destination.mkdir(parents=True, exist_ok=True)
         for note, build_library, names, left in LIBRARIES:
+            for name in names:  # older libraries must not pass for the ones that are not built now
+                (destination / f"libace_fast_{name}.so").unlink(missing_ok=True)
             reason = build_library(destination, self.editable_mode)
             (destination / note).write_text(reason)
-            if reason:  # older libraries must not pass for the ones that could not be built
-                for name in names:
-                    (destination / f"libace_fast_{name}.so").unlink(missing_ok=True)
+            if reason:
                 print(f"ace_fast: {names[0]}: no library: {reason}; {left}.", file=sys.stderr)
 
     def get_outputs(self):

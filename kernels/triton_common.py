@@ -220,26 +220,6 @@ def gelu_erf_grad(x):
 
 
 @triton.jit
-def activated(x, ACT: tl.constexpr):
-    """x, GELU(x) or SiLU(x) for ACT 0, 1 or 2."""
-    if ACT == 1:
-        x = gelu_erf(x)
-    elif ACT == 2:
-        x = silu(x)
-    return x
-
-
-@triton.jit
-def activated_grad(x, ACT: tl.constexpr):
-    """The derivative of `activated` at x for ACT 1 or 2."""
-    if ACT == 1:
-        b_slope = gelu_erf_grad(x)
-    else:
-        b_slope = silu_grad(x)
-    return b_slope
-
-
-@triton.jit
 def dot(a, b, acc, ALLOW_TF32: tl.constexpr = False):
     """acc [M, N] + a [M, K] b [K, N] in the dtype of acc; K at least 16 (half), 8 (float32) or 4 (float64)."""
     # tl.dot reads float32 as TF32 unless told otherwise; float64 takes the FP64 tensor cores of sm_80 and sm_90.

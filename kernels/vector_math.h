@@ -216,14 +216,4 @@ inline std::pair<Vec<T>, Vec<T>> gelu_and_grad(Vec<T> x) {
   return {x * normal, normal + x * density};
 }
 
-// x sigmoid(x) and its derivative s + x s (1 - s)
-template <class T>
-inline Vec<T> silu(Vec<T> x) { return x * sigmoid(x); }
-
-template <class T>
-inline std::pair<Vec<T>, Vec<T>> silu_and_grad(Vec<T> x) {
-  const Vec<T> s = sigmoid(x), y = x * s;
-  return {y, s + y * (T(1) - s)};
-}
-
 }  // namespace ace

@@ -126,7 +126,7 @@ def test_forward_mode_raises():
         (3, torch.zeros(1).double(), r"gamma must be a 0-dim tensor, got \[1\]; pass gamma.reshape\(\(\)\)"),
         (4, torch.zeros(21, 33).double(), r"base must be \[21, 34\], got \[21, 33\]"),
         (5, torch.zeros(20, 34).double(), r"residual must be \[21, 34\], got \[20, 34\]"),
-        (6, "relu", "activation must be one of none, gelu, silu, got 'relu'"),
+        (6, "relu", "activation must be 'none' or 'gelu', got 'relu'"),
         (7, "fast", r"backend must be one of \['auto', .*\], got 'fast'"),
     ],
 )

@@ -1,5 +1,6 @@
 """EGNN's layer and network with EGNO's constructors and parameter names, on the fused message."""
 
+import torch
 from torch import Tensor, nn
 
 from .. import functional
@@ -18,14 +19,8 @@ class _MLP(nn.Module):
         first, _, last = self.mlp
         return first.weight, first.bias, last.weight, last.bias
 
-    def forward(self, *parts: Tensor, backend: str = "auto") -> Tensor:
-        """Of the columns of all parts [N, I_k] side by side, without forming these."""
-        weight, bias, weight2, bias2 = self.parts()
-        hidden = None
-        for part, columns in zip(parts, weight.split([part.shape[1] for part in parts], 1), strict=True):
-            hidden = functional.relaxed_linear(part, columns, bias if hidden is None else None, base=hidden,
-                                               backend=backend)
-        return functional.relaxed_linear(hidden, weight2, bias2, activation="silu", backend=backend)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x)
 
 
 class _ScalarNet(nn.Module):
@@ -102,8 +97,8 @@ class EGNN_Layer(nn.Module):  # noqa: N801, the original's name
         shift, message = functional.egnn_message(
             x, h, graph, *self.edge_message_net.scalar_net.parts(), *self.coord_net.parts(), edge=edge,
             recompute=self.recompute, backend=self.backend)
-        x = x + shift if v is None else x + self.node_v_net(h, backend=self.backend) * v + shift
-        return x, v, self.node_net(h, message, backend=self.backend)
+        x = x + shift if v is None else x + self.node_v_net(h) * v + shift
+        return x, v, self.node_net(torch.cat((h, message), -1))
 
 
 class EGNN(nn.Module):

@@ -20,6 +20,16 @@ struct Gradients {
 template <class T>
 struct Sums { T *first, *two, *three, *bias2, *bias3, *four, *bias4; };
 
+// x sigmoid(x) and its derivative s + x s (1 - s)
+template <class T>
+inline Vec<T> silu(Vec<T> x) { return x * sigmoid(x); }
+
+template <class T>
+inline std::pair<Vec<T>, Vec<T>> silu_and_grad(Vec<T> x) {
+  const Vec<T> s = sigmoid(x), y = x * s;
+  return {y, s + y * (T(1) - s)};
+}
+
 // out[z] = the sum over the lanes of parts[z], for z < kRows
 template <class T>
 inline void sum_lanes(const Vec<T>* parts, T* out) {

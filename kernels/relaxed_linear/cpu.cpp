@@ -5,16 +5,6 @@ namespace {
 
 using ace::ceil_div, ace::lanes, ace::Scratch, ace::Tensor, ace::Vec;
 
-enum Activation : int64_t { kNone, kGelu, kSilu };  // of op.py
-
-template <class T>
-Vec<T> activate(Activation kind, Vec<T> x) { return kind == kGelu ? ace::gelu<T>(x) : ace::silu<T>(x); }
-
-template <class T>
-std::pair<Vec<T>, Vec<T>> activate_and_grad(Activation kind, Vec<T> x) {
-  return kind == kGelu ? ace::gelu_and_grad<T>(x) : ace::silu_and_grad<T>(x);
-}
-
 constexpr int64_t kRows = 64;    // rows of x in flight per thread: activated input and product stay in the cache
 constexpr int64_t kChunk = 256;  // rows of N summed at a time in the gradient of the weight
 
@@ -59,10 +49,10 @@ void pack_transposed(const T* w, int64_t o_size, int64_t i_size, T* t, int64_t l
 }
 
 template <class T>
-void activate_rows(Activation kind, const T* x, int64_t rows, int64_t width, T* h, int64_t ldh) {
+void gelu_rows(const T* x, int64_t rows, int64_t width, T* h, int64_t ldh) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t j = 0; j < width; j += lanes<T>)
-      ace::store(h + r * ldh + j, activate<T>(kind, load_some(x + r * width + j, width - j)));
+      ace::store(h + r * ldh + j, ace::gelu<T>(load_some(x + r * width + j, width - j)));
 }
 
 template <class T>
@@ -78,18 +68,18 @@ struct Forward {
   const T *x, *weight, *bias, *base, *residual;
   T gamma, *out;
   int64_t n, i_size, o_size;
-  Activation activation;
+  bool gelu;
 
   void run() const {
     const int64_t ldo = ace::round_up<T>(o_size), ldi = ace::round_up<T>(i_size);
     const Scratch<T> packed(i_size * ldo);
     pack_transposed<T>(weight, o_size, i_size, packed, ldo);
     parallel_rows(n, 2 * i_size * o_size, [&](int64_t first, int64_t last) {
-      const Scratch<T> h(activation ? kRows * ldi : 0), product(kRows * ldo);
+      const Scratch<T> h(gelu ? kRows * ldi : 0), product(kRows * ldo);
       for (int64_t r = first; r < last; r += kRows) {
         const int64_t rows = std::min(kRows, last - r);
-        if (activation) activate_rows<T>(activation, x + r * i_size, rows, i_size, h, ldi);
-        ace::matmul<T>(rows, o_size, i_size, activation ? h : x + r * i_size, activation ? ldi : i_size, 1, packed, ldo, product,
+        if (gelu) gelu_rows<T>(x + r * i_size, rows, i_size, h, ldi);
+        ace::matmul<T>(rows, o_size, i_size, gelu ? h : x + r * i_size, gelu ? ldi : i_size, 1, packed, ldo, product,
                        ldo, false);
         for (int64_t k = 0; k < rows; ++k) finish(product + k * ldo, (r + k) * o_size);
       }
@@ -114,15 +104,15 @@ struct Backward {
   const T *g, *x, *weight, *bias;
   T gamma, *g_x, *g_weight, *g_bias, *g_gamma;  // null where not needed
   int64_t n, i_size, o_size;
-  Activation activation;
+  bool gelu;
 
   void run() const {
     const int64_t ldi = ace::round_up<T>(i_size);
     const bool matrix = g_weight || g_gamma, padded = ldi != i_size;
-    const Scratch<T> w_(g_x && padded ? o_size * ldi : 0), h_(matrix && (activation || padded) ? n * ldi : 0);
+    const Scratch<T> w_(g_x && padded ? o_size * ldi : 0), h_(matrix && (gelu || padded) ? n * ldi : 0);
     const T* w = g_x && padded ? w_ : weight;
     if (g_x && padded) copy_rows<T>(weight, o_size, i_size, w_, ldi);
-    T* h = matrix && (activation || padded) ? static_cast<T*>(h_) : nullptr;
+    T* h = matrix && (gelu || padded) ? static_cast<T*>(h_) : nullptr;
     if (g_x || h) parallel_rows(n, 2 * i_size * o_size, [&](int64_t first, int64_t last) { input(first, last, w, h); });
     if (g_weight || g_gamma || g_bias) parameters(h ? h : x);
   }
@@ -133,11 +123,11 @@ struct Backward {
     const Scratch<T> product(g_x ? kRows * ldi : 0);
     for (int64_t r = first; r < last; r += kRows) {
       const int64_t rows = std::min(kRows, last - r);
-      if (h && !activation) copy_rows<T>(x + r * i_size, rows, i_size, h + r * ldi, ldi);
-      if (h && activation && !g_x) activate_rows<T>(activation, x + r * i_size, rows, i_size, h + r * ldi, ldi);
+      if (h && !gelu) copy_rows<T>(x + r * i_size, rows, i_size, h + r * ldi, ldi);
+      if (h && gelu && !g_x) gelu_rows<T>(x + r * i_size, rows, i_size, h + r * ldi, ldi);
       if (!g_x) continue;
       ace::matmul<T>(rows, i_size, o_size, g + r * o_size, o_size, 1, w, ldi, product, ldi, false);
-      for (int64_t k = 0; k < rows; ++k) finish(product + k * ldi, r + k, h && activation ? h + (r + k) * ldi : nullptr);
+      for (int64_t k = 0; k < rows; ++k) finish(product + k * ldi, r + k, h && gelu ? h + (r + k) * ldi : nullptr);
     }
   }
 
@@ -145,8 +135,8 @@ struct Backward {
     for (int64_t j = 0; j < i_size; j += lanes<T>) {
       const int64_t count = i_size - j;
       Vec<T> y = ace::load(product + j) * gamma;
-      if (activation) {
-        const auto [value, slope] = activate_and_grad<T>(activation, load_some(x + row * i_size + j, count));
+      if (gelu) {
+        const auto [value, slope] = ace::gelu_and_grad<T>(load_some(x + row * i_size + j, count));
         y *= slope;
         if (h) ace::store(h + j, value);
       }
@@ -207,14 +197,14 @@ struct Backward {
 
 static ace::Tensor relaxed_linear(ace::Tensor x_, ace::Tensor weight_, std::optional<ace::Tensor> bias_,
                                   std::optional<ace::Tensor> gamma, std::optional<ace::Tensor> base_,
-                                  std::optional<ace::Tensor> residual_, int64_t activation) {
+                                  std::optional<ace::Tensor> residual_, bool gelu) {
   const Tensor x = ace::dense(x_), weight = ace::dense(weight_);  // [N, I], [O, I]
   const auto bias = dense(bias_), base = dense(base_), residual = dense(residual_);  // [O], [N, O], [N, O]
   Tensor result = ace::empty(x, {x.size(0), weight.size(0)});
   ace::dispatch(x, [&]<class T>() {
     const Forward<T> job{ace::in<T>(x), ace::in<T>(weight), maybe<T>(bias), maybe<T>(base), maybe<T>(residual),
                          gamma ? *ace::in<T>(*gamma) : T(1), ace::out<T>(result), x.size(0), x.size(1), weight.size(0),
-                         static_cast<Activation>(activation)};
+                         gelu};
     job.run();
   });
   return result;
@@ -222,7 +212,7 @@ static ace::Tensor relaxed_linear(ace::Tensor x_, ace::Tensor weight_, std::opti
 
 static std::tuple<ace::Tensor, ace::Tensor, ace::Tensor, ace::Tensor> relaxed_linear_bwd(
     ace::Tensor g_, ace::Tensor x_, ace::Tensor weight_, std::optional<ace::Tensor> bias_,
-    std::optional<ace::Tensor> gamma, int64_t activation, bool need_x, bool need_weight, bool need_bias, bool need_gamma) {
+    std::optional<ace::Tensor> gamma, bool gelu, bool need_x, bool need_weight, bool need_bias, bool need_gamma) {
   const Tensor g = ace::dense(g_), x = ace::dense(x_), weight = ace::dense(weight_);  // [N, O], [N, I], [O, I]
   const auto bias = dense(bias_);  // [O]
   const int64_t n = x.size(0), i_size = x.size(1), o_size = weight.size(0);
@@ -235,8 +225,7 @@ static std::tuple<ace::Tensor, ace::Tensor, ace::Tensor, ace::Tensor> relaxed_li
     const auto target = [](bool need, const Tensor& t) { return need ? ace::out<T>(t) : nullptr; };
     const Backward<T> job{ace::in<T>(g), ace::in<T>(x), ace::in<T>(weight), maybe<T>(bias),
                           gamma ? *ace::in<T>(*gamma) : T(1), target(need_x, g_x), target(need_weight, g_weight),
-                          target(need_bias, g_bias), target(need_gamma, g_gamma), n, i_size, o_size,
-                          static_cast<Activation>(activation)};
+                          target(need_bias, g_bias), target(need_gamma, g_gamma), n, i_size, o_size, gelu};
     job.run();
   });
   return {g_x, g_weight, g_bias, g_gamma};
@@ -244,8 +233,8 @@ static std::tuple<ace::Tensor, ace::Tensor, ace::Tensor, ace::Tensor> relaxed_li
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_native, m) {
   m.def("relaxed_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? base, Tensor? residual, "
-        "int activation) -> Tensor");
-  m.def("relaxed_linear_bwd(Tensor g, Tensor x, Tensor weight, Tensor? bias, Tensor? gamma, int activation, bool need_x, "
+        "bool gelu) -> Tensor");
+  m.def("relaxed_linear_bwd(Tensor g, Tensor x, Tensor weight, Tensor? bias, Tensor? gamma, bool gelu, bool need_x, "
         "bool need_weight, bool need_bias, bool need_gamma) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -7,16 +7,13 @@ from torch import Tensor
 
 
 def act(x: Tensor, activation: str) -> Tensor:
-    return {"none": lambda x: x, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}[activation](x)
+    return torch.nn.functional.gelu(x) if activation == "gelu" else x
 
 
 def act_grad(x: Tensor, activation: str) -> Tensor:
-    """The derivative of GELU x Phi(x) is Phi(x) + x phi(x), that of SiLU x s(x) is s + x s (1 - s)."""
+    """The derivative of GELU x Phi(x) is Phi(x) + x phi(x)."""
     if activation == "none":
         return torch.ones_like(x)
-    if activation == "silu":
-        s = torch.sigmoid(x)
-        return s + x * s * (1 - s)
     return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 

@@ -10,24 +10,22 @@ from torch import Tensor
 from ..triton_common import (
     AotCase,
     accumulator,
-    activated,
-    activated_grad,
     allow_tf32,
     cdiv,
     dot,
+    gelu_erf,
+    gelu_erf_grad,
     launch,
     next_power_of_2,
     tl,
     triton,
 )
 
-ACTIVATIONS = {"none": 0, "gelu": 1, "silu": 2}  # of triton_common.activated
-
 
 @triton.jit
 def relaxed_linear_fwd_kernel(
     x, weight, bias, gamma, base, residual, y, N, I, O,
-    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BASE: tl.constexpr,
+    GELU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BASE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, BN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, ACC: tl.constexpr,
     ALLOW_TF32: tl.constexpr,
 ):  # fmt: skip
@@ -40,7 +38,8 @@ def relaxed_linear_fwd_kernel(
         o_i = i_i + tl.arange(0, BI)
         m_i = o_i < I
         b_x = tl.load(x + o_n[:, None] * I + o_i[None, :], mask=m_n[:, None] & m_i[None, :], other=0.0)
-        b_x = activated(b_x, ACT)
+        if GELU:
+            b_x = gelu_erf(b_x)
         b_w = tl.load(weight + o_o[None, :] * I + o_i[:, None], mask=m_o[None, :] & m_i[:, None], other=0.0)
         b_acc = dot(b_x, b_w, b_acc, ALLOW_TF32)
     if HAS_BIAS:
@@ -59,7 +58,7 @@ def relaxed_linear_fwd_kernel(
 @triton.jit
 def relaxed_linear_bwd_kernel_input(
     g, x, weight, gamma, g_x, N, I, O,
-    ACT: tl.constexpr, HAS_GAMMA: tl.constexpr, BN: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    GELU: tl.constexpr, HAS_GAMMA: tl.constexpr, BN: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
     ACC: tl.constexpr, ALLOW_TF32: tl.constexpr,
 ):  # fmt: skip
     """g_x [N, I] = gamma (g [N, O] weight [O, I]) act'(x); one program per [BN, BI] of g_x."""
@@ -78,15 +77,15 @@ def relaxed_linear_bwd_kernel_input(
         b_acc *= tl.load(gamma)
     o_x = o_n[:, None] * I + o_i[None, :]
     m_x = m_n[:, None] & m_i[None, :]
-    if ACT != 0:
-        b_acc *= activated_grad(tl.load(x + o_x, mask=m_x, other=0.0), ACT)
+    if GELU:
+        b_acc *= gelu_erf_grad(tl.load(x + o_x, mask=m_x, other=0.0))
     tl.store(g_x + o_x, b_acc, mask=m_x)
 
 
 @triton.jit
 def relaxed_linear_bwd_kernel_parts(
     g, x, d_matrix, d_bias, N, I, O, part_rows, blocks_i,
-    ACT: tl.constexpr, MATRIX: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, BN: tl.constexpr,
+    GELU: tl.constexpr, MATRIX: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, BN: tl.constexpr,
     ACC: tl.constexpr, ALLOW_TF32: tl.constexpr,
 ):  # fmt: skip
     """Part s of d_matrix [S, O, I] = g^T act(x) and of d_bias [S, O] = sum_n g; one program per part and [BO, BI]."""
@@ -104,7 +103,8 @@ def relaxed_linear_bwd_kernel_parts(
         b_sum += tl.sum(b_g, 1)
         if MATRIX:
             b_x = tl.load(x + o_n[:, None] * I + o_i[None, :], mask=m_n[:, None] & m_i[None, :], other=0.0)
-            b_x = activated(b_x, ACT)
+            if GELU:
+                b_x = gelu_erf(b_x)
             b_acc = dot(b_g, b_x, b_acc, ALLOW_TF32)
     if MATRIX:
         tl.store(d_matrix + (i_s * O + o_o[:, None]) * I + o_i[None, :], b_acc, mask=m_o[:, None] & m_i[None, :])
@@ -162,7 +162,7 @@ def forward(x, weight, bias, gamma, base, residual, activation) -> Tensor:
     has = dict(zip(("HAS_BIAS", "HAS_GAMMA", "HAS_BASE", "HAS_RESIDUAL"), (t is not None for t in given), strict=True))
     # An absent tensor is never read; any pointer stands for it.
     launch(relaxed_linear_fwd_kernel, (cdiv(n, edge), cdiv(o, edge)), x.contiguous(), weight.contiguous(),
-           *(x if t is None else t for t in given), y, n, i, o, ACT=ACTIVATIONS[activation], **has, BN=edge, BO=edge,
+           *(x if t is None else t for t in given), y, n, i, o, GELU=activation == "gelu", **has, BN=edge, BO=edge,
            BI=depth, ACC=accumulator(x.dtype), ALLOW_TF32=allow_tf32(x), device=x.device, **options)
     return y
 
@@ -174,7 +174,7 @@ def backward(g, x, weight, bias, gamma, activation, needs) -> tuple[Tensor, ...]
     g_x, g_weight, g_bias, g_gamma = (g.new_empty(s if need else (0,)) for s, need in zip(shapes, needs, strict=True))
     (n, i), o = x.shape, weight.shape[0]
     edge, depth, options = _tile(x.dtype)
-    common = {"ACT": ACTIVATIONS[activation], "ACC": accumulator(x.dtype), "ALLOW_TF32": allow_tf32(x),
+    common = {"GELU": activation == "gelu", "ACC": accumulator(x.dtype), "ALLOW_TF32": allow_tf32(x),
               "device": x.device, **options}
     scale = x if gamma is None else gamma
     if needs[0]:
@@ -210,11 +210,11 @@ def _aot(kernel, tensors: str, integers: str, tiled: bool = True, **constexprs) 
 
 
 AOT = [
-    *_aot(relaxed_linear_fwd_kernel, "x weight bias gamma base residual y", "N I O", ACT=1, HAS_BIAS=True,
+    *_aot(relaxed_linear_fwd_kernel, "x weight bias gamma base residual y", "N I O", GELU=True, HAS_BIAS=True,
           HAS_GAMMA=True, HAS_BASE=True, HAS_RESIDUAL=True, BN="edge", BO="edge", BI="depth", ALLOW_TF32=False),
-    *_aot(relaxed_linear_bwd_kernel_input, "g x weight gamma g_x", "N I O", ACT=1, HAS_GAMMA=True, BN="edge",
+    *_aot(relaxed_linear_bwd_kernel_input, "g x weight gamma g_x", "N I O", GELU=True, HAS_GAMMA=True, BN="edge",
           BI="edge", BO="depth", ALLOW_TF32=False),
-    *_aot(relaxed_linear_bwd_kernel_parts, "g x d_matrix d_bias", "N I O part_rows blocks_i", ACT=1, MATRIX=True,
+    *_aot(relaxed_linear_bwd_kernel_parts, "g x d_matrix d_bias", "N I O part_rows blocks_i", GELU=True, MATRIX=True,
           BO="edge", BI="edge", BN=16, ALLOW_TF32=False),
     *_aot(relaxed_linear_bwd_kernel_reduce, "d_matrix d_bias weight bias gamma g_weight g_bias terms", "S I O",
           tiled=False, NEED_WEIGHT=True, NEED_BIAS=True, NEED_GAMMA=True, HAS_BIAS=True, HAS_GAMMA=True, BI=128),
