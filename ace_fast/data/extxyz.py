@@ -142,7 +142,7 @@ def _table(rows: list[str], columns: _Columns, line, path: Path, who: str) -> np
         if len(table) == len(rows):
             return table
     except ValueError:
-        pass
+        pass  # the wrong line is named below
     number = next((i for i, row in enumerate(rows) if not _numbers(row, wanted)), len(rows) - 1)
     raise ValueError(f"{who}: {path}, line {line(number)} must have {columns.count} columns ({columns.text}), got "
                      f"{rows[number].strip()[:60]!r}; repair it")
