@@ -46,6 +46,14 @@ def same_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """Prepared data are kept in a folder of the test module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_FAST_DATA", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def no_plots(monkeypatch):
     """Drawing takes most of the time of a tiny run."""

@@ -17,7 +17,7 @@ from ace_fast.train.run import Run
 from ace_fast.train.tasks import qm9
 from ace_fast.train.tasks.qm9_models import MODELS, one_hot, radius_of
 
-pytestmark = pytest.mark.usefixtures("same_threads", "cache")
+pytestmark = pytest.mark.usefixtures("same_threads", "own_cache")
 real = pytest.mark.skipif(not SUBSET.exists(), reason="shared/data is not beside this checkout")
 
 TINY = {
@@ -27,20 +27,13 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACE_FAST_DATA", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """60 generated molecules: 45, 9 and 6."""
     return str(npz(tmp_path_factory.mktemp("data") / "few.npz", count=60, listed=()))
 
 
 @pytest.fixture(scope="module")
-def finished(data, cache, tmp_path_factory):
+def finished(data, own_cache, tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "finished", data=data, target="gap", **TINY)
 
 
