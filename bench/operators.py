@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ace_fast import backend as backends_of
 from ace_fast.kernels import ROOMS
 from ace_fast.kernels.cases import Case, cast, generator
+from ace_fast.kernels.vn_edge_conv import counts as edge_counts
 
-from . import counts, gate, machine, memory, timing, vn_counts
+from . import counts, gate, machine, memory, timing
 from .roofline import Roofline
 
 BUDGET_S = 3.0  # of timing for one job: the reference takes seconds on the largest
@@ -85,10 +86,10 @@ def skipped(job: Job) -> str:
     would not fit beside other work."""
     if job.backend in job.case.refused_by:
         return f"backend {job.backend} does not take this case"
-    if job.device != "cpu" or job.op not in vn_counts.ON_EDGES:
+    if job.device != "cpu" or job.op not in edge_counts.FLOPS:
         return ""
     with FakeTensorMode():  # shapes alone: making the case forms edge tensors too
-        needed = vn_counts.plain_bytes(job.case.inputs(generator()))
+        needed = edge_counts.plain_bytes(job.case.inputs(generator()))
     if needed <= CPU_LIMIT:
         return ""
     return (f"not run on the CPU: the plain reference needs about {needed / 2**30:.0f} GiB for its edge tensors, "
@@ -176,8 +177,7 @@ def rates(ready: Ready, ms: float, roofline: Roofline) -> dict[str, float | None
     found: dict[str, float | None] = {"rows_per_s": 1e3 * ready.rows / ms}
     if ready.count is None:
         return found | {"gflops": None, "gbs": None, "roofline_percent": None}
-    found |= counts.throughput(ready.count, ms)
-    return found | {"roofline_percent": roofline.percent(*ready.count, ms)}
+    return found | roofline.achieved(*ready.count, ms)
 
 
 def measure(job: Job, roofline: Roofline, repeats: int = 15) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ace_fast.kernels.tensor_product import ProductTable
+from ace_fast.kernels.tensor_product.counts import product_row
 
 from . import counts, gate, machine, memory, timing
 from . import protocol_cases as cases_of
@@ -211,7 +212,7 @@ def _about(case: Case, direction: str, given: Inputs, names: tuple[str, ...]) ->
 def _count(problem: Problem, given: Inputs, direction: str) -> counts.Count:
     """Operations and bytes of the exact algorithm, see counts.derivatives; a convolution's sums are at its nodes."""
     table = ProductTable(*problem.irreps, [(*ins, 1.0) for ins in problem.instructions])
-    a_row = counts.product_row({"paths": table.paths, "cg_index": table.on(torch.device("cpu"))[0]})
+    a_row = product_row({"paths": table.paths, "cg_index": table.on(torch.device("cpu"))[0]})
     wanted = 2 if problem.shared else 3
     terms, arguments, gradients, outputs = counts.derivatives(wanted, direction)
     rows = given.x2.shape[0]
@@ -234,8 +235,7 @@ def _enter(row: dict, times: dict[str, timing.Timing], first: dict[str, float], 
         return
     ms = times["fast"].median
     row |= {"noise": timing.noise(times["fast"], times["again"]), "rounds": times["fast"].rounds}
-    row |= counts.throughput(counts.Count(row["flops"], row["bytes"]), ms) | {"rows_per_s": 1e3 * case.rows / ms}
-    row["roofline_percent"] = roof.percent(row["flops"], row["bytes"], ms)
+    row |= roof.achieved(row["flops"], row["bytes"], ms) | {"rows_per_s": 1e3 * case.rows / ms}
     row["speedup"] = row["eager_ms"] and row["eager_ms"] / ms
     others = {name: t.median for name, t in times.items() if name not in ("fast", "again", "eager")}
     row |= {f"speedup_over_{name}": other / ms for name, other in others.items()}

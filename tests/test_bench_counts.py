@@ -6,8 +6,11 @@ import math
 import pytest
 import torch
 
+from ace_fast.kernels import ROOMS
 from ace_fast.kernels.tensor_product import ProductTable
-from bench import counts, operators, vn_counts
+from ace_fast.kernels.tensor_product.counts import gate_row, product_row
+from ace_fast.kernels.vn_edge_conv.counts import plain_bytes
+from bench import counts, operators
 
 
 def tensors(**shapes):
@@ -50,7 +53,7 @@ def test_counts_of_a_product_path():
     inputs = product("32x0e", "1x1o", "16x1o", 10)
     # 0 x 1 -> 1: three coefficients, three (i, k). T: 2*3. Weights first: 2*32*16*1 + 2*16*3 = 1120; contraction first:
     # 2*32*3 + 2*32*16*3 = 3264. No scalar in the output, so no bias.
-    assert counts.product_row(inputs) == 6 + 1120
+    assert product_row(inputs) == 6 + 1120
     out = torch.zeros(10, 48)
     bytes_ = 4 * (320 + 30 + 512 + 480) + 3 * 24 + 3 * 8
     assert counts.forward("tensor_product", inputs, out) == (11260, bytes_)
@@ -66,8 +69,8 @@ def test_counts_of_a_product_to_scalars_and_its_gate():
     assert counts.forward("tensor_product", inputs, torch.zeros(5, 3)).flops == 5 * (6 + 48 + 3)
     gated = inputs | {"layout": (1, 2, 2, 3)}
     # one scalar: SiLU and gain 6; two gates: sigmoid and gain 5 each; 2 x 3 gated components
-    assert counts.gate_row(gated) == 6 + 10 + 6
-    assert counts.gated_tensor_product(gated) == 5 * (57 + 22)
+    assert gate_row(gated) == 6 + 10 + 6
+    assert counts.FLOPS["gated_tensor_product"](gated) == 5 * (57 + 22)
 
 
 @pytest.mark.parametrize(("irreps", "mode", "weighted", "flops"), [
@@ -92,7 +95,7 @@ def test_counts_of_a_product_to_scalars_and_its_gate():
 ])
 def test_counts_of_the_connection_modes(irreps, mode, weighted, flops):
     table = ProductTable(*irreps, [(0, 0, 0, mode, weighted, 1.0)])
-    assert counts.product_row({"paths": table.paths, "cg_index": table.on(torch.device("cpu"))[0]}) == flops
+    assert product_row({"paths": table.paths, "cg_index": table.on(torch.device("cpu"))[0]}) == flops
 
 
 def test_counts_of_weights_of_every_row():
@@ -135,8 +138,8 @@ def test_counts_of_a_whole_message():
     # an edge: 2*32*2*32 and 2 for the coupling, 64 for the contraction; at the nodes 2*2*32*32 each and 96 an edge
     first, second = 3 * 4096 + 10 * 96, 10 * (2 * 32 * 32 + 2 + 64)
     rest = 10 * (2 * 32 * 6 + 32 + 64)  # SiLU and gain twice, bias, bias and sum
-    assert counts.steerable_message(inputs) == first + second + rest
-    assert counts.steerable_message_bwd(inputs) == 3 * (first + second + rest)
+    assert counts.FLOPS["steerable_message"](inputs) == first + second + rest
+    assert counts.FLOPS["steerable_message_bwd"](inputs) == 3 * (first + second + rest)
 
 
 def test_counts_of_a_segnn_message():
@@ -146,7 +149,7 @@ def test_counts_of_a_segnn_message():
     lifted = 6 + min(2048 + 192, 192 + 6144)  # 0 x 1 -> 1: the matrix product on the scalar side
     vectors = 6 + min(6144 + 192, 192 + 6144)  # 1 x 0 -> 1
     dots = 6 + min(12288 + 384, 192 + 4096)  # 1 x 1 -> 0: the dot product first
-    assert counts.product_row(inputs) == scalars + lifted + vectors + dots == 17044
+    assert product_row(inputs) == scalars + lifted + vectors + dots == 17044
 
 
 def test_counts_of_relaxed_linear():
@@ -174,9 +177,58 @@ def test_counts_of_an_egnn_message():
     assert counts.FLOPS["egnn_message_bwd"](needs("x")) == 1440 + 1800 + 1660
 
 
-def test_every_large_case_is_counted():
+def test_every_operator_of_every_room_is_counted():
+    """Whatever has a case, in every direction that is benchmarked."""
+    for room in ROOMS:
+        module = importlib.import_module(f"ace_fast.kernels.{room}.cases")
+        for case in (*module.SMALL, *module.LARGE):
+            assert case.op._schema.name.split("::")[1] in counts.FLOPS, case
     for job in operators.jobs("cpu", torch.float32):
-        assert job.op in counts.FLOPS, job
+        assert job.direction == "forward" or job.op.startswith("segment_sum") or job.op in counts.NEEDS, job
+
+
+def test_counts_of_a_second_derivative_of_a_product():
+    """32x0e x 1o -> 16x1o, 10 rows: 1126 operations a row for each product."""
+    inputs = product("32x0e", "1x1o", "16x1o", 10) | {f"gg_{n}": torch.zeros(1) for n in ("x1", "x2", "weight")}
+    second = counts.FLOPS["tensor_product_bwd_bwd"]
+    # g takes all three cotangents, each argument those of the two others
+    assert second(inputs | {"needs": [True] * 4}) == 9 * 11260
+    assert second(inputs | {"needs": [True] * 4, "gg_x2": None}) == (2 + 1 + 2 + 1) * 11260
+    assert second(inputs | {"needs": [False, True, False, False], "gg_x1": None, "gg_weight": None}) == 11260
+    # as the gradient of the gradient of x1 and weight alone
+    first = inputs | tensors(g=(10, 48)) | {"needs": [True, False, True, False]}
+    for name in ("gg_x1", "gg_x2", "gg_weight", "bias"):
+        del first[name]
+    gradients = torch.zeros(10, 32), torch.zeros(0), torch.zeros(512), torch.zeros(0)
+    read = 4 * (480 + 320 + 30 + 512) + 3 * 24 + 3 * 8
+    found = counts.backward("tensor_product_bwd", first, gradients)
+    assert found == (6 * 11260, read + 4 * (320 + 512) + 4 * (480 + 320 + 30 + 512))
+
+
+def test_counts_of_gates_and_activations_of_norms():
+    pre = {"pre": torch.zeros(7, 9), "layout": (1, 2, 2, 3)}
+    # SiLU and gain 6, two sigmoids and gains 10, 6 gated components
+    assert counts.forward("gate", pre, torch.zeros(7, 7)).flops == 7 * 22
+    assert counts.FLOPS["gate_bwd"](pre) == 7 * 44
+    norms = {"pre": torch.zeros(7, 5), "layout": [2, 1, 1, 3], "norm_bias": torch.zeros(3), "activation": "silu"}
+    # two scalar channels: norm 3, bias 1, SiLU 5, quotient 1, product 1; a vector 7, 1, 5, 1, 3
+    assert counts.FLOPS["norm_activation"](norms) == 7 * (2 * 11 + 17)
+    # without bias, ReLU 1: 6 and 12
+    assert counts.FLOPS["norm_activation_bwd"](norms | {"norm_bias": None, "activation": "relu"}) == 14 * (12 + 12)
+    normed = product("32x0e", "1x1o", "1x1o", 7) | {"layout": [1, 3], "norm_bias": None, "activation": "tanh"}
+    row = 6 + 2 * 32 + 2 * 3  # weights first
+    assert counts.FLOPS["normed_tensor_product"](normed) == 7 * (row + 12)
+    needs = {"needs": [True, False, True, False, False]}
+    assert counts.FLOPS["normed_tensor_product_bwd"](normed | needs) == 7 * (2 * row + 24)
+
+
+def test_counts_of_second_derivatives_of_filters():
+    """The gradient's work twice, whether the operator is called or its gradient is differentiated."""
+    inputs = tensors(g=(4, 4), x=(4, 4), pos=(4, 3), table=(6, 2, 4)) | {
+        "neighbour": torch.zeros(12, dtype=torch.int64), "symmetric": True, "needs": [True] * 3}
+    first = counts.FLOPS["spline_conv_bwd"](inputs)
+    assert counts.FLOPS["spline_conv_bwd_bwd"](inputs | {"needs": [True] * 4}) == 2 * first
+    assert counts.backward("spline_conv_bwd", inputs, (torch.zeros(4, 4),)).flops == 2 * first
 
 
 # vector neurons
@@ -251,7 +303,7 @@ def test_counts_of_edges():
 
 
 def test_edge_tensors_of_the_plain_reference():
-    assert vn_counts.plain_bytes(edge_inputs()) == 12 * 30 * 3 * 4 * 8
+    assert plain_bytes(edge_inputs()) == 12 * 30 * 3 * 4 * 8
 
 
 def test_counts_of_knn():

@@ -1,11 +1,8 @@
-"""Floating-point operations of the vector-neuron operators and of knn; the rules are those of bench/counts.py.
-
-Each function takes a case's inputs. An edge costs what it costs to form it from its two nodes again: nothing of the
-size of the edges is read or written, so forming is arithmetic, in the forward pass and in the backward pass.
-"""
+"""Operations of the vector-neuron maps, norms and nonlinearities at the nodes; see kernels/counts.py."""
 
 from typing import Any
 
+VECTORS = ("p", "d", "mean", "var", "weight", "bias")  # what gradients of nonlinearities are asked for
 NORM = 7  # of a vector: three squares, two sums, the root, epsilon
 MOMENTS = 4  # of a norm: its sum, its deviation, the square, the sum of squares
 SCALE = 5  # of a vector: a + b / norm and three products
@@ -66,12 +63,12 @@ def vn_norm_stats_bwd(inputs: dict[str, Any]) -> int:
     return _vectors(inputs) * (NORM + 3 + 1 + XYZ)
 
 
-def _activation(count: int, directions: int, norm: bool) -> int:
+def activation(count: int, directions: int, norm: bool) -> int:
     """`count` vectors along `directions` directions (0: none)."""
     return count * (norm * (NORM + SCALE) + (DOT + ALONG if directions else 0)) + directions * SQUARE
 
 
-def _activation_bwd(count: int, directions: int, norm: bool) -> int:
+def activation_bwd(count: int, directions: int, norm: bool) -> int:
     """The vectors again; then those of g: <g, d>, what is taken off, the three terms of the direction; and of the batch
     norm: <g, p>, its share of the norm's gradient, p's, and the sums of its two coefficients."""
     again = count * (norm * (NORM + SCALE) + (DOT if directions else 0)) + directions * SQUARE
@@ -82,79 +79,15 @@ def _activation_bwd(count: int, directions: int, norm: bool) -> int:
 def vn_leaky_relu(inputs: dict[str, Any]) -> int:
     """Batch norm of the norms and the projection along the directions, each where it is there."""
     d = inputs["d"]
-    return _activation(_vectors(inputs), 0 if d is None else d.numel() // XYZ, _present(inputs, "mean"))
+    return activation(_vectors(inputs), 0 if d is None else d.numel() // XYZ, _present(inputs, "mean"))
 
 
 def vn_leaky_relu_bwd(inputs: dict[str, Any]) -> int:
     """The same again and its chain rule."""
     d = inputs["d"]
-    return _activation_bwd(_vectors(inputs), 0 if d is None else d.numel() // XYZ, _present(inputs, "mean"))
-
-
-def _edges(inputs: dict[str, Any]) -> tuple[int, int]:
-    """(edges, channels): all neighbours, or the selected one of each channel."""
-    channels = inputs["p"].shape[3] // 2
-    if inputs.get("selected") is not None:
-        return inputs["neighbours"].shape[0] * inputs["neighbours"].shape[1], channels
-    return inputs["neighbours"].numel(), channels
-
-
-def vn_edge_stats(inputs: dict[str, Any]) -> int:
-    """Every edge is a sum of two vectors, then as `vn_norm_stats`."""
-    edges, channels = _edges(inputs)
-    return edges * channels * (XYZ + NORM + MOMENTS)
-
-
-def vn_edge_stats_bwd(inputs: dict[str, Any]) -> int:
-    """As `vn_norm_stats_bwd`; each edge's gradient is added to its two nodes."""
-    edges, channels = _edges(inputs)
-    return edges * channels * (XYZ + NORM + 3 + 1 + XYZ + 2 * XYZ)
-
-
-def _directions(inputs: dict[str, Any], edges: int, channels: int) -> int:
-    shared = inputs["d"].shape[3] != inputs["p"].shape[3]
-    selected = inputs.get("selected") is not None
-    return edges * (1 if shared and not selected else channels)
-
-
-def vn_edge_conv(inputs: dict[str, Any]) -> int:
-    """Features and directions of every edge are sums, then as `vn_leaky_relu`, then the sum over neighbours."""
-    edges, channels = _edges(inputs)
-    count, directions = edges * channels, _directions(inputs, edges, channels)
-    pooled = 0 if inputs.get("selected") is not None else count * XYZ
-    return (count + directions) * XYZ + _activation(count, directions, True) + pooled
-
-
-def vn_edge_conv_bwd(inputs: dict[str, Any]) -> int:
-    """The edges again, the chain rule, and both gradients added to both nodes."""
-    edges, channels = _edges(inputs)
-    count, directions = edges * channels, _directions(inputs, edges, channels)
-    return 3 * (count + directions) * XYZ + _activation_bwd(count, directions, True)
-
-
-def vn_edge_select(inputs: dict[str, Any]) -> int:
-    """The edge values o without pooling, the product U o, <o, U o> and a comparison."""
-    edges, channels = _edges(inputs)
-    count, directions = edges * channels, _directions(inputs, edges, channels)
-    values = (count + directions) * XYZ + _activation(count, directions, True)
-    return values + count * (2 * XYZ * channels + DOT + 1)
-
-
-def knn(inputs: dict[str, Any]) -> int:
-    """A scalar product, the two squared norms and a comparison for every pair in a cloud."""
-    sizes = inputs["ptr"].diff()
-    return int((sizes * sizes).sum()) * (2 * inputs["x"].shape[1] + 3)
-
-
-_EDGES = (vn_edge_stats, vn_edge_stats_bwd, vn_edge_conv, vn_edge_conv_bwd, vn_edge_select)
-ON_EDGES = {f.__name__ for f in _EDGES}
-EDGE_TENSORS = 12  # that the plain edge convolution holds at its height, gradients included
-
-
-def plain_bytes(inputs: dict[str, Any]) -> int:
-    """What the plain reference of one of ON_EDGES needs in float64 for its edge tensors."""
-    return EDGE_TENSORS * inputs["neighbours"].numel() * XYZ * (inputs["p"].shape[3] // 2) * 8
+    return activation_bwd(_vectors(inputs), 0 if d is None else d.numel() // XYZ, _present(inputs, "mean"))
 
 
 FLOPS = {f.__name__: f for f in (vn_linear, vn_linear_bwd, vn_norm_stats, vn_norm_stats_bwd, vn_leaky_relu,
-                                 vn_leaky_relu_bwd, *_EDGES, knn)}
+                                 vn_leaky_relu_bwd)}
+NEEDS = {"vn_linear": ("x", "weight", "dense", "bias", "gamma"), "vn_norm_stats": (), "vn_leaky_relu": VECTORS}

@@ -1,4 +1,4 @@
-"""Floating-point operations of the continuous-filter convolutions; the rules are those of bench/counts.py.
+"""Operations of the continuous-filter convolutions and of their gradients; see kernels/counts.py.
 
 Filters are counted once for each pair of nodes where the graph is symmetric, messages once for each edge.
 """
@@ -76,8 +76,7 @@ def spline_conv_bwd_bwd(inputs: dict[str, Any]) -> int:
 
 
 FLOPS = {f.__name__: f for f in (cfconv, cfconv_bwd, cfconv_bwd_bwd, spline_conv, spline_conv_bwd, spline_conv_bwd_bwd)}
-NEEDS = {
-    "cfconv": ("x", "pos", "weight1", "bias1", "weight2", "bias2", "centre", "scale"),
-    "spline_conv": ("x", "pos", "table"),
-}
+_NETWORK = ("x", "pos", "weight1", "bias1", "weight2", "bias2", "centre", "scale")
+_SPLINE = ("x", "pos", "table")
+NEEDS = {"cfconv": _NETWORK, "spline_conv": _SPLINE, "cfconv_bwd": ("g", *_NETWORK), "spline_conv_bwd": ("g", *_SPLINE)}
 UNREAD = {"cfconv": ("back", "back_ptr"), "spline_conv": ("back", "back_ptr")}
