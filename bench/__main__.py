@@ -1,14 +1,13 @@
 """`python -m bench` (in a checkout) and `ace-fast bench` (installed): how fast, how much memory, against what."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
 import torch
 
-from . import gpu_day, machine, operators, protocol_cases, protocols, roofline, tables, workloads
+from . import gpu_day, machine, operators, protocol_cases, protocols, results, roofline, tables, workloads
 
 DESCRIPTION = """\
 Times ace_fast against the eager reference, and says how sure it is.
@@ -63,7 +62,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--repeats", type=int, help="timed rounds, default 15 (3 with --quick)")
     add("--no-compile", action="store_true", help="leave the torch.compile column out (it costs minutes)")
     add("--quick", action="store_true", help="few rounds, the first case of each workload: for a look, not for a claim")
-    add("--json", metavar="FILE", help="write the rows as a JSON list")
+    add("--json", metavar="FILE", help="write the rows, in pytest-benchmark's format")
     add("--gpu-day", metavar="FOLDER", nargs="?", const="bench-results",
         help="on a machine with a GPU, into FOLDER: build, tests, protocols, workloads, operators; under 10 minutes")
     add("--parts", metavar="A,B", help="only these parts of --gpu-day: " + ", ".join(gpu_day.parts(Path(), Path())))
@@ -109,9 +108,7 @@ class Rows(list):
     def add(self, row: dict) -> dict:
         self.append(row)
         if self._file:
-            part = self._file.with_name(self._file.name + ".part")
-            part.write_text(json.dumps(self, indent=1))
-            part.replace(self._file)
+            results.write(self._file, self)
         return row
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import machine
+from . import machine, results
 
 REQUIRED = "reference,cpu,triton,cuda"
 BUDGET_S = 570
@@ -110,7 +110,7 @@ def collect(folder: Path, found: dict[str, dict[str, object]]) -> dict[str, obje
         if log.exists():
             logs[name] = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
         if file.exists():
-            rows[name] = json.loads(file.read_text())
+            rows[name] = results.load(file)
     return {"parts": found, "rows": rows, "logs": logs}
 
 

@@ -20,6 +20,7 @@ from bench import (
     memory,
     molecules,
     operators,
+    results,
     roofline,
     steps,
     tables,
@@ -265,10 +266,10 @@ def test_cases_come_in_order_and_errors_set_the_status(use, tmp_path):
     file = tmp_path / "new" / "rows.json"
     arguments = ["--workload", "nbody_segnn", "--device", "cpu", "--repeats", "1", "--json", str(file)]
     assert main(arguments) == 0
-    assert [row["case"] for row in json.loads(file.read_text())] == ["one", "two"]
+    assert [row["case"] for row in results.load(file)] == ["one", "two"]
     use(toy(factor=2.0))
     assert main(arguments) == 1
-    assert all(row["error"] for row in json.loads(file.read_text()))
+    assert all(row["error"] for row in results.load(file))
 
 
 def test_unknown_workload_and_case():
@@ -316,7 +317,7 @@ def test_nbody_segnn_end_to_end(tmp_path, one_thread):
     file = tmp_path / "rows.json"
     assert main(["--workload", "nbody_segnn", "--case", "batch4", "--device", "cpu", "--quick", "--repeats", "1",
                  "--no-compile", "--json", str(file), *one_thread]) == 0
-    row, = json.loads(file.read_text())
+    row, = results.load(file)
     assert {k: row[k] for k in workloads.KEYS[:3]} == {"workload": "nbody_segnn", "case": "batch4", "device": "cpu"}
     assert row["compiled_ms"] is None and row["compiled_reason"]
     assert all(row[k] > 0 for k in ("eager_ms", "fast_ms", "speedup", "eager_mb", "fast_mb"))
@@ -374,7 +375,7 @@ def test_operators_are_written(tmp_path, monkeypatch):
     file = tmp_path / "rows.json"
     assert main(["--operators", "--op", "segment_sum", "--case", "nbody_100", "--device", "cpu", "--repeats", "1",
                  "--json", str(file)]) == 0
-    rows = json.loads(file.read_text())
+    rows = results.load(file)
     assert {row["direction"] for row in rows} == set(operators.DIRECTIONS)
     assert all(row["case"] == "nbody_100" and row["ms"] > 0 for row in rows)
 

@@ -1,6 +1,5 @@
 """The peers' protocols: the right products, every version judged by e3nn in float64, rows that miss nothing."""
 
-import json
 import math
 import tomllib
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import counts, memory, protocols, roofline
+from bench import counts, memory, protocols, results, roofline
 from bench import protocol_cases as cases
 from bench import protocol_versions as versions
 from bench.__main__ import main
@@ -210,7 +209,7 @@ def test_command(tmp_path, monkeypatch, capsys):
                      "--threads", "1", "--repeats", "1", "--no-compile", "--json", str(file)]) == 0
     finally:
         torch.set_num_threads(before)
-    row, = json.loads(file.read_text())
+    row, = results.load(file)
     assert row["case"] == "tetris-poly-2@12" and row["memory_method"] == memory.RESET
     assert row["fast_first_ms"] > 0 and row["fast_mb"] >= 0
     assert "O2 tetris-poly-2@12" in capsys.readouterr().out
