@@ -12,6 +12,7 @@ from ace_fast import functional, native
 from ace_fast import nn as fast
 from ace_fast.bench import eager_vn as eager
 from ace_fast.kernels import triton_common
+from ace_fast.nn.gates import Collector, Seen, recording
 
 BACKENDS = ["reference", *([] if native.load() else ["cpu"])]
 TRITON = [] if triton_common.available(torch.device("cpu")) else ["triton"]  # interpreted, so only once
@@ -376,11 +377,12 @@ def test_probe_of_an_edge_convolution(double):
     layer = randomize(fast.VNEdgeConv(5, 7, 4, relaxed=True, share_nonlinearity=True, backend="reference"))
     x = torch.randn(2, 5, 3, 11)
     neighbours = neighbours_of(x, 4)
-    layer._ratios = []
-    layer(x, neighbours)
+    ratios = []
+    with recording([layer], Collector(ratios, Seen.ratio)):
+        layer(x, neighbours)
     edges = eager.get_graph_feature(x, 4, neighbours)  # [B, 10, 3, N, K]
     vec = edges.permute(0, 3, 4, 1, 2).flatten(3)
-    for part, gamma, ratio in zip(("feat", "dir"), layer.gammas, layer._ratios, strict=True):
+    for part, gamma, ratio in zip(("feat", "dir"), layer.gammas, ratios, strict=True):
         base = torch.einsum("oc,bcink->boink", getattr(layer, f"map_to_{part}").weight, edges)
         want = gamma.abs() * getattr(layer, f"map_to_{part}_nonequiv")(vec).norm() / base.norm()
         assert abs(ratio - want) < 1e-10 * want

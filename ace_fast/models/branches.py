@@ -5,6 +5,8 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
+from ..nn.gates import Collector, Seen, recording
+
 GAMMAS = ("layer", "single", "nn")
 
 
@@ -26,7 +28,7 @@ def network_gate(network: nn.Module, h: Tensor, branch: Tensor) -> tuple[Tensor,
 class Branched(nn.Module):
     """A model whose layers (`_layers()`) have unconstrained branches where it is `relaxed`.
 
-    A layer has `get_gammas()`, `_ratios` (where `probe` collects) and a Python flag that switches its branches.
+    A layer is one of `nn.gates`, and has a Python flag that switches its branches.
     """
 
     _flag = "relaxed"  # the layers' name of that flag
@@ -66,8 +68,8 @@ class Branched(nn.Module):
         r"""Records :math:`|\gamma|\,\|f_{neq}(x)\| / \|f_{eq}(x)\|` of every branch while the context is open.
 
         Yields:
-            A list that each forward pass extends by one 0-dim tensor a gamma, in the order of `get_gammas()`; nothing
-            is read on the host. A pass with the branches off adds nothing.
+            A list that each forward pass extends by one 0-dim tensor a branch, in the order of `get_gammas()`; nothing
+            is read on the host. A branch that is switched off adds nothing.
 
         Raises:
             ValueError: the model has no branches.
@@ -76,11 +78,5 @@ class Branched(nn.Module):
             raise ValueError(f"{type(self).__name__}: probe must be used on a relaxed model, got a strict one; build "
                              "it with relaxed=True")
         ratios: list[Tensor] = []
-        before = [layer._ratios for layer in self._layers()]
-        for layer in self._layers():
-            layer._ratios = ratios
-        try:
+        with recording(self._layers(), Collector(ratios, Seen.ratio)):
             yield ratios
-        finally:
-            for layer, old in zip(self._layers(), before, strict=True):
-                layer._ratios = old

@@ -3,12 +3,14 @@
 import math
 
 import torch
+from e3nn import o3
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .. import functional
 from ..graph import Graph
 from ..nn import EGNN, TimeConv, TimeConv_x, affine_chain
+from ..nn.gates import Seen, add_gates
 from .branches import GAMMAS, Branched, gate_network, network_gate
 
 
@@ -20,7 +22,7 @@ def time_embedding(steps: int, width: int, like: Tensor) -> Tensor:
     return nn.functional.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, width % 2))
 
 
-def _columns(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def _columns(pairs: list[tuple]) -> list:
     """The firsts of all layers, then the seconds: the order of the gates."""
     return [value for column in zip(*pairs, strict=True) for value in column]
 
@@ -87,7 +89,6 @@ class EGNO(Branched, EGNN):
             self.time_conv_x_modules = nn.ModuleList(
                 TimeConv_x(2, 2, num_modes, activation, backend=backend) for _ in range(n_layers))
         self.relaxed = self.disable_equivariance = relaxed
-        self._ratios: list[Tensor] | None = None
         if relaxed:
             width, count = in_node_nf + time_emb_dim, 1 if gammas == "single" else n_layers
             self.pos_linear_h = nn.Linear(width, hidden_nf)
@@ -104,6 +105,7 @@ class EGNO(Branched, EGNN):
             else:
                 self.gammas_h, self.gammas_x = (
                     nn.ParameterList([nn.Parameter(torch.tensor(1.0)) for _ in range(count)]) for _ in range(2))
+        add_gates(self, len(self.get_gammas() or self.get_gate_networks()))
         self.to(device)
 
     def _layers(self) -> list[nn.Module]:
@@ -118,6 +120,12 @@ class EGNO(Branched, EGNN):
         if not self.relaxed or not isinstance(self.gammas_h, nn.ModuleList):
             return []
         return [*self.gammas_h, *self.gammas_x]
+
+    def gate_irreps(self, gate: int) -> tuple[o3.Irreps, o3.Irreps]:
+        """What the branch of a gate reads and returns: invariant features, or positions."""
+        if gate < len(self.snapped) // 2:
+            return o3.Irreps(f"{self.pos_linear_h.in_features}x0e"), o3.Irreps(f"{self.pos_linear_h.out_features}x0e")
+        return o3.Irreps("1x1o"), o3.Irreps("1x1o")
 
     def frames(self, edge_index: Tensor, num_nodes: int) -> Graph:
         """The graph of all T steps for edges [2, E] of one, sums at row 0: make it once for a skeleton."""
@@ -144,24 +152,27 @@ class EGNO(Branched, EGNN):
             raise ValueError("EGNO: v must be a tensor where use_time_conv is True, got None")
         time = time_embedding(steps, self.time_emb_dim, x)
         h = torch.cat([h.repeat(steps, 1), time.repeat_interleave(nodes, 0)], 1)  # [T N, in + emb]
-        maps = affine_chain(h, self.pos_linear_h, self.pos_interactions_h) if self.disable_equivariance else None
+        relaxed = self.disable_equivariance and not all(self.snapped)
+        chain = relaxed and not all(self.snapped[:len(self.snapped) // 2])
+        maps = affine_chain(h, self.pos_linear_h, self.pos_interactions_h) if chain else None
         h, x = self.embedding(h), x.repeat(steps, 1)
         v = None if v is None else v.repeat(steps, 1)
         edge_fea = None if edge_fea is None else edge_fea.repeat(steps, 1)
         norms: list[tuple[Tensor, Tensor]] = []  # of the gates that networks compute; of features and of positions
-        ratios: list[tuple[Tensor, Tensor]] = []
+        seen: list[tuple[Seen | None, Seen | None]] = []
         for i, layer in enumerate(self.layers):
             if self.use_time_conv:
                 h = self.time_conv_modules[i](h.view(steps, nodes, -1)).flatten(0, 1)
                 x, v = self._along_time(i, x, v, loc_mean)
             before = x
             x, v, h = layer(x, h, graph, edge_fea, v=v)
-            if maps is not None:
-                x, h = self._relax(maps, i, before, x, h, norms, ratios)
+            if relaxed:
+                x, h = self._relax(maps, i, before, x, h, norms, seen)
         if self.get_gate_networks() and torch.is_grad_enabled():
             self.gate_norms = _columns(norms) or None
-        if self._ratios is not None:
-            self._ratios += _columns(ratios)
+        for one in _columns(seen):
+            if one is not None:
+                self._record(one)
         return (x, h) if v is None else (x, v, h)
 
     def _along_time(self, i: int, x: Tensor, v: Tensor, loc_mean: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -172,21 +183,28 @@ class EGNO(Branched, EGNN):
         return (pair[..., 0] + mean).flatten(0, 1), pair[..., 1].flatten(0, 1)
 
     def _relax(self, maps, i: int, before: Tensor, x: Tensor, h: Tensor, norms: list,
-               ratios: list) -> tuple[Tensor, Tensor]:
-        """x + gamma_x q(before), h + gamma_h p."""
-        gamma_h, gamma_x = (g[min(i, len(g) - 1)] for g in (self.gammas_h, self.gammas_x))
-        free = self.pos_interactions_x[i](self.pos_linear_x(before))
+               seen: list) -> tuple[Tensor, Tensor]:
+        """x + gamma_x q(before), h + gamma_h p, less the branches that are switched off."""
+        last = len(self.gammas_h) - 1
+        place_h, place_x = min(i, last), min(i, last) + last + 1
+        gamma_h, gamma_x = self.gammas_h[place_h], self.gammas_x[min(i, last)]
+        off_h, off_x = self.snapped[place_h], self.snapped[place_x]
+        free = None if off_x else self.pos_interactions_x[i](self.pos_linear_x(before))
+        p = lambda: functional.relaxed_linear(  # noqa: E731
+            maps.rows, maps.weights[i], maps.biases[i], backend=self.backend)
         if isinstance(self.gammas_h, nn.ModuleList):
-            p = functional.relaxed_linear(maps.rows, maps.weights[i], maps.biases[i], backend=self.backend)
-            (gamma_h, norm_h), (gamma_x, norm_x) = network_gate(gamma_h, h, p), network_gate(gamma_x, h, free)
+            formed = p()
+            p = lambda: formed  # noqa: E731
+            (gamma_h, norm_h), (gamma_x, norm_x) = network_gate(gamma_h, h, formed), network_gate(gamma_x, h, free)
             norms.append((norm_h, norm_x))
-            if self._ratios is not None:
-                with torch.no_grad():
-                    ratios.append(((gamma_h * p).norm() / h.norm(), (gamma_x * free).norm() / x.norm()))
-            return x + gamma_x * free, h + gamma_h * p
-        if self._ratios is not None:
-            with torch.no_grad():
-                p = functional.relaxed_linear(maps.rows, maps.weights[i], maps.biases[i], backend=self.backend)
-                ratios.append((gamma_h.abs() * p.norm() / h.norm(), gamma_x.abs() * free.norm() / x.norm()))
-        return x + gamma_x * free, functional.relaxed_linear(
-            maps.rows, maps.weights[i], maps.biases[i], gamma_h, h, backend=self.backend)
+        if self._record is not None:
+            branch = nn.Sequential(self.pos_linear_x, *self.pos_interactions_x[i])
+            seen.append((None if off_h else Seen(place_h, gamma_h, maps.rows, h, p),
+                         None if off_x else Seen(place_x, gamma_x, before, x, lambda: free, branch)))
+        x = x if off_x else x + gamma_x * free
+        if off_h:
+            return x, h
+        if isinstance(self.gammas_h, nn.ModuleList):
+            return x, h + gamma_h * formed
+        return x, functional.relaxed_linear(maps.rows, maps.weights[i], maps.biases[i], gamma_h, h,
+                                            backend=self.backend)

@@ -1,11 +1,13 @@
 """SchNet with the unconstrained branches of ACE: continuous-filter convolutions on molecules, strict or relaxed."""
 
 import torch
+from e3nn import o3
 from torch import Tensor, nn
 
 from .. import functional
 from ..graph import Graph, Segments
 from ..nn import GaussianSmearing, InteractionBlock, ShiftedSoftplus, affine_chain
+from ..nn.gates import Seen, add_gates
 from ..nn.norm import graph_segments
 from .branches import GAMMAS, Branched, gate_network, network_gate
 
@@ -83,13 +85,13 @@ class SchNet(Branched):
         self.readout, self.dipole, self.mean, self.std, self.scale = readout, dipole, mean, std, None
         self.relaxed = self.disable_equivariance = relaxed
         self.backend = backend
-        self._ratios: list[Tensor] | None = None
         if relaxed:  # the original's order: a seed gives its initial values
             self.pos_linear = nn.Linear(3, hidden_channels)
             self.pos_interactions = nn.ModuleList(
                 nn.Sequential(nn.BatchNorm1d(hidden_channels), nn.Linear(hidden_channels, hidden_channels))
                 for _ in range(num_interactions))
             self.gammas = _gates(gammas, hidden_channels, num_interactions)
+        add_gates(self, len(self.get_gammas() or self.get_gate_networks()))
         self.embedding = nn.Embedding(ELEMENTS, hidden_channels, padding_idx=0)
         self.distance_expansion = GaussianSmearing(0.0, cutoff, num_gaussians)
         self.interactions = nn.ModuleList(
@@ -153,6 +155,10 @@ class SchNet(Branched):
     def get_gate_networks(self) -> list[nn.Module]:
         return list(self.gammas) if self.relaxed and isinstance(self.gammas, nn.ModuleList) else []
 
+    def gate_irreps(self, gate: int) -> tuple[o3.Irreps, o3.Irreps]:
+        """What the branch of a gate reads and returns: positions, invariant features."""
+        return o3.Irreps("1x1o"), o3.Irreps(f"{self.pos_linear.out_features}x0e")
+
     def branch_parameters(self) -> list[nn.Parameter]:
         """What `ACE(bound=...)` keeps within bounds: the maps of the branches."""
         return [*self.pos_linear.parameters(), *self.pos_interactions.parameters()] if self.relaxed else []
@@ -169,12 +175,14 @@ class SchNet(Branched):
         graph, distance = self._graph(pos, molecules, edges)
         h, where = self.embedding(z), pos if distance is None else distance
         basis = self.distance_expansion.basis() if distance is None else self.distance_expansion(distance)
-        maps = affine_chain(pos, self.pos_linear, self.pos_interactions) if self.disable_equivariance else None
+        relaxed = self.disable_equivariance and not all(self.snapped)
+        maps = affine_chain(pos, self.pos_linear, self.pos_interactions) if relaxed else None
         if self.get_gate_networks() and torch.is_grad_enabled():
             self.gate_norms = [] if self.disable_equivariance else None
         for i, interaction in enumerate(self.interactions):
             update = interaction(h, graph, where, basis)
-            h = h + update if maps is None else self._relax(maps, i, update, h)
+            off = maps is None or self.snapped[min(i, len(self.snapped) - 1)]
+            h = h + update if off else self._relax(maps, i, update, h)
         return self._read(self.lin2(self.act(self.lin1(h))), z, pos, molecules)
 
     def _graph(self, pos: Tensor, molecules: Segments, edges: Tensor | Graph | None) -> tuple[Graph, Tensor | None]:
@@ -198,24 +206,23 @@ class SchNet(Branched):
         weight, bias, rows = maps.weights[i], maps.biases[i], maps.rows.to(h.dtype)
         if isinstance(self.gammas, nn.ModuleList):
             return self._relax_by_network(i, functional.relaxed_linear(rows, weight, bias, backend=self.backend),
-                                          update, h)
-        gamma = self.gammas if isinstance(self.gammas, nn.Parameter) else self.gammas[i]
-        if self._ratios is not None:
-            with torch.no_grad():
-                free = functional.relaxed_linear(rows, weight, bias, backend=self.backend)
-                self._ratios.append(gamma.abs() * free.norm() / update.norm())
+                                          update, h, rows)
+        single = isinstance(self.gammas, nn.Parameter)
+        gamma = self.gammas if single else self.gammas[i]
+        if self._record is not None:
+            self._record(Seen(0 if single else i, gamma, rows, update,
+                              lambda: functional.relaxed_linear(rows, weight, bias, backend=self.backend)))
         return functional.relaxed_linear(rows, weight, bias, gamma, update, h, backend=self.backend)
 
-    def _relax_by_network(self, i: int, free: Tensor, update: Tensor, h: Tensor) -> Tensor:
+    def _relax_by_network(self, i: int, free: Tensor, update: Tensor, h: Tensor, rows: Tensor) -> Tensor:
         """The gate of every atom needs its branch [N, H] as such, so plain PyTorch does the rest."""
         h = h + update
         gamma, norm = network_gate(self.gammas[i], h, free)
         if torch.is_grad_enabled():
             self.gate_norms.append(norm)
-        free = gamma * free
-        if self._ratios is not None:
-            self._ratios.append(free.detach().norm() / update.detach().norm())
-        return h + free
+        if self._record is not None:
+            self._record(Seen(i, gamma, rows, update, lambda: free))
+        return h + gamma * free
 
     def _read(self, h: Tensor, z: Tensor, pos: Tensor, molecules: Segments) -> Tensor:
         """The atoms' outputs h [N, 1] to the molecules', [G, 1]."""

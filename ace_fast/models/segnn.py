@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..graph import Graph, Segments
 from ..nn import BatchNorm, InstanceNorm, O3TensorProduct, O3TensorProductSwishGate
+from ..nn.gates import Seen, add_gates
 from ..nn.norm import graph_segments
 from .branches import Branched
 
@@ -72,10 +73,14 @@ class SEGNNLayer(nn.Module):
             self.feature_norm, self.message_norm = BatchNorm(hidden), BatchNorm(hidden)
         elif self.norm == "instance":
             self.feature_norm = InstanceNorm(hidden, backend=backend)
-        self._ratios: list[Tensor] | None = None
+        add_gates(self, len(self.gammas))
 
     def get_gammas(self) -> list[nn.Parameter]:
         return list(self.gammas)
+
+    def gate_irreps(self, gate: int) -> tuple[o3.Irreps, o3.Irreps]:
+        """What the branch of a gate reads and returns."""
+        return (2 if gate == 0 else 1) * self.hidden_irreps, self.hidden_irreps
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_attr: Tensor, node_attr: Tensor,
                 batch: Tensor | Segments | None, additional_message_features: Tensor | None = None) -> Tensor:
@@ -105,21 +110,20 @@ class SEGNNLayer(nn.Module):
         """The new features [N, D] from the summed messages [N, D]."""
         both = torch.cat([x, message], 1)  # [N, 2 D]
         update = self.update_layer_1(both, node_attr)
-        if not self.disable_equivariance:
-            return x + self.update_layer_2(update, node_attr)
-        update = self._relax(self.lin_noneq1, both, self.gammas[0], update, None)
-        return self._relax(self.lin_noneq2, update, self.gammas[1], self.update_layer_2(update, node_attr), x)
+        if self.disable_equivariance and not self.snapped[0]:
+            update = self._relax(0, both, update, None)
+        base = self.update_layer_2(update, node_attr)
+        return self._relax(1, update, base, x) if self.disable_equivariance and not self.snapped[1] else x + base
 
-    def _relax(self, branch: nn.Sequential, x: Tensor, gamma: Tensor, base: Tensor, residual: Tensor | None) -> Tensor:
+    def _relax(self, gate: int, x: Tensor, base: Tensor, residual: Tensor | None) -> Tensor:
         """base + gamma branch(x) + residual; the last product, gamma and both sums in one call."""
-        linear = functional.relaxed_linear
+        branch, gamma, linear = (self.lin_noneq1, self.lin_noneq2)[gate], self.gammas[gate], functional.relaxed_linear
         h = linear(x, branch[0].weight, branch[0].bias, backend=self.backend)
         h = linear(h, branch[2].weight, branch[2].bias, activation="gelu", backend=self.backend)
         weight, bias = branch[4].weight, branch[4].bias
-        if self._ratios is not None:
-            with torch.no_grad():
-                free = linear(h, weight, bias, activation="gelu", backend=self.backend)
-                self._ratios.append(gamma.abs() * free.norm() / base.norm())
+        if self._record is not None:
+            self._record(Seen(gate, gamma, x, base,
+                              lambda: linear(h, weight, bias, activation="gelu", backend=self.backend), branch))
         return linear(h, weight, bias, gamma, base, residual, activation="gelu", backend=self.backend)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .gates import Seen, add_gates
 
 
 class RelaxedLinear(nn.Module):
@@ -18,6 +19,7 @@ class RelaxedLinear(nn.Module):
 
     Attributes:
         relaxed: False switches the branch off (strict evaluation) without looking at gamma.
+        snapped: (True,) has ACE switched it off for good.
 
     Raises:
         ValueError: wrong shapes.
@@ -38,6 +40,10 @@ class RelaxedLinear(nn.Module):
         self.register_parameter("bias", linear.bias)  # [O]
         self.gamma = nn.Parameter(torch.tensor(float(gamma_init)))
         self.relaxed = True
+        add_gates(self, 1)
+
+    def get_gammas(self) -> list[nn.Parameter]:
+        return [self.gamma]
 
     def extra_repr(self) -> str:
         return (f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
@@ -45,7 +51,10 @@ class RelaxedLinear(nn.Module):
 
     def forward(self, x: Tensor, base: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x [N, I], base and residual [N, O] -> [N, O]; with `relaxed` False only base + residual."""
-        if not self.relaxed:
+        if not self.relaxed or self.snapped[0]:
             present = [t for t in (base, residual) if t is not None]
             return sum(present[1:], present[0]) if present else x.new_zeros(x.shape[0], self.out_features)
+        if self._record is not None and base is not None:
+            branch = lambda: functional.relaxed_linear(x, self.weight, self.bias, backend=self.backend)  # noqa: E731
+            self._record(Seen(0, self.gamma, x, base, branch))
         return functional.relaxed_linear(x, self.weight, self.bias, self.gamma, base, residual, backend=self.backend)

@@ -11,6 +11,7 @@ from .vn_maps import (
     branches_on,
     dims_like,
     from_rows,
+    gate_irreps,
     legacy_order,
     norm_vectors,
     to_rows,
@@ -58,6 +59,8 @@ class VNLinear(nn.Module):
     def get_gammas(self) -> list[nn.Parameter]:
         return list(self.gammas)
 
+    gate_irreps = gate_irreps
+
     def forward(self, x: Tensor, disable_equivariance: bool | None = None) -> Tensor:
         """x [B, C, 3, ...] -> [B, O, 3, ...].
 
@@ -102,6 +105,8 @@ class VNLeakyReLU(nn.Module):
 
     def get_gammas(self) -> list[nn.Parameter]:
         return list(self.gammas)
+
+    gate_irreps = gate_irreps
 
     def forward(self, x: Tensor, disable_equivariance: bool | None = None) -> Tensor:
         """x [B, C, 3, ...] -> the same shape."""
@@ -193,6 +198,8 @@ class VNLinearLeakyReLU(nn.Module):
 
     def get_gammas(self) -> list[nn.Parameter]:
         return list(self.gammas)
+
+    gate_irreps = gate_irreps
 
     def get_nonequi_linear_layers(self) -> list[nn.Linear]:
         return unconstrained_maps(self)

@@ -13,6 +13,7 @@ from .vn_maps import (
     at_neighbours,
     branches_on,
     from_rows,
+    gate_irreps,
     norm_vectors,
     to_rows,
     unconstrained_maps,
@@ -65,6 +66,8 @@ class VNEdgeConv(nn.Module):
 
     def get_gammas(self) -> list[nn.Parameter]:
         return list(self.gammas)
+
+    gate_irreps = gate_irreps
 
     def get_nonequi_linear_layers(self) -> list[nn.Linear]:
         return unconstrained_maps(self)

@@ -1,9 +1,11 @@
 """What the vector-neuron layers share: shapes, maps with their branches, and the batch norm's vectors."""
 
 import torch
+from e3nn import o3
 from torch import Tensor, nn
 
 from .. import functional
+from .gates import Seen, add_gates
 
 _SHAPES = {3: "[B, {}, 3]", 4: "[B, {}, 3, N]", 5: "[B, {}, 3, N, K]"}
 
@@ -32,13 +34,13 @@ def add_branch(layer: nn.Module, part: str, in_channels: int, out_channels: int)
 
 
 def add_gammas(layer: nn.Module, count: int, relaxed: bool, init: float) -> None:
-    """The gates, the switch `relaxed` and the place where `probe` collects."""
+    """The gates and the switch `relaxed`."""
     if relaxed:
         layer.gammas = nn.ParameterList([nn.Parameter(torch.tensor(float(init))) for _ in range(count)])
     else:
         layer.gammas = []
     layer.relaxed = bool(relaxed)
-    layer._ratios = None
+    add_gates(layer, len(layer.gammas))
 
 
 def branches_on(layer: nn.Module, disable_equivariance: bool | None) -> bool:
@@ -71,12 +73,13 @@ def apply_map(layer: nn.Module, part: str, x: Tensor, on: bool, *, mean: Tensor 
         legacy: see `legacy_order`.
     """
     weight, edge = getattr(layer, f"map_to_{part}").weight, neighbours is not None
-    branch = getattr(layer, f"map_to_{part}_nonequiv", None) if on else None
+    gate = -1 if part == "dir" else 0
+    branch = getattr(layer, f"map_to_{part}_nonequiv", None) if on and not layer.snapped[gate] else None
     dense = bias = gamma = None
     if branch is not None:
-        dense, bias, gamma = branch.weight, branch.bias, layer.gammas[-1 if part == "dir" else 0]
-        if layer._ratios is not None:
-            _record(layer, weight, dense, bias, gamma, x, mean, legacy, neighbours)
+        dense, bias, gamma = branch.weight, branch.bias, layer.gammas[gate]
+        if layer._record is not None:
+            layer._record(_seen(layer, gate % len(layer.gammas), weight, branch, x, mean, legacy, neighbours))
         if legacy is not None:
             y = _split_map(x, weight, mean, layer.backend).unflatten(0, legacy)
             return (y + gamma * _legacy(x, dense, bias, mean, legacy)).flatten(0, 1)
@@ -109,18 +112,25 @@ def _legacy(x: Tensor, dense: Tensor, bias: Tensor, mean: Tensor | None, shape: 
 
 
 @torch.no_grad()
-def _record(layer, weight, dense, bias, gamma, x, mean, legacy, neighbours) -> None:
-    """Adds |gamma| |f_neq(x)| / |f_eq(x)| to what `probe` collects."""
+def _seen(layer, gate, weight, branch, x, mean, legacy, neighbours) -> Seen:
+    """What is recorded of a branch; its input and its results are those at the nodes."""
     if mean is not None:
         x = torch.cat([x, mean.repeat_interleave(x.shape[0] // max(mean.shape[0], 1), 0)], -1)
     options = {"edge": neighbours is not None, "backend": layer.backend}
-    if legacy is not None:
-        free = _legacy(x, dense, bias, None, legacy)
-    else:
-        free = functional.vn_linear(x, torch.zeros_like(weight), dense, bias, **options)
+
+    def free() -> Tensor:
+        if legacy is not None:
+            return _legacy(x, branch.weight, branch.bias, None, legacy)
+        return functional.vn_linear(x, torch.zeros_like(weight), branch.weight, branch.bias, **options)
+
     base = functional.vn_linear(x, weight, **options)
-    free, base = (_size(y, neighbours, layer.backend) for y in (free, base))
-    layer._ratios.append(gamma.abs() * free / base)
+    return Seen(gate, layer.gammas[gate], x, base, free, branch, lambda y: _size(y, neighbours, layer.backend))
+
+
+def gate_irreps(layer: nn.Module, gate: int) -> tuple[o3.Irreps, o3.Irreps]:
+    """What the branch of a gate reads and returns: vectors."""
+    maps = [m for m in (getattr(layer, f"map_to_{part}_nonequiv", None) for part in ("feat", "dir")) if m is not None]
+    return tuple(o3.Irreps(f"{n // 3}x1o") for n in (maps[gate].in_features, maps[gate].out_features))
 
 
 def _size(y: Tensor, neighbours: Tensor | None, backend: str) -> Tensor:
