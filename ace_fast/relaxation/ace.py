@@ -2,7 +2,6 @@
 
 import gc
 import warnings
-import weakref
 from collections.abc import Iterable
 
 import torch
@@ -13,7 +12,8 @@ from ..kernels.dual_update import ROWS, Rule, dual_update
 from ..kernels.dual_update.op import check_rule
 from ..kernels.dual_update.reference import gradients
 from .bounds import KINDS, Bound, branch_weights
-from .gate_networks import find_networks, is_gamma
+from .gammas import check_free, find_gammas, flat, live, one_of, same_keys, shaped
+from .gate_networks import find_networks
 
 PRESETS = {
     # the N-body step sizes of the published runs; an undamped oscillator of frequency sqrt(lr * dual_lr) a step
@@ -23,7 +23,6 @@ PRESETS = {
 }
 IDLE = 10  # steps in a row without any gradient after which `step` asks whether they were cleared too early
 SCAN_EVERY = 64  # a scan takes milliseconds: somebody who writes the gammas at each step must not pay for it each time
-_live: "weakref.WeakSet[ACE]" = weakref.WeakSet()
 
 
 class ACE:
@@ -94,10 +93,10 @@ class ACE:
                  repo_clamp: bool = False, bound: str = "none", bound_limit: float = 1.0, bound_every: int = 1,
                  gammas: Iterable[nn.Parameter] | None = None, branches: Iterable[Tensor] | None = None,
                  optimizer: Optimizer | None = None, backend: str = "auto"):
-        _one_of("mode", mode, ("equality", "resilient"))
-        _one_of("gamma_optimizer", gamma_optimizer, ("sgd", "adam"))
-        _one_of("dual_optimizer", dual_optimizer, ("sgd", "adam"))
-        _one_of("bound", bound, KINDS)
+        one_of("mode", mode, ("equality", "resilient"))
+        one_of("gamma_optimizer", gamma_optimizer, ("sgd", "adam"))
+        one_of("dual_optimizer", dual_optimizer, ("sgd", "adam"))
+        one_of("bound", bound, KINDS)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"ACE: betas must be two numbers (beta1, beta2), got {betas!r}; the default is "
                              "(0.9, 0.999)")
@@ -110,9 +109,9 @@ class ACE:
         self.backend, self.steps, self.bound_every = backend, 0, bound_every
         self._model = model
         self._networks = find_networks(model) if gammas is None else None
-        found = {} if self._networks else _find_gammas(model, gammas)
+        found = {} if self._networks else find_gammas(model, gammas)
         self.names, self._gammas = self._networks.names if self._networks else list(found), list(found.values())
-        self._claim()
+        check_free(dict(zip(self.names, self._held(), strict=True)))
         n = len(self.names) if self._networks else sum(gamma.numel() for gamma in self._gammas)
         zeros = self._like().detach().new_zeros
         self._multipliers, self._slacks, self._moments = zeros(n), zeros(n), zeros(len(ROWS), n)
@@ -123,7 +122,7 @@ class ACE:
         if optimizer is not None:
             self.check(optimizer)
             self._check_at_first_step(optimizer)
-        _live.add(self)
+        live.add(self)
 
     # ---- what the loop calls
 
@@ -185,7 +184,7 @@ class ACE:
         if all(gamma.grad is None for gamma in self._gammas):
             return None
         grads = [torch.full_like(g, torch.nan) if g.grad is None else g.grad for g in self._gammas]
-        return self.gammas, _flat(grads)
+        return self.gammas, flat(grads)
 
     def zero_grad(self) -> None:
         """Drops the gammas' gradients; `step` does so by itself."""
@@ -213,7 +212,7 @@ class ACE:
     @property
     def gammas(self) -> Tensor:
         """[n], a copy, in the order of `names`, flattened; of networks |gamma| at the last step, 0 before."""
-        return self._networks.values.clone() if self._networks else _flat([gamma.detach() for gamma in self._gammas])
+        return self._networks.values.clone() if self._networks else flat([gamma.detach() for gamma in self._gammas])
 
     @property
     def multipliers(self) -> Tensor:
@@ -222,7 +221,7 @@ class ACE:
 
     @multipliers.setter
     def multipliers(self, value: Tensor) -> None:
-        self._multipliers.copy_(_shaped("multipliers", value, self._multipliers))
+        self._multipliers.copy_(shaped("multipliers", value, self._multipliers))
 
     @property
     def slacks(self) -> Tensor:
@@ -231,7 +230,7 @@ class ACE:
 
     @slacks.setter
     def slacks(self, value: Tensor) -> None:
-        self._slacks.copy_(_shaped("slacks", value, self._slacks))
+        self._slacks.copy_(shaped("slacks", value, self._slacks))
 
     def metrics(self) -> dict[str, Tensor]:
         """gammas, multipliers, slacks and the number of skipped updates, each [n] on the device; reading them syncs."""
@@ -253,8 +252,8 @@ class ACE:
                 mode or another bound; nothing is changed then.
         """
         own = self.state_dict()
-        _same_keys("state", state, own)
-        _same_keys("state rule", state["rule"], own["rule"])
+        same_keys("state", state, own)
+        same_keys("state rule", state["rule"], own["rule"])
         rule = Rule(**state["rule"])
         check_rule(rule, "ACE: state rule")
         if rule.resilient != self.rule.resilient:
@@ -264,7 +263,7 @@ class ACE:
                 raise ValueError(f"ACE: state must have {key} {own[key]}, got {state[key]}; make the ACE alike")
         for key in ("multipliers", "slacks", "moments", "bound_vectors"):
             if own[key] is not None:
-                _shaped(f"state {key}", state[key], own[key])
+                shaped(f"state {key}", state[key], own[key])
         self.rule, self.steps = rule, state["steps"]
         self._multipliers.copy_(state["multipliers"])
         self._slacks.copy_(state["slacks"])
@@ -273,14 +272,6 @@ class ACE:
             self.bound.vectors.copy_(state["bound_vectors"])
 
     # ---- whose gammas they are
-
-    def _claim(self) -> None:
-        for other in list(_live):
-            held = {id(gamma) for gamma in other._held()}
-            for name, gamma in zip(self.names, self._held(), strict=True):
-                if id(gamma) in held:
-                    raise ValueError(f"ACE: gamma {name!r} must belong to one ACE, got a second one; step the first, "
-                                     "or call its release() before making another")
 
     def _held(self) -> list:
         """What belongs to this ACE alone: gammas, or the networks that compute them."""
@@ -340,56 +331,3 @@ class ACE:
         if self._multipliers.device != gamma.device or self._multipliers.dtype != gamma.dtype:
             self._multipliers, self._slacks, self._moments = (
                 x.to(gamma.detach()) for x in (self._multipliers, self._slacks, self._moments))
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([x.reshape(-1) for x in tensors])
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"ACE: {name} must be one of {list(allowed)}, got {value!r}")
-
-
-def _same_keys(name: str, got: dict, own: dict) -> None:
-    if not isinstance(got, dict):
-        raise ValueError(f"ACE: {name} must be a dict, got {type(got).__name__}; give what ace.state_dict() returned")
-    for what, wrong in (("none of", [key for key in own if key not in got]),
-                        ("the unknown", [key for key in got if key not in own])):
-        if wrong:
-            raise ValueError(f"ACE: {name} must have the keys {list(own)}, got {what} {wrong}; "
-                             "give what ace.state_dict() returned")
-
-
-def _shaped(name: str, value: Tensor, like: Tensor) -> Tensor:
-    if value.shape != like.shape:
-        raise ValueError(f"ACE: {name} must be {list(like.shape)}, got {list(value.shape)}")
-    return value
-
-
-def _find_gammas(model: nn.Module, given: Iterable[nn.Parameter] | None) -> dict[str, nn.Parameter]:
-    """{name: parameter}: `given`, the model's own list, or scalars whose name says gamma in its last two parts."""
-    parameters = dict(model.named_parameters())
-    if given is None and hasattr(model, "get_gammas"):
-        given = model.get_gammas()
-    if given is None:
-        found = {name: p for name, p in parameters.items() if is_gamma(name, p)}
-    else:
-        names = {id(p): name for name, p in parameters.items()}
-        found = {}
-        for gamma in given:
-            if id(gamma) not in names:
-                raise ValueError(f"ACE: gammas must be parameters of the model, got a {type(gamma).__name__} "
-                                 f"{list(gamma.shape)} that is none; register it in the model first")
-            found[names[id(gamma)]] = gamma
-    if not found:
-        raise ValueError("ACE: model must have gammas, got none; build it with relaxed=True, or pass gammas=[...]")
-    first = next(iter(found.values()))
-    for name, gamma in found.items():
-        if gamma.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"ACE: gamma {name!r} must be float32 or float64, got {gamma.dtype}; autocast the model "
-                             "instead of casting it")
-        if gamma.dtype != first.dtype or gamma.device != first.device:
-            raise ValueError(f"ACE: gamma {name!r} must be {first.dtype} on {first.device} like the others, got "
-                             f"{gamma.dtype} on {gamma.device}; move the model as a whole")
-    return found
