@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from .. import functional
 from ..graph import Graph
-from ..nn import EGNN, TimeConv, TimeConv_x, affine_chain
+from ..nn import EGNN, TimeConv, TimeConv_x, affine_chain, spectral_weights
 from ..nn.gates import Seen, add_gates
 from .branches import GAMMAS, Branched, gate_network, network_gate
 
@@ -154,7 +154,9 @@ class EGNO(Branched, EGNN):
         h = torch.cat([h.repeat(steps, 1), time.repeat_interleave(nodes, 0)], 1)  # [T N, in + emb]
         relaxed = self.disable_equivariance and not all(self.snapped)
         chain = relaxed and not all(self.snapped[:len(self.snapped) // 2])
-        maps = affine_chain(h, self.pos_linear_h, self.pos_interactions_h) if chain else None
+        weights = self._branch_weights(chain) if relaxed else {}
+        maps = affine_chain(h, self.pos_linear_h, self.pos_interactions_h,
+                            weights=[weights[last] for _, last in self.pos_interactions_h]) if chain else None
         h, x = self.embedding(h), x.repeat(steps, 1)
         v = None if v is None else v.repeat(steps, 1)
         edge_fea = None if edge_fea is None else edge_fea.repeat(steps, 1)
@@ -167,7 +169,7 @@ class EGNO(Branched, EGNN):
             before = x
             x, v, h = layer(x, h, graph, edge_fea, v=v)
             if relaxed:
-                x, h = self._relax(maps, i, before, x, h, norms, seen)
+                x, h = self._relax(maps, i, self._shift(i, before, weights), before, x, h, norms, seen)
         if self.get_gate_networks() and torch.is_grad_enabled():
             self.gate_norms = _columns(norms) or None
         for one in _columns(seen):
@@ -182,14 +184,32 @@ class EGNO(Branched, EGNN):
         pair = self.time_conv_x_modules[i](pair)
         return (pair[..., 0] + mean).flatten(0, 1), pair[..., 1].flatten(0, 1)
 
-    def _relax(self, maps, i: int, before: Tensor, x: Tensor, h: Tensor, norms: list,
-               seen: list) -> tuple[Tensor, Tensor]:
-        """x + gamma_x q(before), h + gamma_h p, less the branches that are switched off."""
+    def _places(self, i: int) -> tuple[int, int]:
+        """Of layer i's gates of features and of positions among all."""
         last = len(self.gammas_h) - 1
-        place_h, place_x = min(i, last), min(i, last) + last + 1
-        gamma_h, gamma_x = self.gammas_h[place_h], self.gammas_x[min(i, last)]
+        return min(i, last), min(i, last) + last + 1
+
+    def _branch_weights(self, chain: bool) -> dict[nn.Module, Tensor]:
+        """Of the maps with spectral norms in the branches that are on; those of features are one chain."""
+        linears = [last for _, last in self.pos_interactions_h] if chain else []
+        for i, (_, first, _, _, last) in enumerate(self.pos_interactions_x):
+            linears += [] if self.snapped[self._places(i)[1]] else [first, last]
+        return dict(zip(linears, spectral_weights(linears), strict=True))
+
+    def _shift(self, i: int, x: Tensor, weights: dict[nn.Module, Tensor]) -> Tensor | None:
+        """q_i(x), or None where it is switched off."""
+        if self.snapped[self._places(i)[1]]:
+            return None
+        norm, first, act, norm_hidden, last = self.pos_interactions_x[i]
+        hidden = act(nn.functional.linear(norm(self.pos_linear_x(x)), weights[first], first.bias))
+        return nn.functional.linear(norm_hidden(hidden), weights[last], last.bias)
+
+    def _relax(self, maps, i: int, free: Tensor | None, before: Tensor, x: Tensor, h: Tensor, norms: list,
+               seen: list) -> tuple[Tensor, Tensor]:
+        """x + gamma_x free, h + gamma_h p, less the branches that are switched off."""
+        place_h, place_x = self._places(i)
+        gamma_h, gamma_x = self.gammas_h[place_h], self.gammas_x[place_h]
         off_h, off_x = self.snapped[place_h], self.snapped[place_x]
-        free = None if off_x else self.pos_interactions_x[i](self.pos_linear_x(before))
         p = lambda: functional.relaxed_linear(  # noqa: E731
             maps.rows, maps.weights[i], maps.biases[i], backend=self.backend)
         if isinstance(self.gammas_h, nn.ModuleList):

@@ -13,6 +13,7 @@ from .radius import radius_graph
 from .relaxed import RelaxedLinear
 from .schnet import CFConv, GaussianSmearing, InteractionBlock, ShiftedSoftplus
 from .spectral import SpectralConv1d, SpectralConv1d_x, TimeConv, TimeConv_x
+from .spectral_norm import spectral_weights
 from .tensor_product import TensorProduct
 from .vector_neurons import (
     VNBatchNorm,
@@ -64,4 +65,5 @@ __all__ = [
     "moments",
     "moments_of_all",
     "radius_graph",
+    "spectral_weights",
 ]

@@ -1,6 +1,6 @@
 """Chains of linear maps and batch norms are affine in their input: one small map a block instead of H x H a row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -80,7 +80,8 @@ def moments_of_all(own: Moments, group: "dist.ProcessGroup | None" = None) -> Mo
     return Moments(int(count) if count.device.type == "cpu" else count, mean, covariance)
 
 
-def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Moments | None = None) -> AffineMaps:
+def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, weights: Sequence[Tensor] | None = None,
+                 of_batch: Moments | None = None) -> AffineMaps:
     r"""The maps of x to every output of a chain of batch norms and linear maps.
 
     .. math:: p_0 = A_0 x + c_0, \quad p_i = W_i\, \mathrm{BN}_i(p_{i-1}) + b_i = A_i (x - m) + d_i
@@ -97,6 +98,7 @@ def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Mom
         x: [N, D]; half precision is taken to the parameters' dtype, autocast is off inside.
         first: the linear map D -> H_0.
         blocks: pairs (BatchNorm1d(H_{i-1}) or SyncBatchNorm, Linear(H_{i-1}, H_i)), for instance nn.Sequential of both.
+        weights: of the blocks' linear maps, where they are formed already (`spectral_weights`); default: read here.
         of_batch: `moments` of a batch that is more than x; default: x's own, or with SyncBatchNorm `moments_of_all`.
 
     Returns:
@@ -118,10 +120,12 @@ def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Mom
         [torch.Size([5, 8]), torch.Size([5, 8])]
     """
     pairs = _checked(x, first, blocks)
+    if weights is not None and len(weights) != len(pairs):
+        raise ValueError(f"affine_chain: weights must be {len(pairs)} matrices, one for each block, got {len(weights)}")
     batch = None
     with torch.autocast(x.device.type, enabled=False):
         rows = x = x.to(first.weight.dtype)
-        weight, bias = _affine(first)
+        weight, bias = _affine(first, first.weight)
         if any(_takes_batch(norm) for norm, _ in pairs):
             batch = _moments(x, pairs) if of_batch is None else of_batch
             if isinstance(batch.count, int) and batch.count == 1:
@@ -129,14 +133,14 @@ def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, of_batch: Mom
                                  f"{torch.Size([1, first.out_features])}")
             rows = (x - batch.mean).to(x.dtype)
             bias = bias + weight @ batch.mean
-        weights, biases = [], []
-        for norm, linear in pairs:
+        found = AffineMaps(rows, [], [])
+        for i, (norm, linear) in enumerate(pairs):
             weight, bias = _normed(norm, weight, bias, batch)
-            turn, shift = _affine(linear)
+            turn, shift = _affine(linear, linear.weight if weights is None else weights[i])
             weight, bias = turn @ weight, torch.addmv(shift, turn, bias)
-            weights.append(weight.to(x.dtype))
-            biases.append(bias.to(x.dtype))
-    return AffineMaps(rows, weights, biases)
+            found.weights.append(weight.to(x.dtype))
+            found.biases.append(bias.to(x.dtype))
+    return found
 
 
 def _checked(x, first, blocks) -> list[tuple[nn.Module, nn.Linear]]:
@@ -161,9 +165,9 @@ def _checked(x, first, blocks) -> list[tuple[nn.Module, nn.Linear]]:
     return pairs
 
 
-def _affine(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight, read once, and bias, zeros where there is none, in float64: norms cancel what they scale and shift."""
-    weight = linear.weight.double()
+def _affine(linear: nn.Linear, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias, zeros where there is none, in float64: norms cancel what they scale and shift."""
+    weight = weight.double()
     return weight, weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.double()
 
 

@@ -101,6 +101,7 @@ def _backward_fake(*args):
 
 def _setup(ctx, inputs, output):
     *arguments, mean, keep, backend = inputs
+    ctx.set_materialize_grads(False)  # what was kept has the size of the edges, and no gradient
     ctx.mark_non_differentiable(*output[2:])
     ctx.save_for_backward(*arguments, *(output[2:] if keep else (None,) * 3))
     ctx.static = mean, backend
@@ -109,6 +110,9 @@ def _setup(ctx, inputs, output):
 def _forward_rule(ctx, g_coordinates, g_features, *_):
     *arguments, nodes, pre2, pre3 = ctx.saved_tensors
     mean, backend = ctx.static
+    x, width = arguments[0], arguments[5].shape[0]
+    g_coordinates = torch.zeros_like(x) if g_coordinates is None else g_coordinates
+    g_features = x.new_zeros(x.shape[0], width) if g_features is None else g_features
     needs = list(ctx.needs_input_grad[:len(NAMES)])
     found = egnn_message_bwd(g_coordinates, g_features, *arguments, mean, nodes, pre2, pre3, needs, backend)
     grads = (x if need else None for x, need in zip(found, needs, strict=True))
