@@ -1,4 +1,5 @@
 // spectral_conv: rows along time, real products of channels and back to time, for a block of nodes in the cache.
+#include "signs.h"
 #include "weights.h"
 
 namespace {
@@ -123,9 +124,11 @@ struct Forward {
   }
 
   void activate(int64_t first, int64_t count) const {
-    for (int64_t j = first; j < first + count; ++j) {
-      positive[j] = y[j] > T(0);
-      y[j] = x[j] + (y[j] > T(0) ? y[j] : y[j] * slope);
+    for (int64_t j = first, rest = count; rest > 0; j += lanes<T>, rest -= lanes<T>) {
+      const Vec<T> value = load_first(y + j, rest);
+      const spectral::Signs<T> up = value > T(0);
+      spectral::store_signs<T>(positive + j, up, rest);
+      store_first<T>(y + j, load_first(x + j, rest) + (up ? value : value * slope), rest);
     }
   }
 };
@@ -174,8 +177,11 @@ struct Backward {
     const int64_t columns = count * s.outer;
     for (int64_t t = 0; t < s.times; ++t) {
       const int64_t offset = (t * s.nodes + first) * s.outer;
-      for (int64_t j = 0; j < columns; ++j)
-        to[t * columns + j] = positive[offset + j] ? g[offset + j] : g[offset + j] * slope;
+      for (int64_t j = 0; j < columns; j += lanes<T>) {
+        const Vec<T> value = load_first(g + offset + j, columns - j);
+        const spectral::Signs<T> up = spectral::load_signs<T>(positive + offset + j, columns - j);
+        store_first<T>(to + t * columns + j, up ? value : value * slope, columns - j);
+      }
     }
     return to;
   }
