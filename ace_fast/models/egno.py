@@ -127,6 +127,15 @@ class EGNO(Branched, EGNN):
             return o3.Irreps(f"{self.pos_linear_h.in_features}x0e"), o3.Irreps(f"{self.pos_linear_h.out_features}x0e")
         return o3.Irreps("1x1o"), o3.Irreps("1x1o")
 
+    def gate_maps(self, gate: int) -> list[nn.Module]:
+        """The linear maps of a gate's branch, first to last."""
+        count = len(self.snapped) // 2
+        if gate < count:
+            last = self.n_layers if count == 1 else gate + 1
+            return [self.pos_linear_h, *(block[1] for block in self.pos_interactions_h[:last])]
+        blocks = self.pos_interactions_x if count == 1 else [self.pos_interactions_x[gate - count]]
+        return [self.pos_linear_x, *(block[place] for block in blocks for place in (1, 4))]
+
     def frames(self, edge_index: Tensor, num_nodes: int) -> Graph:
         """The graph of all T steps for edges [2, E] of one, sums at row 0: make it once for a skeleton."""
         steps = torch.arange(self.num_timesteps, device=edge_index.device)[:, None]

@@ -159,6 +159,11 @@ class SchNet(Branched):
         """What the branch of a gate reads and returns: positions, invariant features."""
         return o3.Irreps("1x1o"), o3.Irreps(f"{self.pos_linear.out_features}x0e")
 
+    def gate_maps(self, gate: int) -> list[nn.Module]:
+        """The linear maps of a gate's branch, first to last: those of the branches before it are its own."""
+        last = len(self.pos_interactions) if isinstance(self.gammas, nn.Parameter) else gate + 1
+        return [self.pos_linear, *(block[1] for block in self.pos_interactions[:last])]
+
     def branch_parameters(self) -> list[nn.Parameter]:
         """What `ACE(bound=...)` keeps within bounds: the maps of the branches."""
         return [*self.pos_linear.parameters(), *self.pos_interactions.parameters()] if self.relaxed else []
@@ -210,8 +215,8 @@ class SchNet(Branched):
         single = isinstance(self.gammas, nn.Parameter)
         gamma = self.gammas if single else self.gammas[i]
         if self._record is not None:
-            self._record(Seen(0 if single else i, gamma, rows, update,
-                              lambda: functional.relaxed_linear(rows, weight, bias, backend=self.backend)))
+            affine = lambda x: functional.relaxed_linear(x, weight, bias, backend=self.backend)  # noqa: E731
+            self._record(Seen(0 if single else i, gamma, rows, update, lambda: affine(rows), affine=affine))
         return functional.relaxed_linear(rows, weight, bias, gamma, update, h, backend=self.backend)
 
     def _relax_by_network(self, i: int, free: Tensor, update: Tensor, h: Tensor, rows: Tensor) -> Tensor:

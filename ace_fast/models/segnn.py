@@ -82,6 +82,10 @@ class SEGNNLayer(nn.Module):
         """What the branch of a gate reads and returns."""
         return (2 if gate == 0 else 1) * self.hidden_irreps, self.hidden_irreps
 
+    def gate_maps(self, gate: int) -> list[nn.Module]:
+        """The linear maps of a gate's branch, first to last."""
+        return list((self.lin_noneq1, self.lin_noneq2)[gate][::2])
+
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_attr: Tensor, node_attr: Tensor,
                 batch: Tensor | Segments | None, additional_message_features: Tensor | None = None) -> Tensor:
         """x [N, D], edge_attr [E, A], node_attr [N, B], batch [N], additional features [E, F] -> [N, D]."""

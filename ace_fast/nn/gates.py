@@ -23,6 +23,7 @@ class Seen(NamedTuple):
     free: Callable[[], Tensor]  # f_neq(x) [N, ...], formed when asked for
     branch: nn.Module | None = None  # rows [N, I] -> [N, O], f_neq itself where it is a module
     size: Callable[[Tensor], Tensor] = Tensor.norm  # Euclidean norm of base and free, or of what they stand for
+    affine: Callable[[Tensor], Tensor] | None = None  # f_neq as a function of x, where it is affine
 
     def ratio(self) -> Tensor:
         r"""[] :math:`\|\gamma f_{neq}(x)\| / \|f_{eq}(x)\|`."""

@@ -45,6 +45,10 @@ class RelaxedLinear(nn.Module):
     def get_gammas(self) -> list[nn.Parameter]:
         return [self.gamma]
 
+    def gate_maps(self, gate: int) -> list[nn.Module]:
+        """The linear maps of the gate's branch: the layer itself."""
+        return [self]
+
     def extra_repr(self) -> str:
         return (f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
                 f"relaxed={self.relaxed}")

@@ -12,6 +12,7 @@ from .vn_maps import (
     dims_like,
     from_rows,
     gate_irreps,
+    gate_maps,
     legacy_order,
     norm_vectors,
     to_rows,
@@ -59,7 +60,7 @@ class VNLinear(nn.Module):
     def get_gammas(self) -> list[nn.Parameter]:
         return list(self.gammas)
 
-    gate_irreps = gate_irreps
+    gate_irreps, gate_maps = gate_irreps, gate_maps
 
     def forward(self, x: Tensor, disable_equivariance: bool | None = None) -> Tensor:
         """x [B, C, 3, ...] -> [B, O, 3, ...].
@@ -106,7 +107,7 @@ class VNLeakyReLU(nn.Module):
     def get_gammas(self) -> list[nn.Parameter]:
         return list(self.gammas)
 
-    gate_irreps = gate_irreps
+    gate_irreps, gate_maps = gate_irreps, gate_maps
 
     def forward(self, x: Tensor, disable_equivariance: bool | None = None) -> Tensor:
         """x [B, C, 3, ...] -> the same shape."""
@@ -199,7 +200,7 @@ class VNLinearLeakyReLU(nn.Module):
     def get_gammas(self) -> list[nn.Parameter]:
         return list(self.gammas)
 
-    gate_irreps = gate_irreps
+    gate_irreps, gate_maps = gate_irreps, gate_maps
 
     def get_nonequi_linear_layers(self) -> list[nn.Linear]:
         return unconstrained_maps(self)

@@ -14,6 +14,7 @@ from .vn_maps import (
     branches_on,
     from_rows,
     gate_irreps,
+    gate_maps,
     norm_vectors,
     to_rows,
     unconstrained_maps,
@@ -67,7 +68,7 @@ class VNEdgeConv(nn.Module):
     def get_gammas(self) -> list[nn.Parameter]:
         return list(self.gammas)
 
-    gate_irreps = gate_irreps
+    gate_irreps, gate_maps = gate_irreps, gate_maps
 
     def get_nonequi_linear_layers(self) -> list[nn.Linear]:
         return unconstrained_maps(self)

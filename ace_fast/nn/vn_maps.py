@@ -118,19 +118,25 @@ def _seen(layer, gate, weight, branch, x, mean, legacy, neighbours) -> Seen:
         x = torch.cat([x, mean.repeat_interleave(x.shape[0] // max(mean.shape[0], 1), 0)], -1)
     options = {"edge": neighbours is not None, "backend": layer.backend}
 
-    def free() -> Tensor:
+    def affine(x: Tensor) -> Tensor:
         if legacy is not None:
             return _legacy(x, branch.weight, branch.bias, None, legacy)
         return functional.vn_linear(x, torch.zeros_like(weight), branch.weight, branch.bias, **options)
 
     base = functional.vn_linear(x, weight, **options)
-    return Seen(gate, layer.gammas[gate], x, base, free, branch, lambda y: _size(y, neighbours, layer.backend))
+    return Seen(gate, layer.gammas[gate], x, base, lambda: affine(x), branch,
+                lambda y: _size(y, neighbours, layer.backend), affine)
 
 
 def gate_irreps(layer: nn.Module, gate: int) -> tuple[o3.Irreps, o3.Irreps]:
     """What the branch of a gate reads and returns: vectors."""
-    maps = [m for m in (getattr(layer, f"map_to_{part}_nonequiv", None) for part in ("feat", "dir")) if m is not None]
-    return tuple(o3.Irreps(f"{n // 3}x1o") for n in (maps[gate].in_features, maps[gate].out_features))
+    linear = unconstrained_maps(layer)[gate]
+    return tuple(o3.Irreps(f"{n // 3}x1o") for n in (linear.in_features, linear.out_features))
+
+
+def gate_maps(layer: nn.Module, gate: int) -> list[nn.Module]:
+    """The one linear map of a gate's branch."""
+    return [unconstrained_maps(layer)[gate]]
 
 
 def _size(y: Tensor, neighbours: Tensor | None, backend: str) -> Tensor:

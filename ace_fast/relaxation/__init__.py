@@ -1,6 +1,27 @@
 from .ace import ACE, PRESETS
 from .bounds import Bound, branch_weights
+from .decider import Relaxation
+from .family import RELAXATIONS, make
+from .penalty import Remul
+from .prior import ResidualPrior
+from .projection import SoftEquivariance
 from .projector import equivariant_part, equivariant_share
 from .recalibrate import recalibrate
+from .schedule import Schedule
 
-__all__ = ["ACE", "PRESETS", "Bound", "branch_weights", "equivariant_part", "equivariant_share", "recalibrate"]
+__all__ = [
+    "ACE",
+    "Bound",
+    "PRESETS",
+    "RELAXATIONS",
+    "Relaxation",
+    "Remul",
+    "ResidualPrior",
+    "Schedule",
+    "SoftEquivariance",
+    "branch_weights",
+    "equivariant_part",
+    "equivariant_share",
+    "make",
+    "recalibrate",
+]

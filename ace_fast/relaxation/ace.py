@@ -131,7 +131,7 @@ class ACE:
         own = {id(gamma) for gamma in self._gammas}
         return [p for p in self._model.parameters() if id(p) not in own]
 
-    def penalty(self) -> Tensor | float:
+    def penalty(self, loss: Tensor | None = None, turned: object = None) -> Tensor | float:
         r"""What a loss needs where networks compute the gates: sum_i lambda_i |gamma_i| in Algorithm 1, once a pass.
 
         Its gradient in |gamma_i| is what `step` adds to that of a gamma that is a number, in every mode; with

@@ -1,0 +1,72 @@
+"""Projections of linear maps between irreps onto the maps that commute with a group."""
+
+import functools
+import math
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+GROUPS = ("O3", "SO3", "O2x", "O2y", "O2z", "SO2x", "SO2y", "SO2z")
+
+
+def check_groups(groups: tuple[str, ...], owner: str) -> None:
+    """Raises ValueError unless these are different groups of GROUPS, one or more."""
+    if not groups or any(g not in GROUPS for g in groups) or len(set(groups)) < len(groups):
+        raise ValueError(f"{owner}: groups must be different ones of {', '.join(GROUPS)}, got "
+                         f"{', '.join(map(str, groups)) or 'none'}")
+
+
+@functools.cache
+def generators(l: int) -> Tensor:
+    """[3, 2l + 1, 2l + 1] float64: the generators of turns about x, y and z in e3nn's basis.
+
+    They are the one equivariant map 1 x l -> l, whose size the Casimir l (l + 1) gives; e3nn's own have the default
+    dtype's digits, and here their sign.
+    """
+    if l == 0:
+        return torch.zeros(3, 1, 1, dtype=torch.float64)
+    found = o3.wigner_3j(1, l, l, dtype=torch.float64, device="cpu") * math.sqrt(l * (l + 1) * (2 * l + 1))
+    return found * (found * o3.so3_generators(l).cpu()).sum().sign()
+
+
+def _about(irrep: o3.Irrep, axis: int, turns: int, mirrors: bool) -> Tensor:
+    """[n, 2l + 1, 2l + 1]: an irrep's matrices of `turns` equal turns about an axis, then those times a mirror."""
+    angles = torch.arange(turns, dtype=torch.float64) * (2 * math.pi / turns)
+    found = torch.matrix_exp(angles[:, None, None] * generators(irrep.l)[axis])
+    if not mirrors:
+        return found
+    # the mirror holds the axis: half a turn about a direction across it, and the inversion
+    return torch.cat([found, found @ (irrep.p * torch.matrix_exp(math.pi * generators(irrep.l)[axis - 1]))])
+
+
+@functools.cache
+def projector(out: o3.Irrep, into: o3.Irrep, group: str) -> Tensor:
+    r"""The orthogonal projector onto maps between two irreps that commute with a group.
+
+    .. math:: P(M) = \int D_{out}(g)\, M\, D_{in}(g)^{-1}\, dg
+
+    Args:
+        out, into: of the map M [2 l_out + 1, 2 l_in + 1].
+        group: "O3", "SO3", or turns about an axis: "SO2x", "SO2y", "SO2z"; with the mirrors that hold the axis, "O2x",
+            "O2y", "O2z".
+
+    Returns:
+        [d, d] float64, d = (2 l_out + 1)(2 l_in + 1), for M flattened row by row. For O(3) and SO(3) that is the mean
+        of the diagonal where the irreps are the same, zero elsewhere (Schur).
+
+    Raises:
+        ValueError: an unknown group.
+    """
+    if group not in GROUPS:
+        raise ValueError(f"projector: group must be one of {', '.join(GROUPS)}, got {group!r}")
+    size = out.dim * into.dim
+    if group in ("O3", "SO3"):
+        if out.l != into.l or group == "O3" and out.p != into.p:
+            return torch.zeros(size, size, dtype=torch.float64)
+        one = torch.eye(out.dim, dtype=torch.float64).flatten()
+        return torch.outer(one, one) / out.dim
+    # products of matrix elements are trigonometric polynomials of the angle, of degree l_out + l_in: exact
+    turns = out.l + into.l + 1
+    left, right = (_about(ir, "xyz".index(group[-1]), turns, group.startswith("O")) for ir in (out, into))
+    return torch.einsum("gij,gkl->ikjl", left, right).reshape(size, size) / left.shape[0]
