@@ -7,10 +7,13 @@ from .mocap import MotionSamples, mocap
 from .modelnet import modelnet
 from .nbody import NBodySettings, nbody, simulate
 from .pointclouds import CloudBatcher, PointClouds, drop_points, normalise, rotate, rotations
+from .pyg import from_pyg
 from .qm9 import MolecularGraphs, qm9
 from .radius import radius_edges
 from .shapefile import shape_file
+from .shards import ShardedDataset, concatenate, write_shards
 from .solids import generated_shapes
+from .streaming import ShardBatcher
 
 __all__ = [
     "Batch",
@@ -22,7 +25,11 @@ __all__ = [
     "MotionSamples",
     "NBodySettings",
     "PointClouds",
+    "ShardBatcher",
+    "ShardedDataset",
+    "concatenate",
     "drop_points",
+    "from_pyg",
     "generated_shapes",
     "md17",
     "mocap",
@@ -36,4 +43,5 @@ __all__ = [
     "shape_file",
     "simulate",
     "symmetric_edges",
+    "write_shards",
 ]

@@ -1,0 +1,220 @@
+"""Batches from shards: shuffled in windows of shards, reproducible, resumable, divided among processes, prefetched."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batching import Batch, FlatDataset
+from .checks import as_integer
+from .shards import ShardedDataset, concatenate
+
+
+class ShardBatcher:
+    """Iterates over a ShardedDataset in batches, as `Batcher` does over a FlatDataset in memory.
+
+    Each epoch permutes the shards, and the graphs within each window of `window` consecutive shards; seed, epoch and
+    window decide the order, whatever the number of processes and threads. Two windows are in memory, the second read
+    while the first is used; batches are formed ahead by a thread of its own.
+
+    Args:
+        dataset: the shards.
+        batch_size: graphs of a batch over all processes.
+        shuffle: a new order each epoch; otherwise the order of the shards.
+        seed: of the order, >= 0.
+        drop_last: leave out the last batch where it is not full.
+        window: shards that are mixed with each other; more mix better and take more memory.
+        rank, world_size: this process takes the rank-th of `world_size` equal parts of every batch, so that all
+            together see the batches of a single process.
+        prefetch: batches formed ahead, 0 for none and no thread.
+        pin: batches in page-locked memory, from which copies to a GPU run beside its work; needs CUDA.
+
+    Raises:
+        ValueError: an argument out of range, a batch size that world_size does not divide, and while iterating what
+            `ShardedDataset.read` raises.
+
+    Example:
+        >>> for batch in ShardBatcher(ShardedDataset("qm9-shards"), 4096, pin=True):  # doctest: +SKIP
+        ...     step(batch.to("cuda", non_blocking=True))
+    """
+
+    def __init__(self, dataset: ShardedDataset, batch_size: int, shuffle: bool = True, seed: int = 0,
+                 drop_last: bool = False, *, window: int = 8, rank: int = 0, world_size: int = 1, prefetch: int = 2,
+                 pin: bool = False) -> None:
+        whole = lambda name, x, least: as_integer("ShardBatcher", name, x, least)  # noqa: E731
+        self.dataset, self.batch_size = dataset, whole("batch_size", batch_size, 1)
+        self.shuffle, self.seed, self.drop_last = shuffle, whole("seed", seed, 0), drop_last
+        self.window, self.prefetch, self.pin = whole("window", window, 1), whole("prefetch", prefetch, 0), pin
+        self.rank, self.world_size = whole("rank", rank, 0), whole("world_size", world_size, 1)
+        if batch_size > len(dataset):
+            raise ValueError(f"ShardBatcher: batch_size must be at most the {len(dataset)} graphs of the shards, got "
+                             f"{batch_size}")
+        if batch_size % world_size or rank >= world_size:
+            raise ValueError(f"ShardBatcher: rank must be below world_size, which divides batch_size {batch_size}, got "
+                             f"rank {rank} of {world_size}; make batch_size a multiple of {world_size}")
+        if pin and not torch.cuda.is_available():
+            raise ValueError("ShardBatcher: pin must be False where torch sees no GPU, got True")
+        self.epoch, self._position, self._resume = 0, 0, 0  # as Batcher's
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full if self.drop_last or rest == 0 else full + 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        start, self._resume = self._resume, 0
+        formed = _Stream(self, start)
+        ahead = _ahead(formed, self.prefetch) if self.prefetch else formed
+        try:
+            for position, batch in enumerate(ahead, start):
+                self._position = position + 1
+                yield batch
+        finally:
+            ahead.close()
+            formed.close()
+        self.epoch, self._position = self.epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; the current epoch, or one just loaded, stays where it is."""
+        if as_integer("ShardBatcher", "epoch", epoch, 0) != self.epoch:
+            self.epoch, self._position, self._resume = epoch, 0, 0
+
+    def _fingerprint(self) -> dict[str, int | bool]:
+        settings = {name: getattr(self, name) for name in ("batch_size", "shuffle", "drop_last", "window")}
+        return {"num_graphs": len(self.dataset), "num_shards": self.dataset.num_shards, **settings}
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """Where the iteration stands: batches handed out count as done, those formed ahead do not.
+
+        The same on every rank, and good for another number of processes.
+        """
+        done = self._position >= len(self)
+        epoch, position = (self.epoch + 1, 0) if done else (self.epoch, self._position)
+        return {"epoch": epoch, "position": position, "seed": self.seed, **self._fingerprint()}
+
+    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+        """Continue where `state` was taken; settings other than the seed must agree, the seed is taken over."""
+        for name, mine in self.state_dict().items():
+            if name not in state:
+                raise ValueError(f"ShardBatcher: the state must be what state_dict() gave, got one without {name}")
+            if name in self._fingerprint() and state[name] != mine:
+                raise ValueError(f"ShardBatcher: {name} must be {state[name]} as in the saved state, got {mine}; build "
+                                 "the ShardBatcher with the saved settings and shards")
+        if not 0 <= state["position"] < len(self):
+            raise ValueError(f"ShardBatcher: position must be in 0 .. {len(self) - 1}, got {state['position']}")
+        self.seed, self.epoch = state["seed"], state["epoch"]
+        self._position = self._resume = state["position"]
+
+
+class _Stream:
+    """The batches of one epoch from `start` on, formed one by one; a window is read while the one before is used."""
+
+    def __init__(self, batcher: ShardBatcher, start: int) -> None:
+        self.b, self.position, self.epoch = batcher, start, batcher.epoch
+        shards = np.arange(batcher.dataset.num_shards)
+        if batcher.shuffle:
+            shards = self._generator(0).permutation(shards)
+        self.windows = [shards[k : k + batcher.window] for k in range(0, len(shards), batcher.window)]
+        counts = np.array(batcher.dataset.counts)
+        self.ends = np.cumsum([counts[w].sum() for w in self.windows])  # of the windows, in graphs
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="ace_fast-shards")
+        self.read: dict[int, Future[FlatDataset]] = {}
+        self.orders: dict[int, Tensor] = {}
+        self.like: dict[int, Batch] = {}
+
+    def _generator(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.b.seed, self.epoch, stream])
+
+    def __iter__(self) -> _Stream:
+        return self
+
+    def __next__(self) -> Batch:
+        b = self.b
+        if self.position >= len(b):
+            raise StopIteration
+        first = self.position * b.batch_size
+        size = min(b.batch_size, len(b.dataset) - first)
+        self.position += 1
+        batch = self._batch(first + size * b.rank // b.world_size, first + size * (b.rank + 1) // b.world_size)
+        return _pinned(batch) if b.pin else batch
+
+    def _batch(self, start: int, stop: int) -> Batch:
+        """Graphs start .. stop - 1 of the epoch's order; they lie in one window, or in several that follow."""
+        first = last = min(int(np.searchsorted(self.ends, start, side="right")), len(self.ends) - 1)
+        while last + 1 < len(self.ends) and self.ends[last] < stop:
+            last += 1
+        for done in [w for w in self.read if w < first]:
+            del self.read[done], self.orders[done]
+        parts = []
+        for window in range(first, last + 1):
+            begin = int(self.ends[window - 1]) if window else 0
+            rows = slice(max(start - begin, 0), stop - begin)
+            parts.append((self._window(window), self.orders[window][rows]))
+        data, index = parts[0]
+        if len(parts) > 1:
+            data = concatenate([one.subset(rows) for one, rows in parts])
+            index = torch.arange(len(data))
+        batch = data.batch(index, like=self.like.get(len(index)))
+        if batch.structure_key is not None:
+            self.like[len(index)] = Batch({}, batch.edge_index, batch.batch, batch.ptr, batch.structure_key)
+        return batch
+
+    def _window(self, number: int) -> FlatDataset:
+        for near in range(number, min(number + 2, len(self.windows))):
+            if near not in self.read:
+                self.read[near] = self.pool.submit(self.b.dataset.read, self.windows[near].tolist())
+                count = int(self.ends[near] - (self.ends[near - 1] if near else 0))
+                self.orders[near] = (torch.from_numpy(self._generator(1 + near).permutation(count)) if self.b.shuffle
+                                     else torch.arange(count))
+        return self.read[number].result()
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ahead(stream: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """The same batches, `depth` of them formed ahead by a thread; what it raises is raised here, in its place."""
+    ready: queue.Queue[tuple[str, object]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: object) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            for batch in stream:
+                put("batch", batch)
+                if stopped.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=run, name="ace_fast-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _pinned(batch: Batch) -> Batch:
+    arrays = {name: getattr(batch, name).pin_memory() for name in batch.names}
+    structure = (x.pin_memory() for x in (batch.edge_index, batch.batch, batch.ptr))
+    return Batch(arrays, *structure, batch.structure_key, batch.symmetric)
