@@ -5,7 +5,7 @@ from .backend import available, which
 from .convert import convert, restore
 from .functional import gather, segment_sum
 from .graph import Graph, Segments, segments
-from .relaxation import ACE
+from .relaxation import ACE, relax, strict
 from .train.run import load
 
 __version__ = "0.1.0"
@@ -20,8 +20,10 @@ __all__ = [
     "load",
     "models",
     "nn",
+    "relax",
     "restore",
     "segment_sum",
     "segments",
+    "strict",
     "which",
 ]

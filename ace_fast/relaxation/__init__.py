@@ -7,6 +7,7 @@ from .prior import ResidualPrior
 from .projection import SoftEquivariance
 from .projector import equivariant_part, equivariant_share
 from .recalibrate import recalibrate
+from .relax import Relaxed, branches_off, relax, strict
 from .schedule import Schedule
 
 __all__ = [
@@ -15,13 +16,17 @@ __all__ = [
     "PRESETS",
     "RELAXATIONS",
     "Relaxation",
+    "Relaxed",
     "Remul",
     "ResidualPrior",
     "Schedule",
     "SoftEquivariance",
     "branch_weights",
+    "branches_off",
     "equivariant_part",
     "equivariant_share",
     "make",
     "recalibrate",
+    "relax",
+    "strict",
 ]
