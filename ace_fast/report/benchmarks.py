@@ -1,0 +1,152 @@
+"""The benchmark report: rows of result files as one page, and its summary as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+
+from . import operators, page, rows, units, workloads
+from .chart import Bar, Bars, Chart
+from .page import Section
+from .rows import Row
+
+TITLE = "ace_fast benchmarks"
+LEAD = (
+    "Approximately equivariant networks on fused kernels, timed against the originals in eager PyTorch, under "
+    "torch.compile, and against the libraries of the field. Every version is compared with float64 on the very "
+    "tensors that are timed, all versions run in turn in one process, and a ratio inside the measured noise is none."
+)
+_ABOUT = ("cores", "cpu_capability", "python", "torch", "cuda", "triton", "e3nn")
+
+
+def write(found: Sequence[Row]) -> str:
+    """The page of a list of rows."""
+    keys = rows.devices(found)
+    of = {name: [row for row in found if rows.device(row) == name] for name in keys}
+    every = lambda make: [part for name, members in of.items() for part in make(members, keys[name])]  # noqa: E731
+    top = "\n".join(_about(name, members, keys[name]) for name, members in of.items())
+    return page.page(TITLE, LEAD, _sections(found, keys, every), top, _choices(keys), _foot(found))
+
+
+def _sections(found: Sequence[Row], keys: dict[str, str], every) -> list[Section]:
+    return [
+        Section("failures", "What failed", "These rows have an error and therefore no time.", _failures(found, keys)),
+        Section("steps", "Training steps", "One optimiser step: forward, loss, backward, optimiser, dual step. Bars lead "
+                "to the command that measures them.", _workloads(found, keys, every, layers=False)),
+        Section("layers", "Layers", "One layer by itself, forward and backward unless the case says forward.",
+                _workloads(found, keys, every, layers=True)),
+        Section("products", "Products of the field", "Tensor products that other libraries publish benchmarks of, at the "
+                "same sizes: how many times longer each takes than ace_fast.",
+                page.cards(every(operators.products)) + _fold("All products", operators.products_table(found, keys))),
+        Section("scaling", "Scaling", "Throughput, time and memory as the problem grows, both axes logarithmic.",
+                page.cards(every(workloads.scaling) + every(operators.scaling))),
+        Section("roofline", "Roofline", "What the operators achieve, against what the machine's measured copy bandwidth and "
+                "arithmetic allow. Small cases stay in cache and may lie above the slope.",
+                page.cards(every(operators.roofline), "wide") + _fold("All operators", operators.operators_table(found, keys))),
+        Section("languages", "Triton or CUDA", "Which GPU language each fused operator uses, and why.", _languages(found)),
+        Section("errors", "Errors", "The largest error of outputs, loss and gradients against float64, relative to the "
+                "largest element of each tensor.", page.cards(every(operators.exactness)) + operators.errors_table(found, keys)),
+        Section("reproduce", "How to measure again", "In a checkout; an installation has <code>ace-fast bench</code> in "
+                "place of <code>python -m bench</code>. A click on a command selects it.", _commands(found, keys)),
+    ]
+
+
+def _choices(keys: dict[str, str]) -> list[tuple[str, str]]:
+    return [*((key, name) for name, key in keys.items()), ("all", "All devices")] if len(keys) > 1 else []
+
+
+def _about(name: str, members: Sequence[Row], key: str) -> str:
+    """The device, its versions, and its training steps as numbers."""
+    values = {k: list(dict.fromkeys(str(row[k]) for row in members if row.get(k) is not None)) for k in _ABOUT}
+    words = [f"{k.replace('cpu_capability', 'instructions')} {' and '.join(v)}" for k, v in values.items() if v]
+    revisions = dict.fromkeys(str(row["revision"]) for row in members if row.get("revision"))
+    words += [f"revision {', '.join(revisions)}"] if revisions else []
+    projected = all(row.get("projected") for row in members)
+    warning = ('<p><strong>A projection.</strong> Nothing here was measured on this device: the times follow from counted '
+               "bytes and flops, the compiled kernels and the data sheet.</p>" if projected else "")
+    return (f'<section data-device="{key}" aria-label="{escape(name)}"><h2>{escape(name)}</h2>{warning}'
+            f'<p class="facts">{escape(" · ".join(words))}</p>{workloads.tiles(members, key)}</section>')
+
+
+def _workloads(found: Sequence[Row], keys: dict[str, str], every, layers: bool) -> str:
+    """Cards of training steps or of layers, and their table."""
+    def make(members: Sequence[Row], key: str) -> list[str]:
+        return [workloads.card(row, key) for row in workloads.of_kind(members, layers)]
+
+    label = "All layers" if layers else "All training steps"
+    table = workloads.table(workloads.of_kind(found, layers), keys, label)
+    return page.cards(every(make), "wide") + _fold(label, table)
+
+
+def _fold(summary: str, inside: str) -> str:
+    return page.folded(summary, inside) if inside else ""
+
+
+def _failures(found: Sequence[Row], keys: dict[str, str]) -> str:
+    failed = [row for row in found if row.get("error")]
+    lines = [(workloads.attributes(row, keys),
+              [workloads.link(row, _named(row)), page.Cell(rows.device(row)),
+               page.Cell(str(row["error"]), kind="long wrong")]) for row in failed]
+    return page.table(("case", "device", "error"), lines, "Rows that failed", left=3) if lines else ""
+
+
+def _named(row: Row) -> str:
+    names = ("workload", "protocol", "op", "case", "backend", "direction")
+    return " ".join(str(row[name]) for name in names if row.get(name))
+
+
+def _languages(found: Sequence[Row]) -> str:
+    """Rows with a `language`: which one an operator uses, and why, with the times of both where they were measured."""
+    members = [row for row in found if row.get("language")]
+    lines = [("", [page.Cell(row.get("op", "")), page.Cell(row["case"]), page.Cell(row["language"]),
+                   page.Cell(units.time(row.get("triton_ms")), row.get("triton_ms")),
+                   page.Cell(units.time(row.get("cuda_ms")), row.get("cuda_ms")),
+                   page.Cell(str(row.get("why", "")), kind="long")]) for row in members]
+    return page.table(("operator", "case", "uses", "Triton", "CUDA", "why"), lines, "GPU languages", 3) if lines else ""
+
+
+def _commands(found: Sequence[Row], keys: dict[str, str]) -> str:
+    """Every command once, with where and at which revision it was run."""
+    once: dict[str, Row] = {}
+    for row in found:
+        once.setdefault(rows.anchor(row), row)
+    items = []
+    for anchor, row in once.items():
+        about = ", ".join(filter(None, (rows.device(row), f"torch {row['torch']}" if row.get("torch") else "",
+                                        f"revision {row['revision']}" if row.get("revision") else "", row["file"])))
+        items.append(f'<div id="{anchor}" tabindex="-1" data-device="{keys[rows.device(row)]}"><dt>{escape(_named(row))}</dt>'
+                     f"<dd><code>{escape(rows.command(row))}</code>{escape(about)}</dd></div>")
+    return page.folded(f"{len(items)} commands", f'<dl class="how">{"".join(items)}</dl>')
+
+
+def _foot(found: Sequence[Row]) -> str:
+    files = dict.fromkeys(row["file"] for row in found)
+    return f"{len(found)} rows from {escape(', '.join(files))}. Drawn by <code>ace-fast report</code>."
+
+
+def picture(found: Sequence[Row]) -> tuple[str, list[Chart], str]:
+    """(title, charts, words below) of the summary as a PNG: the times of every first case of a training step."""
+    charts: list[Chart] = []
+    for name in rows.devices(found):
+        first: dict[str, Row] = {}
+        for row in workloads.steps(found):
+            if rows.device(row) == name:
+                first.setdefault(workloads.title(row), row)
+        charts += [_picture_of(title, name, row) for title, row in first.items()]
+    if not charts:
+        charts = [_speedups(found)]
+    return TITLE, charts[:12], f"{len(found)} rows; errors, memory, products and roofline are on the page"
+
+
+def _picture_of(title: str, name: str, row: Row) -> Bars:
+    bars = [replace(bar, href="") for bar in workloads.time_bars(row).bars]
+    return Bars(f"{title}, {row['case']}\n{name}", bars)
+
+
+def _speedups(found: Sequence[Row]) -> Bars:
+    """Operators or products alone: the fastest dozen against plain PyTorch."""
+    timed = [(row["speedup"], row) for row in found if row.get("speedup")]
+    timed.sort(key=lambda pair: -pair[0])
+    return Bars("Times faster than plain PyTorch",
+                [Bar(_named(row)[:40], ratio, units.ratio(ratio), "ours") for ratio, row in timed[:12]])

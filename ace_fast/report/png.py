@@ -1,0 +1,107 @@
+"""Charts as one picture, drawn with matplotlib: what fits into a slide or a mail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .chart import PALETTE, Bars, Chart, Dots, Lines
+
+# the light palette of style.css
+COLOURS = {
+    "ours": "#0069b4", "graph": "#00457a", "eager": "#a3a7ae", "compiled": "#dc8f00", "cuequivariance": "#a8528f",
+    "openequivariance": "#00876c", "other": "#7a5fb5",
+} | dict(zip((f"c{i}" for i in range(PALETTE)), ("#0069b4", "#d1620e", "#00876c", "#a8528f", "#8a6d00", "#4aa3d9",
+                                                  "#7a5fb5", "#6b7079"), strict=True))
+_SOFT, _INK, _BAD = "#5a5f68", "#1a1c20", "#b3261e"
+_MARKERS = ("o", "s", "D", "^")
+
+
+def write(path: Path, title: str, charts: Sequence[Chart], below: str = "") -> None:
+    """Draws the charts in a grid and replaces the file at once.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # Imported here: `import ace_fast` need not wait for it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(3, max(1, len(charts)))
+    rows = max(1, math.ceil(len(charts) / columns))
+    figure = Figure(figsize=(5.2 * columns, 3.5 * rows + 0.7), layout="constrained", dpi=110, facecolor="white")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
+    if below:
+        figure.supxlabel(below, x=0.012, ha="left", fontsize=9, color=_SOFT)
+    for place, chart in enumerate(charts):
+        draw(figure.add_subplot(rows, columns, place + 1), chart)
+    FigureCanvasAgg(figure)
+    temporary = path.with_name(f".{path.name}.part")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+
+
+def draw(axes: Any, chart: Chart) -> None:
+    """One chart into matplotlib axes."""
+    axes.set_title(chart.title, loc="left", fontsize=11, color=_INK)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(colors=_SOFT, labelsize=8)
+    {Bars: _bars, Lines: _lines, Dots: _dots}[type(chart)](axes, chart)
+
+
+def _bars(axes: Any, chart: Bars) -> None:
+    axes.set_xticks([])
+    for side in ("bottom", "left"):
+        axes.spines[side].set_visible(False)
+    top = chart.top or max((bar.value or 0.0 for bar in chart.bars), default=0.0) or 1.0
+    axes.set_xlim(0, 1.28 * top)
+    for place, bar in enumerate(chart.bars):
+        projected = bar.state == "projected"
+        axes.barh(place, bar.value or 0.0, 0.62, facecolor="white" if projected else COLOURS[bar.colour],
+                  edgecolor=COLOURS[bar.colour], linestyle="--" if projected else "-")
+        note = (bar.note if len(bar.note) < 44 else bar.note[:43] + "…") or bar.shown
+        shown = bar.shown if bar.value is not None else note
+        axes.text((bar.value or 0.0) + 0.015 * top, place, shown, va="center", fontsize=8.5,
+                  color=_BAD if bar.state == "error" else _INK)
+    axes.set_yticks(range(len(chart.bars)), [bar.label for bar in chart.bars], fontsize=8.5)
+    axes.tick_params(length=0)
+    axes.invert_yaxis()
+
+
+def _lines(axes: Any, chart: Lines) -> None:
+    axes.set_xlabel(chart.x, fontsize=9, color=_SOFT)
+    axes.set_ylabel(chart.y, fontsize=9, color=_SOFT)
+    axes.grid(color="#e4e1db", linewidth=0.7)
+    axes.set_axisbelow(True)
+    for number, s in enumerate(chart.series):
+        points = [p for p in s.points if all(map(math.isfinite, p))]
+        points = [p for p in points if not (chart.log_x and p[0] <= 0 or chart.log_y and p[1] <= 0)]
+        x, y = [p[0] for p in points], [p[1] for p in points]
+        colour = COLOURS[s.colour]
+        marker = "" if s.line and not s.marks and len(points) > 1 else _MARKERS[number % 4] if not s.line else "o"
+        axes.plot(x, y, color=colour, linestyle=("--" if s.dash else "-") if s.line else "", marker=marker,
+                  markersize=4, markerfacecolor=colour if s.fill else "white", label=s.name, linewidth=1.5)
+    if chart.log_x and any(s.points for s in chart.series):
+        axes.set_xscale("log")
+    if chart.log_y and any(s.points for s in chart.series):
+        axes.set_yscale("log")
+    if chart.range_y:
+        axes.set_ylim(*chart.range_y)
+    for name, value in chart.rules:
+        axes.axhline(value, color=_SOFT, linestyle=":", linewidth=1, label=name)
+    if 1 < len(axes.get_lines()) <= PALETTE:
+        axes.legend(fontsize=7.5, frameon=False)
+
+
+def _dots(axes: Any, chart: Dots) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel(chart.x, fontsize=9, color=_SOFT)
+    axes.axvline(1.0, color=_SOFT, linewidth=1)
+    for place, row in enumerate(chart.rows):
+        for value, _, colour, _ in row.marks:
+            axes.plot([value], [place], "o", color=COLOURS[colour], markersize=4)
+    axes.set_yticks(range(len(chart.rows)), [row.label for row in chart.rows], fontsize=6.5)
+    axes.invert_yaxis()
