@@ -141,6 +141,7 @@ rooms = [f"ace_fast.kernels.{name}" for name in find_packages("kernels")]
 setup(
     packages=[*find_packages(include=["ace_fast", "ace_fast.*"]), "ace_fast.kernels", *rooms, "ace_fast.bench"],
     package_dir={"ace_fast": "ace_fast", "ace_fast.kernels": "kernels", "ace_fast.bench": "bench"},
-    package_data={"ace_fast": ["py.typed"], "ace_fast.kernels": kernel_files, "ace_fast.bench": ["*.c"]},
+    package_data={"ace_fast": ["py.typed"], "ace_fast.report": ["*.css", "*.js"], "ace_fast.kernels": kernel_files,
+                  "ace_fast.bench": ["*.c"]},
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
 )

@@ -26,8 +26,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 def test_a_run_folder_holds_accuracies_curves_and_what_the_data_are(modelnet_run):
     assert {path.name for path in modelnet_run.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "weights.safetensors", "best.safetensors", "state.safetensors",
-        "evaluation.json", "loss.png", "dropped.png", "gammas.png", "multipliers.png", "equivariance.png",
-        "report.html",
+        "evaluation.json", "report.png", "report.html",
     }
     about = modelnet_run.about()
     assert about["task"] == "modelnet" and set(about["config"]) == set(modelnet.OPTIONS)
@@ -38,7 +37,7 @@ def test_a_run_folder_holds_accuracies_curves_and_what_the_data_are(modelnet_run
     assert row["step"] == 6 and len(row["branch_ratios"]) == 1
     assert row["equivariance_strict"] < 1e-5 < 1e-3 < row["equivariance_relaxed"]
     page = (modelnet_run.folder / "report.html").read_text()
-    assert page.count("data:image/png") == 5 and "generated solids (not ModelNet)" in page
+    assert page.count("<svg") == 9 and "generated solids (not ModelNet)" in page
     assert "test accuracy, by share of points dropped, strict model" in page
 
 
@@ -165,7 +164,8 @@ def test_a_strict_run_has_no_gammas(small_classifier, tmp_path):
     row = run.metrics()[-1]
     assert "gammas" not in row and "test_relaxed" not in row and row["equivariance_strict"] < 1e-5
     assert "dropped_strict" in run.evaluation() and "dropped_relaxed" not in run.evaluation()
-    assert not (run.folder / "strict.safetensors").exists() and (run.folder / "dropped.png").exists()
+    assert not (run.folder / "strict.safetensors").exists()
+    assert "points dropped" in (run.folder / "report.html").read_text()
 
 
 def test_recalibration_changes_running_statistics_alone(small_classifier, tmp_path, no_plots):

@@ -42,13 +42,13 @@ def config_of(preset="demo", **given):
 
 
 def test_a_run_folder_holds_errors_plots_and_gammas(finished):
-    assert {"evaluation.json", "loss.png", "parity.png", "gammas.png", "multipliers.png", "equivariance.png",
-            "report.html", "best.safetensors"} <= {path.name for path in finished.folder.iterdir()}
+    names = {path.name for path in finished.folder.iterdir()}
+    assert {"evaluation.json", "report.png", "report.html", "best.safetensors"} <= names
     row = finished.metrics()[-1]
     assert len(row["gammas"]) == len(row["branch_ratios"]) == 2
     assert row["equivariance_strict"] < 1e-5 < 1e-3 < row["equivariance_relaxed"]
     assert evaluate_run(finished.folder) == finished.evaluation()
-    assert "model schnet" in (finished.folder / "report.html").read_text()
+    assert "<dt>model</dt><dd>schnet</dd>" in (finished.folder / "report.html").read_text()
 
 
 def test_errors_are_those_of_the_predictions_in_the_reported_unit(finished, data):

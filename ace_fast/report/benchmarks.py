@@ -17,6 +17,24 @@ LEAD = (
     "torch.compile, and against the libraries of the field. Every version is compared with float64 on the very "
     "tensors that are timed, all versions run in turn in one process, and a ratio inside the measured noise is none."
 )
+_PROJECTION = ("Nothing here was measured on this device: the times follow from counted bytes and flops, the compiled "
+               "kernels and the data sheet.")
+TEXTS = {  # anchor of a section -> (heading, what it shows)
+    "failures": ("What failed", "These rows have an error and therefore no time."),
+    "steps": ("Training steps", "One optimiser step: forward, loss, backward, optimiser, dual step. Bars lead to the "
+              "command that measures them; whiskers are the 20 and 80 % quantiles."),
+    "layers": ("Layers", "One layer by itself, forward and backward unless the case says forward."),
+    "products": ("Products of the field", "Tensor products that other libraries publish benchmarks of, at the same "
+                 "sizes: how many times longer each takes than ace_fast."),
+    "scaling": ("Scaling", "Throughput, time and memory as the problem grows, both axes logarithmic."),
+    "roofline": ("Roofline", "What the operators achieve, against what the machine's measured copy bandwidth and "
+                 "arithmetic allow. Small cases stay in cache and may lie above the slope."),
+    "languages": ("Triton or CUDA", "Which GPU language each fused operator uses, and why."),
+    "errors": ("Errors", "The largest error of outputs, loss and gradients against float64, relative to the largest "
+               "element of each tensor."),
+    "reproduce": ("How to measure again", "In a checkout; an installation has <code>ace-fast bench</code> in place of "
+                  "<code>python -m bench</code>. A click on a command selects it."),
+}
 _ABOUT = ("cores", "cpu_capability", "python", "torch", "cuda", "triton", "e3nn")
 
 
@@ -30,26 +48,21 @@ def write(found: Sequence[Row]) -> str:
 
 
 def _sections(found: Sequence[Row], keys: dict[str, str], every) -> list[Section]:
-    return [
-        Section("failures", "What failed", "These rows have an error and therefore no time.", _failures(found, keys)),
-        Section("steps", "Training steps", "One optimiser step: forward, loss, backward, optimiser, dual step. Bars lead "
-                "to the command that measures them.", _workloads(found, keys, every, layers=False)),
-        Section("layers", "Layers", "One layer by itself, forward and backward unless the case says forward.",
-                _workloads(found, keys, every, layers=True)),
-        Section("products", "Products of the field", "Tensor products that other libraries publish benchmarks of, at the "
-                "same sizes: how many times longer each takes than ace_fast.",
-                page.cards(every(operators.products)) + _fold("All products", operators.products_table(found, keys))),
-        Section("scaling", "Scaling", "Throughput, time and memory as the problem grows, both axes logarithmic.",
-                page.cards(every(workloads.scaling) + every(operators.scaling))),
-        Section("roofline", "Roofline", "What the operators achieve, against what the machine's measured copy bandwidth and "
-                "arithmetic allow. Small cases stay in cache and may lie above the slope.",
-                page.cards(every(operators.roofline), "wide") + _fold("All operators", operators.operators_table(found, keys))),
-        Section("languages", "Triton or CUDA", "Which GPU language each fused operator uses, and why.", _languages(found)),
-        Section("errors", "Errors", "The largest error of outputs, loss and gradients against float64, relative to the "
-                "largest element of each tensor.", page.cards(every(operators.exactness)) + operators.errors_table(found, keys)),
-        Section("reproduce", "How to measure again", "In a checkout; an installation has <code>ace-fast bench</code> in "
-                "place of <code>python -m bench</code>. A click on a command selects it.", _commands(found, keys)),
-    ]
+    """The sections of TEXTS with their contents; `every` collects what a function makes of each device's rows."""
+    bodies = {
+        "failures": _failures(found, keys),
+        "steps": _workloads(found, keys, every, layers=False),
+        "layers": _workloads(found, keys, every, layers=True),
+        "products": page.cards(every(operators.products))
+        + _fold("All products", operators.products_table(found, keys)),
+        "scaling": page.cards(every(workloads.scaling) + every(operators.scaling)),
+        "roofline": page.cards(every(operators.roofline), "wide")
+        + _fold("All operators", operators.operators_table(found, keys)),
+        "languages": _languages(found),
+        "errors": page.cards(every(operators.exactness)) + operators.errors_table(found, keys),
+        "reproduce": _commands(found, keys),
+    }
+    return [Section(anchor, *TEXTS[anchor], body) for anchor, body in bodies.items()]
 
 
 def _choices(keys: dict[str, str]) -> list[tuple[str, str]]:
@@ -63,8 +76,7 @@ def _about(name: str, members: Sequence[Row], key: str) -> str:
     revisions = dict.fromkeys(str(row["revision"]) for row in members if row.get("revision"))
     words += [f"revision {', '.join(revisions)}"] if revisions else []
     projected = all(row.get("projected") for row in members)
-    warning = ('<p><strong>A projection.</strong> Nothing here was measured on this device: the times follow from counted '
-               "bytes and flops, the compiled kernels and the data sheet.</p>" if projected else "")
+    warning = f"<p><strong>A projection.</strong> {_PROJECTION}</p>" if projected else ""
     return (f'<section data-device="{key}" aria-label="{escape(name)}"><h2>{escape(name)}</h2>{warning}'
             f'<p class="facts">{escape(" · ".join(words))}</p>{workloads.tiles(members, key)}</section>')
 
@@ -115,8 +127,8 @@ def _commands(found: Sequence[Row], keys: dict[str, str]) -> str:
     for anchor, row in once.items():
         about = ", ".join(filter(None, (rows.device(row), f"torch {row['torch']}" if row.get("torch") else "",
                                         f"revision {row['revision']}" if row.get("revision") else "", row["file"])))
-        items.append(f'<div id="{anchor}" tabindex="-1" data-device="{keys[rows.device(row)]}"><dt>{escape(_named(row))}</dt>'
-                     f"<dd><code>{escape(rows.command(row))}</code>{escape(about)}</dd></div>")
+        items.append(f'<div id="{anchor}" tabindex="-1" data-device="{keys[rows.device(row)]}">'
+                     f"<dt>{escape(_named(row))}</dt><dd><code>{escape(rows.command(row))}</code>{escape(about)}</dd></div>")
     return page.folded(f"{len(items)} commands", f'<dl class="how">{"".join(items)}</dl>')
 
 
@@ -140,7 +152,11 @@ def picture(found: Sequence[Row]) -> tuple[str, list[Chart], str]:
 
 
 def _picture_of(title: str, name: str, row: Row) -> Bars:
-    bars = [replace(bar, href="") for bar in workloads.time_bars(row).bars]
+    bars = []
+    for version, bar in zip(rows.versions(row), workloads.time_bars(row).bars, strict=True):
+        ratio = workloads.speedup(row, "eager", version) if version in ("fast", "graph") else None
+        said = f"{bar.shown}, {units.compared(ratio, row.get('noise'))}" if ratio else bar.shown
+        bars.append(replace(bar, shown=said, note=bar.note if bar.value is None else ""))
     return Bars(f"{title}, {row['case']}\n{name}", bars)
 
 

@@ -123,7 +123,8 @@ def roofline(found: Sequence[Row], key: str) -> list[str]:
             groups.setdefault("products" if "protocol" in row else _room(row["op"]), []).append(row)
         series = [_roof_points(name, group, f"c{i % 8}") for i, (name, group) in enumerate(_largest(groups).items())]
         copy, peak = _roof(members)
-        note = f"Every mark is one case; the line is what {units.count(copy)} GB/s copied and {units.count(peak)} GFLOP/s allow."
+        rates = f"{units.count(copy)} GB/s copied and {units.count(peak)} GFLOP/s"
+        note = f"Every mark is one case; the line is what {rates} allow."
         cards.append(page.card(Lines(f"Roofline, {dtype}", "flops a byte", "GFLOP/s",
                                      [_roof_line(members, copy, peak), *series], True, True, note=note), key))
     return cards
@@ -195,11 +196,19 @@ def _curves(members: Sequence[Row], value: str) -> list[Series]:
     found = []
     for number, (name, group) in enumerate(groups.items()):
         group.sort(key=lambda row: row["size"])
-        exponent = group[-1].get("exponent" if value == "ms" else "memory_exponent")
-        fitted = f", exponent {exponent:.2f}" if isinstance(exponent, int | float) else ""
-        found.append(Series(f"{name}{fitted}", [(row["size"], row[value]) for row in group], f"c{number % 8}",
-                            marks=True, links=[f"#{rows.anchor(row)}" for row in group]))
+        points = [(row["size"], row[value]) for row in group]
+        found.append(Series(f"{name}{_fitted(group[-1], value)}", points, f"c{number % 8}", marks=True,
+                            links=[f"#{rows.anchor(row)}" for row in group]))
     return found
+
+
+def _fitted(row: Row, value: str) -> str:
+    """The exponent of a curve and the one that its algorithm has."""
+    names = ("exponent", "expected_exponent") if value == "ms" else ("memory_exponent", "expected_memory_exponent")
+    measured, expected = (row.get(name) for name in names)
+    if measured is None:
+        return ""
+    return f": exponent {measured:.2f}" + (f", expected {expected:.2f}" if expected is not None else "")
 
 
 _COMPARED = ("eager", "compiled", "cuequivariance", "openequivariance", "torch_scatter", "fast", "graph")

@@ -110,9 +110,16 @@ def _cells(cells: Sequence[Cell], left: int) -> str:
     return "".join(found)
 
 
+def pairs(values: Iterable[tuple[str, object]], small: bool = False) -> str:
+    """A list of (what, value); what is empty is left out."""
+    items = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(str(value))}</dd></div>"
+                    for what, value in values if value not in ("", None))
+    return f'<dl class="pairs{" small" if small else ""}">{items}</dl>'
+
+
 def tile(what: str, big: str, below: Sequence[str]) -> str:
     """A number to be seen first, and the lines below it."""
-    words = " words" if len(big) > 9 else ""
+    words = " words" if len(big) > 5 else ""
     lines = "".join(f"<p>{escape(line)}</p>" for line in below)
     return f'<li class="tile"><h3>{escape(what)}</h3><p class="big{words}">{escape(big)}</p>{lines}</li>'
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from .chart import PALETTE, Bars, Chart, Dots, Lines
@@ -16,31 +16,29 @@ COLOURS = {
 } | dict(zip((f"c{i}" for i in range(PALETTE)), ("#0069b4", "#d1620e", "#00876c", "#a8528f", "#8a6d00", "#4aa3d9",
                                                   "#7a5fb5", "#6b7079"), strict=True))
 _SOFT, _INK, _BAD = "#5a5f68", "#1a1c20", "#b3261e"
+_BARS = 4
 _MARKERS = ("o", "s", "D", "^")
 
 
-def write(path: Path, title: str, charts: Sequence[Chart], below: str = "") -> None:
-    """Draws the charts in a grid and replaces the file at once.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+def picture(title: str, charts: Sequence[Chart], below: str = "") -> bytes:
+    """The charts in a grid, as the bytes of a PNG file."""
     # Imported here: `import ace_fast` need not wait for it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(3, max(1, len(charts)))
     rows = max(1, math.ceil(len(charts) / columns))
-    figure = Figure(figsize=(5.2 * columns, 3.5 * rows + 0.7), layout="constrained", dpi=110, facecolor="white")
+    height = 2.2 if all(isinstance(chart, Bars) for chart in charts) else 3.5
+    figure = Figure(figsize=(5.2 * columns, height * rows + 0.7), layout="constrained", dpi=110, facecolor="white")
     figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
     if below:
         figure.supxlabel(below, x=0.012, ha="left", fontsize=9, color=_SOFT)
     for place, chart in enumerate(charts):
         draw(figure.add_subplot(rows, columns, place + 1), chart)
     FigureCanvasAgg(figure)
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def draw(axes: Any, chart: Chart) -> None:
@@ -60,15 +58,15 @@ def _bars(axes: Any, chart: Bars) -> None:
     axes.set_xlim(0, 1.28 * top)
     for place, bar in enumerate(chart.bars):
         projected = bar.state == "projected"
-        axes.barh(place, bar.value or 0.0, 0.62, facecolor="white" if projected else COLOURS[bar.colour],
+        axes.barh(place, bar.value or 0.0, 0.5, facecolor="white" if projected else COLOURS[bar.colour],
                   edgecolor=COLOURS[bar.colour], linestyle="--" if projected else "-")
         note = (bar.note if len(bar.note) < 44 else bar.note[:43] + "…") or bar.shown
         shown = bar.shown if bar.value is not None else note
         axes.text((bar.value or 0.0) + 0.015 * top, place, shown, va="center", fontsize=8.5,
-                  color=_BAD if bar.state == "error" else _INK)
+                  color=_BAD if bar.state == "error" else _INK if bar.value is not None else _SOFT)
     axes.set_yticks(range(len(chart.bars)), [bar.label for bar in chart.bars], fontsize=8.5)
     axes.tick_params(length=0)
-    axes.invert_yaxis()
+    axes.set_ylim(max(_BARS, len(chart.bars)) - 0.5, -0.5)  # few bars are no thicker than many
 
 
 def _lines(axes: Any, chart: Lines) -> None:

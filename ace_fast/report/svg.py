@@ -116,7 +116,8 @@ def _dots(chart: Dots) -> list[str]:
 
 def _dot_row(row: Row, y: float, place) -> str:
     middle = y + 24
-    note = text(WIDTH, y + 12, _cut(row.note, 150), "halo bad" if row.state == "error" else "halo why", "end") if row.note else ""
+    kind = "halo bad" if row.state == "error" else "halo why"
+    note = text(WIDTH, y + 12, _cut(row.note, 150), kind, "end") if row.note else ""
     inside = [text(0, y + 12, _cut(row.label, 200), "halo"), note]
     ends = [place(value) for value, *_ in row.marks]
     if len(ends) > 1:
@@ -142,7 +143,7 @@ def _lines(chart: Lines) -> list[str]:
     for name, value in chart.rules:
         y = _n(place_y(value))
         found.append(f'<path class="rule" d="M{_LEFT} {y}H{WIDTH - _RIGHT}"/>')
-        found.append(text(WIDTH - _RIGHT - 2, place_y(value) - 4, name, "why", "end"))
+        found.append(text(WIDTH - _RIGHT - 2, place_y(value) - 4, name, "halo why", "end"))
     shapes = sum(not s.line for s in chart.series) > 1
     for number, series in enumerate(chart.series):
         shape = SHAPES[number % len(SHAPES)] if shapes else "circle"

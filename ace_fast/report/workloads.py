@@ -93,12 +93,12 @@ def _bar(row: Row, version: str, what: str) -> Bar:
     name, colour, href = rows.name_of(version), rows.colour_of(version), f"#{rows.anchor(row)}"
     if value is None:
         reason = str(row.get(f"{version}_reason") or row.get("error") or "not measured")
-        wrong = row.get("error") and version == "fast" or reason.startswith("wrong")
-        return Bar(name, None, units.DASH, colour, note=_plain(reason), state="error" if wrong else "missing", href=href)
+        state = "error" if row.get("error") and version == "fast" or reason.startswith("wrong") else "missing"
+        return Bar(name, None, units.DASH, colour, note=_plain(reason), state=state, href=href)
     if what == "mb":
         return Bar(name, value, units.memory(value), colour, state=_state(row), href=href)
     low, high = row.get(f"{version}_q20_ms"), row.get(f"{version}_q80_ms")
-    note = f"20 to 80 % of steps: {units.time(low)} to {units.time(high)}" if low is not None and high is not None else ""
+    note = "" if low is None or high is None else f"20 to 80 % of steps: {units.time(low)} to {units.time(high)}"
     if loose := row.get(f"{version}_loose"):
         note = f"less exact: {loose}; {note}"
     return Bar(name, value, units.time(value), colour, low, high, note, _state(row), href)
@@ -140,7 +140,8 @@ def sizes(row: Row) -> str:
 
 def samples(row: Row) -> tuple[int, str] | None:
     """How many graphs, molecules or clouds one step takes."""
-    names = dict.fromkeys((TITLES.get(row["workload"], ("", "", "samples"))[2], "graphs", "molecules", "samples", "clouds"))
+    own = TITLES.get(row["workload"], ("", "", "samples"))[2]
+    names = dict.fromkeys((own, "graphs", "molecules", "samples", "clouds"))
     return next(((row[name], name) for name in names if isinstance(row.get(name), int)), None)
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 _REMEDY = "use the run's other checkpoint (--checkpoint best or last), or train again with another --out"
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes a temporary file beside `path` and renames it."""
+def write_atomic(path: Path, content: bytes | str, who: str = "train") -> None:
+    """Writes a temporary file beside `path` and renames it; an error names the command `who`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -30,7 +30,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except OSError as error:
         # OSError picks its subclass by the number, so the caller still gets a PermissionError.
         raise OSError(
-            error.errno, f"train: {path} cannot be written ({error.strerror}); pass --out a folder you may write to"
+            error.errno, f"{who}: {path} cannot be written ({error.strerror}); pass --out a folder you may write to"
         ) from error
     finally:
         if os.access(path.parent, os.W_OK):

@@ -76,6 +76,16 @@ def _parser() -> _Parser:
     add_options(demo, nbody.OPTIONS)
     demo.set_defaults(run=_demo, task="nbody")
 
+    report = commands.add_parser("report", help="a page and a picture of benchmark results, or of runs")
+    report.add_argument("results", type=Path, nargs="*", metavar="RESULTS",
+                        help="JSON files of the benchmarks and folders of them, or run folders (default: the results "
+                             "committed in this checkout)")
+    report.add_argument("--out", type=Path, help="page to write, .html; the .png lies beside it (default: "
+                                                 "ace-fast-report.html, or report.html in the run folder)")
+    report.add_argument("--readme", action="store_true",
+                        help="in a checkout: write the table and the figure of README.md from bench/results")
+    report.set_defaults(run=_report)
+
     bench = commands.add_parser("bench", help="benchmarks against the eager reference; see ace-fast bench --help",
                                 add_help=False)
     bench.set_defaults(run=_bench)
@@ -169,6 +179,19 @@ def _demo(arguments: argparse.Namespace) -> None:
     from .demo import demo
 
     demo(arguments.out, **_given(arguments))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .. import report
+    from ..report import readme, rows
+
+    if not arguments.readme:
+        files = report.write(arguments.results, arguments.out)
+    elif arguments.results or arguments.out:
+        raise ValueError("report: --readme must be used alone, got results or --out with it; it reads bench/results")
+    else:
+        files = readme.update(rows.RESULTS.parents[1])
+    print("\n".join(f"report: {file.resolve()}" for file in files) or "report: README.md is up to date")
 
 
 def _bench(arguments: argparse.Namespace) -> int | None:

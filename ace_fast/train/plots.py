@@ -1,75 +1,85 @@
-"""Curves over the epochs of a run, on matplotlib figures."""
+"""Curves over the epochs of a run, as charts of `ace_fast.report`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ..report.chart import PALETTE, Lines, Series
 
 Rows = list[dict[str, Any]]
-MODES = (("strict", "C0"), ("relaxed", "C1"))
+MODES = (("strict", "c0"), ("relaxed", "c1"))
 
 
-def measured(rows: Rows, key: str) -> tuple[list[int], list[float]] | None:
-    """Epochs and values of a key that only evaluation epochs have."""
-    found = [(row["epoch"], row[key]) for row in rows if key in row]
-    return ([epoch for epoch, _ in found], [value for _, value in found]) if found else None
+def measured(rows: Rows, key: str) -> list[tuple[float, float]]:
+    """(epoch, value) of a key that only evaluation epochs have."""
+    return [(row["epoch"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
 
 
-def axes(figure: Figure, place: int, label: str, log: bool, across: str = "epoch") -> Any:
-    found = figure.add_subplot(place)
-    found.set_xlabel(across)
-    found.set_ylabel(label)
-    if log:
-        found.set_yscale("log")
-    found.grid(alpha=0.3)
-    return found
+def curve(rows: Rows, key: str, name: str, colour: str = "c7", dash: bool = False) -> list[Series]:
+    """The curve of a key, or nothing where it was never measured."""
+    points = measured(rows, key)
+    return [Series(name, points, colour, dash=dash)] if points else []
 
 
-def splits(into: Any, rows: Rows) -> None:
-    """The task's measure on validation and test data, strict and relaxed."""
-    for mode, colour in MODES:
-        for split, line in (("valid", "-"), ("test", "--")):
-            if found := measured(rows, f"{split}_{mode}"):
-                into.plot(*found, color=colour, linestyle=line, label=f"{split}, {mode}")
+def splits(rows: Rows, what: str = "") -> list[Series]:
+    """The task's measure on validation and test data, strict and relaxed; `what` names another one of its own."""
+    return [series for mode, colour in MODES for split in ("valid", "test")
+            for series in curve(rows, f"{split}_{what}{mode}", f"{split}, {mode}", colour, dash=split == "test")]
 
 
-def training_loss(figure: Figure, place: int, label: str, rows: Rows, log: bool = True) -> None:
-    into = axes(figure, place, label, log)
-    into.plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], color="0.3")
+def training_loss(label: str, rows: Rows, log: bool = True) -> Lines:
+    return Lines("Training loss", "epoch", label, curve(rows, "train_loss", "training"), log_y=log)
 
 
-def errors(figure: Figure, place: int, label: str, rows: Rows, baseline: str) -> None:
+def errors(label: str, rows: Rows, baseline: str) -> Lines:
     """`splits`, and what is called `baseline`, where it was measured."""
-    into = axes(figure, place, label, True)
-    splits(into, rows)
-    if found := measured(rows, "baseline"):
-        into.axhline(found[1][-1], color="0.3", linestyle=":", label=baseline)
-        into.legend()
+    found = measured(rows, "baseline")
+    return Lines("Error", "epoch", label, splits(rows), log_y=True, rules=[(baseline, found[-1][1])] if found else [])
 
 
-def lines(figure: Figure, rows: Rows, keys: list[str], label: str) -> None:
-    """One curve per entry of the lists under `keys`."""
-    for place, key in enumerate(keys):
-        into = axes(figure, 100 + 10 * len(keys) + place + 1, label or key, False)
-        for i in range(len(rows[0][key])):
-            into.plot([row["epoch"] for row in rows], [row[key][i] for row in rows], label=str(i))
-        into.axhline(0.0, color="0.3", linewidth=0.8)
-        if rows[0][key]:
-            into.legend(title=key, ncols=2, fontsize="small")
+def parity(title: str, unit: str, pairs: Mapping[str, Mapping[str, list[float]]]) -> Lines:
+    """Predicted against true values, {mode: {"target": [...], "predicted": [...]}}, and the line where they agree."""
+    targets = [x for pair in pairs.values() for x in pair["target"]]
+    agree = [(x, x) for x in (min(targets), max(targets))] if targets else []
+    series = [Series("exact", agree, "c7")]
+    series += [Series(mode, list(zip(pairs[mode]["target"], pairs[mode]["predicted"], strict=True)), colour, line=False)
+               for mode, colour in MODES if mode in pairs]
+    return Lines(title, f"true ({unit})", f"predicted ({unit})", series)
 
 
-def equivariance(figure: Figure, rows: Rows, label: str) -> None:
-    error = axes(figure, 121, label, True)
-    gate = axes(figure, 122, "largest over the layers", True)
-    for mode, colour in MODES:
-        if found := measured(rows, f"equivariance_{mode}"):
-            error.plot(*found, color=colour, label=mode)
-    error.legend()
-    for key, name in (("gammas", "|gamma|"), ("branch_ratios", "|gamma| ||f_neq|| / ||f_eq||")):
-        found = [(row["epoch"], max(map(abs, row[key]))) for row in rows if row.get(key)]
-        if found:
-            gate.plot(*zip(*found, strict=True), label=name)
-    if gate.lines:
-        gate.legend()
+def lines(title: str, rows: Rows, key: str) -> Lines:
+    """One curve per entry of the lists under `key`, zero as a line."""
+    count = max(len(row.get(key) or ()) for row in rows)
+    series = [Series(str(i), [(row["epoch"], row[key][i]) for row in rows if len(row.get(key) or ()) > i],
+                     f"c{i % PALETTE}", dash=i // PALETTE % 2 == 1) for i in range(count)]
+    return Lines(title, "epoch", key.removesuffix("s"), series, rules=[("", 0.0)])
+
+
+def equivariance(rows: Rows, label: str) -> Lines:
+    """The error of both models, and the bound of theorem 4.2 where the run logged it."""
+    series = [s for mode, colour in MODES for s in curve(rows, f"equivariance_{mode}", mode, colour)]
+    series += curve(rows, "equivariance_bound", "bound (theorem 4.2)", "c7", dash=True)
+    return Lines("Equivariance error", "epoch", label, series, log_y=True)
+
+
+def branches(rows: Rows) -> Lines:
+    """What is left of the branches: the largest gamma, and the largest share of a branch in its layer."""
+    series = []
+    for key, name, colour in (("gammas", "|gamma|", "c2"), ("branch_ratios", "|gamma| ||f_neq|| / ||f_eq||", "c3")):
+        points = [(row["epoch"], max(map(abs, row[key]))) for row in rows if row.get(key)]
+        series += [Series(name, points, colour)] if points else []
+    return Lines("Branches", "epoch", "largest over the layers", series, log_y=True)
+
+
+def throughput(rows: Rows, batch: int) -> Lines:
+    """Samples trained on in a second, epoch by epoch, measuring left out."""
+    steps = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *rows], rows, strict=False)]
+    points = [(row["epoch"], batch * count / row["seconds"])
+              for row, count in zip(rows, steps, strict=True) if row.get("seconds")]
+    return Lines("Throughput", "epoch", "samples a second", [Series("training", points, "c2")])
+
+
+def drawn(charts: Sequence[Lines]) -> list[Lines]:
+    """The charts that have something to show."""
+    return [chart for chart in charts if any(series.points for series in chart.series)]

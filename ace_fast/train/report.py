@@ -1,62 +1,59 @@
-"""The plots of a run and the one page that shows its result."""
+"""The page of a run, its picture, and its result in the terminal."""
 
 from __future__ import annotations
 
-import base64
-import html
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ..report import page, png, units
+from ..report.chart import Chart
 from . import plots
 from .checkpoint import write_atomic
 from .plots import Rows
 from .run import Run
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _WIDTH = 140  # of the table where no terminal says
 
 
-def write(run: Run, result: dict[str, Any] | None = None) -> None:
-    """Writes the plots and report.html; `result` is what an evaluation or the demo adds to the page."""
+def write(run: Run, result: dict[str, Any] | None = None, out: Path | None = None) -> list[Path]:
+    """Writes report.html and report.png, or `out` and its picture, and returns them; a run without an epoch has none.
+
+    `result` is what an evaluation or the demo adds.
+    """
     rows = run.metrics()
     if not rows:
-        return
-    task = run.task()
+        return []
+    out = out or run.folder / "report.html"
     result = run.evaluation() | (result or {})
-    drawn = task.plots(rows, result)
-    if "gammas" in rows[0]:
-        drawn["gammas"] = lambda figure: plots.lines(figure, rows, ["gammas"], "gamma")
-        drawn["multipliers"] = lambda figure: plots.lines(figure, rows, ["multipliers", "slacks"], "")
-    if plots.measured(rows, "equivariance_strict"):
-        drawn["equivariance"] = lambda figure: plots.equivariance(figure, rows, task.EQUIVARIANCE)
-    for name, plot in drawn.items():
-        _draw(run, name, plot)
-    write_atomic(run.folder / "report.html", _page(run, rows, list(drawn), result))
+    charts = _charts(run, rows, result)
+    title = f"{run.task().TITLE}: {run.folder.name}"
+    files = [out, out.with_suffix(".png")]
+    write_atomic(files[1], png.picture(title, charts), "report")
+    write_atomic(out, _page(run, rows, result, title, charts), "report")
+    return files
 
 
-def _draw(run: Run, name: str, plot: Callable[[Figure], None]) -> None:
-    # Imported here: `import ace_fast` need not wait for it.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained", dpi=110)
-    plot(figure)
-    FigureCanvasAgg(figure)
-    temporary = run.folder / f".{name}.png"
-    figure.savefig(temporary, format="png")
-    temporary.replace(run.folder / f"{name}.png")
+def _charts(run: Run, rows: Rows, result: dict[str, Any]) -> list[Chart]:
+    """The task's own charts, then what every run has."""
+    task, found = run.task(), run.task().plots(rows, result)
+    shared = [plots.lines("Gammas", rows, "gammas"), plots.lines("Multipliers", rows, "multipliers"),
+              plots.lines("Slacks", rows, "slacks"), plots.equivariance(rows, task.EQUIVARIANCE), plots.branches(rows),
+              plots.throughput(rows, run.about()["config"].get("batch_size", 1))]
+    # slacks are zero unless the mode is resilient
+    shared = [chart for chart in shared if chart.title != "Slacks" or any(any(row.get("slacks") or ()) for row in rows)]
+    return [*found, *plots.drawn(shared)]
 
 
 def summary(run: Run, rows: Rows, result: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines of the result, as (what, value); shared by the page and the terminal."""
     about = run.about()
-    latest = {key: row[key] for row in rows for key in row} | result
+    latest = _latest(rows, result)
     lines = [("run", str(run.folder)), ("preset", about["preset"]), ("epochs", str(rows[-1]["epoch"]))]
     if "checkpoint" in latest:
         lines.append(("checkpoint", f"{latest['checkpoint']}, epoch {latest['epoch']}"))
@@ -72,6 +69,11 @@ def summary(run: Run, rows: Rows, result: dict[str, Any]) -> list[tuple[str, str
         fast, eager = latest["fast_ms"], latest["eager_ms"]
         lines.append(("training step", f"{fast:.1f} ms, eager reference {eager:.1f} ms: ratio {eager / fast:.2f}"))
     return lines
+
+
+def _latest(rows: Rows, result: dict[str, Any]) -> dict[str, Any]:
+    """The last value of everything that was measured."""
+    return {key: row[key] for row in rows for key in row} | result
 
 
 def show(run: Run, result: dict[str, Any] | None = None) -> None:
@@ -92,25 +94,43 @@ def show(run: Run, result: dict[str, Any] | None = None) -> None:
     (console if console.is_terminal else Console(width=_WIDTH)).print(table)
 
 
-def _page(run: Run, rows: Rows, names: list[str], result: dict[str, Any]) -> str:
-    about, title = run.about(), html.escape(run.task().TITLE)
-    lines = [(html.escape(what), html.escape(value)) for what, value in summary(run, rows, result)]
-    table = "".join(f"<tr><th>{what}</th><td>{value}</td></tr>" for what, value in lines)
-    seconds = math.fsum(row["seconds"] for row in rows)
+def _page(run: Run, rows: Rows, result: dict[str, Any], title: str, charts: Sequence[Chart]) -> str:
+    about = run.about()
+    seconds = math.fsum(row.get("seconds", 0.0) for row in rows)
     made = {**about["versions"], "device": about["device_name"], "threads": about["threads"]}
     made["training"] = f"{seconds:.0f} s"
-    images = "".join(
-        f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,'
-        f'{base64.b64encode((run.folder / f"{name}.png").read_bytes()).decode()}">'
-        for name in names
-    )
-    rest = {"Settings": about["config"], "Made with": made}
-    details = "".join(
-        f"<h2>{heading}</h2><p>{html.escape(', '.join(f'{k} {v}' for k, v in values.items() if v != ''))}</p>"
-        for heading, values in rest.items()
-    )
-    style = "body{font:16px sans-serif;max-width:62em;margin:2em auto}th{text-align:left}img{width:100%}"
-    return (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(run.folder.name)}</title><style>{style}</style>'
-        f"<h1>{title}: {html.escape(run.folder.name)}</h1><table>{table}</table>{images}{details}\n"
-    )
+    sections = [
+        page.Section("result", "Result", "", page.pairs(summary(run, rows, result))),
+        page.Section("curves", "Curves", "Every chart is one stop of the Tab key; arrow keys read it point by point.",
+                     page.cards(page.card(chart) for chart in charts)),
+        page.Section("epochs", "Epochs", "", page.folded(f"All {len(rows)} epochs", _epochs(rows))),
+        page.Section("settings", "Settings", "", page.pairs(about["config"].items(), small=True)),
+        page.Section("made", "Made with", "", page.pairs(made.items(), small=True)),
+    ]
+    lead = f"{escape(about['preset'])} preset, {rows[-1]['epoch']} epochs on {escape(about['device_name'])}."
+    return page.page(title, lead, sections, _tiles(rows, result), foot="Drawn by <code>ace-fast report RUN</code>.")
+
+
+def _tiles(rows: Rows, result: dict[str, Any]) -> str:
+    """What one looks for first: how far symmetric, how far free, how fast."""
+    latest, items = _latest(rows, result), []
+    for mode, words in (("strict", "branches off"), ("relaxed", "branches on")):
+        if isinstance(latest.get(f"test_{mode}"), int | float):
+            items.append(page.tile(f"Test, {mode} model", units.digits(latest[f"test_{mode}"]), [words]))
+    if gammas := latest.get("gammas"):
+        items.append(page.tile("Largest |gamma|", units.digits(max(map(abs, gammas))), [f"of {len(gammas)} gates"]))
+    if "equivariance_strict" in latest:
+        items.append(page.tile("Equivariance error", units.power(latest["equivariance_strict"]), ["strict model"]))
+    if "fast_ms" in latest:
+        items.append(page.tile("Against eager", units.ratio(latest["eager_ms"] / latest["fast_ms"]),
+                               [f"{units.time(latest['eager_ms'])} to {units.time(latest['fast_ms'])} a step"]))
+    return f'<ul class="tiles">{"".join(items)}</ul>' if items else ""
+
+
+def _epochs(rows: Rows) -> str:
+    """A table of every number that has one value an epoch."""
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row)
+            if any(isinstance(row.get(key), int | float) and not isinstance(row.get(key), bool) for row in rows)]
+    lines = [("", [page.Cell(units.DASH) if row.get(key) is None else page.Cell(units.digits(row[key], 4), row[key])
+                   for key in keys]) for row in rows]
+    return page.table([key.replace("_", " ") for key in keys], lines, "Epochs")

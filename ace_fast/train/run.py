@@ -24,7 +24,9 @@ from .tasks import find
 
 FORMAT = 1  # of config.json and state.safetensors
 # What a kill leaves of a file that write_atomic was writing.
-_TEMPORARY = re.compile(r"\.(config\.json|metrics\.jsonl|evaluation\.json|report\.html|\w+\.safetensors)\.[0-9a-f]{32}")
+_TEMPORARY = re.compile(
+    r"\.(config\.json|metrics\.jsonl|evaluation\.json|report\.(html|png)|\w+\.safetensors)\.[0-9a-f]{32}"
+)
 _REPAIR = "repair that file or train the run again"
 CHECKPOINTS = {"best": "best.safetensors", "last": "weights.safetensors"}
 
@@ -88,7 +90,7 @@ class Run:
     """Reads and writes the files of one run folder.
 
     config.json, metrics.jsonl (one line per epoch), weights.safetensors (last), best.safetensors (best validation
-    measure of the strict model), state.safetensors (all that resuming needs), the plots and report.html. A task with
+    measure of the strict model), state.safetensors (all that resuming needs), report.html and report.png. A task with
     curves adds evaluation.json (the best checkpoint measured at the end), and where the batch norms are recalibrated,
     strict.safetensors (that checkpoint with the statistics of the strict model).
     """

@@ -17,7 +17,8 @@ A task module defines
                                           .fixed (what every measurement repeats), .probe(model), .measure(model)
                                           with the keys "valid", "test" and "equivariance"; .curves(model) where CURVES
     Predictor(config, facts, model)       predict(...) and answer(file)
-    summary(latest, facts), plots(rows, result)
+    summary(latest, facts)                its results in words, as (what, value)
+    plots(rows, result)                   its charts, for report.html and report.png
 """
 
 from types import ModuleType

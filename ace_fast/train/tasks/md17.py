@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,13 @@ from ...data import Batch, Batcher, Conformations, FlatDataset
 from ...data import md17 as read_md17
 from ...data.frames import UNITS
 from ...models.branches import GAMMAS
+from ...report.chart import Chart, Lines
 from .. import plots as draw
 from ..measure import SEED, random_o3
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from . import md17_model
 from .md17_model import Forward, inputs_of, physical
 from .md17_predict import Predictor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Evaluation", "Predictor", "Training"]
 
@@ -298,30 +297,14 @@ def summary(latest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[s
     return lines
 
 
-def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Figure], None]]:
-    drawn = {"loss": lambda figure: _loss(figure, rows)}
-    if "parity_strict" in result:
-        drawn["parity"] = lambda figure: _parity(figure, result)
-    return drawn
-
-
-def _loss(figure: Figure, rows: draw.Rows) -> None:
-    draw.training_loss(figure, 131, "training loss, scaled", rows)
-    draw.errors(figure, 132, "mean absolute error of forces (meV/Å)", rows, "no forces")
-    energy = draw.axes(figure, 133, "mean absolute error of energies (meV)", True)
-    for mode, colour in draw.MODES:
-        for split, style in (("valid", "-"), ("test", "--")):
-            if found := draw.measured(rows, f"{split}_energy_{mode}"):
-                energy.plot(*found, color=colour, linestyle=style)
-
-
-def _parity(figure: Figure, result: Mapping[str, Any]) -> None:
-    for place, (name, unit) in enumerate((("energy", "eV, less the mean"), ("forces", "eV/Å"))):
-        axes = draw.axes(figure, 121 + place, f"{name} predicted ({unit})", False, f"{name} ({unit}), test")
-        for mode, colour in draw.MODES:
-            if f"parity_{mode}" in result:
-                pair = result[f"parity_{mode}"][name]
-                axes.plot(pair["target"], pair["predicted"], ".", color=colour, markersize=3, label=mode)
-        target = result["parity_strict"][name]["target"]
-        axes.plot([min(target), max(target)], [min(target), max(target)], color="0.3", linewidth=0.8)
-        axes.legend()
+def plots(rows: draw.Rows, result: Mapping[str, Any]) -> list[Chart]:
+    charts: list[Chart] = [
+        draw.training_loss("training loss, scaled", rows),
+        replace(draw.errors("mean absolute error (meV/Å)", rows, "no forces"), title="Error of forces"),
+        Lines("Error of energies", "epoch", "mean absolute error (meV)", draw.splits(rows, "energy_"), log_y=True),
+    ]
+    for name, unit in (("energy", "eV, less the mean"), ("forces", "eV/Å")):
+        pairs = {mode: result[f"parity_{mode}"][name] for mode, _ in draw.MODES if f"parity_{mode}" in result}
+        if pairs:
+            charts.append(draw.parity(f"Test {name}", unit, pairs))
+    return charts

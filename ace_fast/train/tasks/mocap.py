@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,13 @@ from ...data.mocap import FRAMES
 from ...data.mocap_files import CASES
 from ...models import EGNO
 from ...models.branches import GAMMAS
+from ...report.chart import Chart, Lines, Series
 from .. import plots as draw
 from ..measure import SEED, random_o3
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from ..progress import data_progress
 from .mocap_graphs import HEIGHTS, Forward, check_heights, chunk
 from .mocap_predict import Predictor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Evaluation", "Predictor", "Training"]
 
@@ -264,24 +262,15 @@ def summary(latest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[s
     return lines
 
 
-def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Figure], None]]:
-    drawn = {"loss": lambda figure: _loss(figure, rows)}
-    if "by_frame_strict" in result:
-        drawn["frames"] = lambda figure: _by_frame(figure, result)
-    return drawn
+def plots(rows: draw.Rows, result: Mapping[str, Any]) -> list[Chart]:
+    charts: list[Chart] = [draw.training_loss("mean squared error, all frames", rows),
+                           draw.errors("mean squared error, last frame", rows, "linear motion")]
+    return [*charts, *([_by_frame(result)] if "by_frame_strict" in result else [])]
 
 
-def _loss(figure: Figure, rows: draw.Rows) -> None:
-    draw.training_loss(figure, 121, "training loss (MSE, all frames)", rows)
-    draw.errors(figure, 122, "mean squared error, last frame", rows, "linear motion")
-
-
-def _by_frame(figure: Figure, result: Mapping[str, Any]) -> None:
-    ahead = result["frames"]
-    axes = draw.axes(figure, 111, "mean squared error on test data", True, "frames ahead")
-    axes.set_xticks(ahead)
-    axes.plot(ahead, result["baseline_by_frame"], color="0.3", linestyle=":", label="linear motion")
-    for mode, colour in draw.MODES:
-        if f"by_frame_{mode}" in result:
-            axes.plot(ahead, result[f"by_frame_{mode}"], color=colour, marker=".", label=mode)
-    axes.legend()
+def _by_frame(result: Mapping[str, Any]) -> Lines:
+    shown = [("linear motion", "baseline_by_frame", "c7"),
+             *((mode, f"by_frame_{mode}", colour) for mode, colour in draw.MODES)]
+    series = [Series(name, list(zip(result["frames"], result[key], strict=True)), colour, marks=True)
+              for name, key, colour in shown if key in result]
+    return Lines("Test error by frame", "frames ahead", "mean squared error", series, log_y=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ...data import PointClouds, drop_points, generated_shapes, meshes, normalis
 from ...data import modelnet as read_modelnet
 from ...data.pointclouds import ROTATIONS
 from ...data.shapefile import has_validation
+from ...report.chart import Bar, Bars, Chart, Lines, Series
 from .. import plots as draw
 from ..measure import SEED, random_o3
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
@@ -22,9 +23,6 @@ from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
 from ..progress import data_progress
 from .clouds import Clouds, accuracies
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TITLE = "ACE-VN-DGCNN on point clouds"
 HELP = "VN-DGCNN on the point clouds of ModelNet, of a file, or of generated solids"
@@ -273,36 +271,21 @@ def _named(source: str) -> str:
     return source if "ModelNet" in source else f"{source} (not ModelNet40)"
 
 
-def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Figure], None]]:
-    drawn = {"loss": lambda figure: _loss(figure, rows)}
-    if "dropped_strict" in result:
-        drawn["dropped"] = lambda figure: _curves(figure, result)
-    return drawn
+def plots(rows: draw.Rows, result: Mapping[str, Any]) -> list[Chart]:
+    charts: list[Chart] = [draw.training_loss("cross entropy", rows, log=False),
+                           Lines("Accuracy", "epoch", "accuracy", draw.splits(rows))]
+    return [*charts, *(_curves(result) if "dropped_strict" in result else [])]
 
 
-def _loss(figure: Figure, rows: draw.Rows) -> None:
-    draw.training_loss(figure, 121, "training loss (cross entropy)", rows, log=False)
-    right = draw.axes(figure, 122, "accuracy", False)
-    draw.splits(right, rows)
-    if right.lines:
-        right.legend()
-
-
-def _curves(figure: Figure, result: Mapping[str, Any]) -> None:
-    dropped = draw.axes(figure, 121, "test accuracy", False, "share of points dropped")
-    rotated = draw.axes(figure, 122, "test accuracy, all points", False, "rotation of the test clouds")
+def _curves(result: Mapping[str, Any]) -> list[Chart]:
     shown = [(mode, colour) for mode, colour in draw.MODES if f"rotated_{mode}" in result]
-    width = 0.8 / len(shown)
-    for number, (mode, colour) in enumerate(shown):
-        shares, turned = result[f"dropped_{mode}"], result[f"rotated_{mode}"]
-        dropped.plot([float(share) for share in shares], list(shares.values()), "o-", color=colour, label=mode)
-        middle = width * (number - (len(shown) - 1) / 2)
-        rotated.bar([place + middle for place in range(len(turned))], list(turned.values()), width, color=colour,
-                    label=mode)
-        rotated.set_xticks(range(len(turned)), list(turned))
-    for axes in (dropped, rotated):
-        axes.set_ylim(0.0, 1.0)
-        axes.legend()
+    dropped = [Series(mode, [(float(share), value) for share, value in result[f"dropped_{mode}"].items()], colour,
+                      marks=True) for mode, colour in shown]
+    names = list(result[f"rotated_{shown[0][0]}"])
+    bars = [Bar(f"{name}, {mode}", result[f"rotated_{mode}"][name], f"{result[f'rotated_{mode}'][name]:.3f}", colour)
+            for name in names for mode, colour in shown]
+    return [Lines("Test accuracy, points dropped", "share of points dropped", "test accuracy", dropped,
+                  range_y=(0.0, 1.0)), Bars("Test accuracy, by rotation", bars, top=1.0)]
 
 
 class Predictor(PredictorBase):

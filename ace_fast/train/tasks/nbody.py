@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from ...data import Batch, Batcher, FlatDataset, NBodySettings, nbody
 from ...graph import Graph, Segments, segments
 from ...models.segnn import SEGNN, nbody_graph
+from ...report.chart import Chart, Lines
 from .. import plots as draw
 from ..measure import SEED, random_o3
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, flag
 from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
 from ..progress import data_progress
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TITLE = "ACE-SEGNN on charged N-body"
 HELP = "SEGNN on charged N-body trajectories"
@@ -279,17 +277,11 @@ def summary(latest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[s
     return lines + ([("linear baseline x + v t", f"{latest['baseline']:.5f}")] if "baseline" in latest else [])
 
 
-def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Figure], None]]:
-    return {"loss": lambda figure: _loss(figure, rows)}
-
-
-def _loss(figure: Figure, rows: draw.Rows) -> None:
-    axes = draw.axes(figure, 111, "mean squared error", True)
-    axes.plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], label="training", color="0.6")
-    draw.splits(axes, rows)
-    if found := draw.measured(rows, "baseline"):
-        axes.axhline(found[1][-1], color="0.3", linestyle=":", label="x + v t")
-    axes.legend()
+def plots(rows: draw.Rows, result: Mapping[str, Any]) -> list[Chart]:
+    found = draw.measured(rows, "baseline")
+    series = [*draw.curve(rows, "train_loss", "training"), *draw.splits(rows)]
+    return [Lines("Error", "epoch", "mean squared error", series, log_y=True,
+                  rules=[("x + v t", found[-1][1])] if found else [])]
 
 
 class Predictor(PredictorBase):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,13 @@ from ...data import Batcher, FlatDataset, MolecularGraphs
 from ...data import qm9 as read_qm9
 from ...data.qm9 import SCHEMES
 from ...data.qm9_targets import REFERENCES, TARGETS, atom_sums
+from ...report.chart import Chart
 from .. import plots as draw
 from ..measure import SEED, random_o3
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from ..progress import data_progress
 from .qm9_models import MODELS, radius_of, scaling
 from .qm9_predict import Predictor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Evaluation", "Predictor", "Training"]
 
@@ -306,28 +304,11 @@ def summary(latest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[s
     return [*lines, ("test error of the training mean", f"{latest['baseline']:.5g} {unit}")]
 
 
-def plots(rows: draw.Rows, result: Mapping[str, Any]) -> dict[str, Callable[[Figure], None]]:
-    drawn = {"loss": lambda figure: _loss(figure, rows)}
-    if "parity_strict" in result:
-        drawn["parity"] = lambda figure: _parity(figure, result)
-    return drawn
-
-
-def _loss(figure: Figure, rows: draw.Rows) -> None:
-    draw.training_loss(figure, 121, "training loss", rows)
-    found = draw.measured(rows, "unit")
-    label = f"mean absolute error ({found[1][-1]})" if found else "mean absolute error"
-    draw.errors(figure, 122, label, rows, "training mean")
-
-
-def _parity(figure: Figure, result: Mapping[str, Any]) -> None:
-    name = result["target"]
-    shown = [(mode, colour) for mode, colour in draw.MODES if f"parity_{mode}" in result]
-    for place, (mode, colour) in enumerate(shown):
-        pair = result[f"parity_{mode}"]
-        axes = draw.axes(figure, 100 + 10 * len(shown) + place + 1, f"{name} predicted ({TARGETS[name].unit})", False,
-                         f"{name} of QM9 ({TARGETS[name].unit}), test molecules")
-        axes.plot(pair["target"], pair["predicted"], ".", color=colour, markersize=3, label=mode)
-        ends = [min(pair["target"]), max(pair["target"])]
-        axes.plot(ends, ends, color="0.3", linewidth=0.8)
-        axes.legend()
+def plots(rows: draw.Rows, result: Mapping[str, Any]) -> list[Chart]:
+    unit = next((row["unit"] for row in reversed(rows) if "unit" in row), "")
+    label = "mean absolute error" + (f" ({unit})" if unit else "")
+    charts: list[Chart] = [draw.training_loss("training loss", rows), draw.errors(label, rows, "training mean")]
+    pairs = {mode: result[f"parity_{mode}"] for mode, _ in draw.MODES if f"parity_{mode}" in result}
+    if pairs:
+        charts.append(draw.parity(f"Test molecules, {result['target']}", TARGETS[result["target"]].unit, pairs))
+    return charts
