@@ -47,6 +47,7 @@ def _run(folder: Path, out: Path | None) -> list[Path]:
     from ..train.run import Run
 
     run = Run(folder)
+    run.about()  # what is wrong with config.json is said first
     if not run.metrics():
         raise ValueError(f"report: {folder} must be a run with at least one epoch, got one without; train it on with "
                          f"ace-fast train ... --out {folder} --resume")

@@ -74,7 +74,7 @@ def products_table(found: Sequence[Row], keys: dict[str, str]) -> str:
     lines = []
     for row in members:
         ratio = of_workloads.speedup(row, "eager")
-        name = f"{row['protocol']} {row['case']}" + (f", {row['dtype']}" * (row.get("dtype") != "float32"))
+        name = f"{row['protocol']} {row['case']}{rows.dtype_suffix(row)}"
         cells = [of_workloads.link(row, name), page.Cell(row.get("direction", "forward").replace("_", " "))]
         cells += [page.Cell(units.time(row.get(f"{v}_ms")), row.get(f"{v}_ms")) for v in seen]
         cells.append(page.Cell(units.compared(ratio, row.get("noise")), ratio))
@@ -90,32 +90,45 @@ def _rates(row: Row, memory: str) -> list[page.Cell]:
 
 
 def operators_table(found: Sequence[Row], keys: dict[str, str]) -> str:
-    """Every operator's cases; those without a time say why."""
+    """Every operator's cases; those without a time say why, projections how far they may be off."""
     members = operators(found)
-    if not members:
-        return ""
-    headings = ("case", "backend", "direction", "time", "plain PyTorch", "speedup", "noise", "roofline", "memory",
-                "GFLOP/s", "GB/s")
+    projected = any(row.get("projected") for row in members)
+    headings = ["case", "backend", "direction", "time", "plain PyTorch", "speedup", "noise", "roofline", "memory",
+                "GFLOP/s", "GB/s", *(["may be off by"] if projected else [])]
     lines = []
     for row in members:
         cells = [of_workloads.link(row, f"{row['op']} {row['case']}"), page.Cell(str(row.get("backend", ""))),
-                 page.Cell(str(row.get("direction", "")))]
-        if why := row.get("error") or row.get("skipped") or (None if row.get("ms") else "no time"):
-            cells += [page.Cell(str(why), kind="long"), *[page.Cell("")] * 7]
-        else:
-            ratio = row["reference_ms"] / row["ms"] if row.get("reference_ms") else None
-            cells += [page.Cell(units.time(row["ms"]), row["ms"]),
-                      page.Cell(units.time(row.get("reference_ms")), row.get("reference_ms")),
-                      page.Cell(units.compared(ratio, row.get("noise")), ratio), *_rates(row, "peak_mb")]
-            cells += [page.Cell(units.count(row.get(k)), row.get(k)) for k in ("gflops", "gbs")]
+                 page.Cell(str(row.get("direction", ""))), *_operator(row)]
+        if projected:
+            cells += [page.Cell("")] * (len(headings) - 1 - len(cells)) + [_off(row)]
         lines.append((of_workloads.attributes(row, keys), cells))
-    return page.table(headings, lines, "All operators", left=3)
+    return page.table(headings, lines, "All operators", left=3) if lines else ""
+
+
+def _operator(row: Row) -> list[page.Cell]:
+    """The numbers of an operator's row, or why it has none."""
+    if why := row.get("error") or row.get("skipped") or (None if row.get("ms") else "no time"):
+        return [page.Cell(str(why), kind="long"), *[page.Cell("")] * 7]
+    ratio = row["reference_ms"] / row["ms"] if row.get("reference_ms") else None
+    return [page.Cell(units.time(row["ms"]), row["ms"]),
+            page.Cell(units.time(row.get("reference_ms")), row.get("reference_ms")),
+            page.Cell(units.compared(ratio, row.get("noise")), ratio), *_rates(row, "peak_mb"),
+            *(page.Cell(units.count(row.get(k)), row.get(k)) for k in ("gflops", "gbs"))]
+
+
+def _off(row: Row) -> page.Cell:
+    """The factor by which a projection may miss, as the validation on measured devices says."""
+    factor, most = row.get("error_factor"), row.get("error_factor_q90")
+    if not factor:
+        return page.Cell("")
+    return page.Cell(f"factor {factor:.1f}" + (f", one in ten {most:.1f}" if most else ""), factor)
 
 
 def roofline(found: Sequence[Row], key: str) -> list[str]:
     """Achieved against attainable, one chart a dtype."""
     cards = []
-    measured = [row for row in found if row.get("flops") and row.get("bytes") and row.get("gflops")]
+    measured = [_with_rates(row) for row in found if row.get("flops") and row.get("bytes") and not row.get("suite")]
+    measured = [row for row in measured if row.get("gflops")]
     for dtype in dict.fromkeys(row.get("dtype", "float32") for row in measured):
         members = [row for row in measured if row.get("dtype", "float32") == dtype]
         groups: dict[str, list[Row]] = {}
@@ -123,11 +136,19 @@ def roofline(found: Sequence[Row], key: str) -> list[str]:
             groups.setdefault("products" if "protocol" in row else _room(row["op"]), []).append(row)
         series = [_roof_points(name, group, f"c{i % 8}") for i, (name, group) in enumerate(_largest(groups).items())]
         copy, peak = _roof(members)
+        line = [_roof_line(members, copy, peak)] if copy and peak else []
         rates = f"{units.count(copy)} GB/s copied and {units.count(peak)} GFLOP/s"
-        note = f"Every mark is one case; the line is what {rates} allow."
+        note = f"Every mark is one case; the line is what {rates} allow." if line else "Every mark is one case."
         cards.append(page.card(Lines(f"Roofline, {dtype}", "flops a byte", "GFLOP/s",
-                                     [_roof_line(members, copy, peak), *series], True, True, note=note), key))
+                                     [*line, *series], True, True, note=note), key))
     return cards
+
+
+def _with_rates(row: Row) -> Row:
+    """The row with GFLOP/s and GB/s from its counts where it has none, as projections."""
+    if row.get("gflops") or not row.get("ms"):
+        return row
+    return row | {"gflops": row["flops"] / row["ms"] / 1e6, "gbs": row["bytes"] / row["ms"] / 1e6}
 
 
 def _room(op: str) -> str:
@@ -146,7 +167,7 @@ def _largest(groups: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 
 def _roof(members: Sequence[Row]) -> tuple[float, float]:
-    """Copy GB/s and peak GFLOP/s: the rows' own, else what their percentages imply.
+    """Copy GB/s and peak GFLOP/s: the rows' own, else what their percentages imply; 0 where neither is known.
 
     A percentage is the larger of both shares, so no row implies more than the rates, and the bound ones imply them.
     """
@@ -154,14 +175,14 @@ def _roof(members: Sequence[Row]) -> tuple[float, float]:
         given = [row[own] for row in members if row.get(own)]
         shares = [100 * row[achieved] / row["roofline_percent"] for row in members
                   if row.get("roofline_percent") and row.get(achieved)]
-        return max(given or shares or [row.get(achieved, 0.0) for row in members])
+        return max(given or shares, default=0.0)
 
     return largest("copy_gbs", "gbs"), largest("peak_gflops", "gflops")
 
 
 def _roof_line(members: Sequence[Row], copy: float, peak: float) -> Series:
     intensities = [row["flops"] / row["bytes"] for row in members]
-    low, high, knee = min(intensities) / 1.5, max(intensities) * 1.5, peak / copy if copy else 1.0
+    low, high, knee = min(intensities) / 1.5, max(intensities) * 1.5, peak / copy
     xs = sorted({low, high, *([knee] if low < knee < high else [])})
     return Series("attainable", [(x, min(peak, copy * x)) for x in xs], "eager")
 
@@ -169,7 +190,9 @@ def _roof_line(members: Sequence[Row], copy: float, peak: float) -> Series:
 def _roof_points(name: str, group: Sequence[Row], colour: str) -> Series:
     points = [(row["flops"] / row["bytes"], row["gflops"]) for row in group]
     names = [f"{row.get('op') or row.get('protocol')} {row['case']} {row.get('direction', '')}" for row in group]
-    return Series(name, points, colour, line=False, names=names, links=[f"#{rows.anchor(row)}" for row in group])
+    solid = not any(row.get("projected") for row in group)
+    links = [f"#{rows.anchor(row)}" for row in group]
+    return Series(name, points, colour, line=False, fill=solid, names=names, links=links)
 
 
 def scaling(found: Sequence[Row], key: str) -> list[str]:

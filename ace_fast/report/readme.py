@@ -22,7 +22,7 @@ def chosen(found: Sequence[Row]) -> dict[str, list[Row]]:
     for name in rows.devices(found):
         first: dict[str, Row] = {}
         for row in workloads.steps(found):
-            if rows.device(row) == name and not row.get("projected") and row.get("dtype") == "float32":
+            if rows.device(row) == name and not row.get("projected") and not rows.dtype_suffix(row):
                 first.setdefault(row["workload"], row)
         if first:
             picked[name] = list(first.values())

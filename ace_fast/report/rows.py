@@ -75,48 +75,38 @@ def _checked(row: Row, file: Path, kind: str) -> Row:
 
 def _sound(key: str, value: object) -> bool:
     measured = key in ("ms", "speedup", "noise", "flops", "bytes") or key.endswith(("_ms", "_mb", "_gflops", "_error"))
-    if not measured:
+    if not measured or value is None:
         return True
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return number and (value >= 0 if key.endswith(("_ms", "_mb")) or key == "ms" else True)
 
 
+_THING = ("suite", "workload", "protocol", "op", "axis", "size", "case", "backend", "direction", "dtype")
+
+
 def identity(row: Row) -> tuple[object, ...]:
     """What was measured and where: two rows with the same identity are measurements of the same thing."""
-    names = ("suite", "workload", "protocol", "op", "axis", "size", "case", "backend", "direction", "dtype", "version",
-             "language")
-    return (device(row), *(row.get(name) for name in names))
+    return (device(row), *(row.get(name) for name in _THING))
 
 
 def _latest(rows: Sequence[Row]) -> list[Row]:
-    """Every thing once, as measured last (by `datetime`, else by place); projections of measured devices go."""
+    """Every thing once, as measured last (by `datetime`, else by place); projections of what was measured go."""
     ordered = sorted(rows, key=lambda row: str(row.get("datetime") or ""))
     unique = {identity(row): row for row in ordered}
-    measured = {simple(str(row.get("device_name"))) for row in rows if not row.get("projected")}
+    measured = {key for key, row in unique.items() if not row.get("projected")}
     return [row for row in rows if unique[identity(row)] is row
-            and not (row.get("projected") and any(_projects(row, name) for name in measured))]
+            and not (row.get("projected") and identity(row | {"projected": False}) in measured)]
 
 
-def _projects(row: Row, measured: str) -> bool:
-    name = simple(_projected_name(row).removesuffix("(projection)"))
-    return bool(name) and re.search(rf"\b{re.escape(name)}\b", measured) is not None
-
-
-def _projected_name(row: Row) -> str:
-    return str(row.get("device_name") or row["device"])
-
-
-def simple(name: str) -> str:
-    """A device's name without decorations: Intel(R) Xeon(R) Processor -> intel xeon processor."""
-    return " ".join(re.sub(r"\((r|tm|c)\)", " ", name, flags=re.IGNORECASE).lower().split())
+def _plain_name(row: Row) -> str:
+    return re.sub(r"\s*\((R|TM|C|projection)\)", "", str(row.get("device_name") or row["device"]), flags=re.IGNORECASE)
 
 
 def device(row: Row) -> str:
     """The device in words: what the selector offers."""
+    name = _plain_name(row)
     if row.get("projected"):
-        name = _projected_name(row)
-        return name if name.endswith("(projection)") else f"{name} (projection)"
-    name = re.sub(r"\s*\((R|TM|C|r|tm|c)\)", "", str(row.get("device_name") or row["device"]))
+        return f"{name} (projection)"
     return f"{name}, {row['threads']} threads" if row["device"] == "cpu" and row.get("threads") else name
 
 
@@ -132,6 +122,11 @@ def devices(rows: Sequence[Row]) -> dict[str, str]:
         return any(row.get("projected") for row in members), -len(workloads), -len(members), name
 
     return {name: slug(name) for name in sorted(seen, key=order)}
+
+
+def dtype_suffix(row: Row) -> str:
+    """", float64" where the dtype is not the usual one."""
+    return "" if row.get("dtype", "float32") == "float32" else f", {row['dtype']}"
 
 
 def slug(text: str) -> str:
@@ -158,6 +153,8 @@ def command(row: Row) -> str:
     """The command that measures this row again; for a projection, the one that computes it."""
     if row.get("command"):
         return str(row["command"])
+    if row.get("projected"):
+        return "python -m bench.projection"
     parts = ["python", "-m", "bench"]
     if "workload" in row:
         parts += ["--workload", row["workload"], "--case", row["case"]]
@@ -174,4 +171,4 @@ def command(row: Row) -> str:
 def anchor(row: Row) -> str:
     """The id of the row's command on the page."""
     said = f"{device(row)} {command(row)}"
-    return f"run-{slug(str(row.get('case')))[:24]}-{hashlib.sha1(said.encode()).hexdigest()[:6]}"
+    return f"run-{hashlib.sha1(said.encode()).hexdigest()[:10]}"

@@ -7,6 +7,7 @@ a pointer or the arrow keys (page.js).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from html import escape
@@ -170,24 +171,28 @@ def tick(value: float) -> str:
 
 
 def _series(series: Series, chart: Lines, place_x, place_y, shape: str) -> str:
-    log = (chart.log_x, chart.log_y)
-    shown = [p for p in series.points if all(v == v and abs(v) < 1e300 for v in p)]
-    shown = [p for p in shown if not (log[0] and p[0] <= 0 or log[1] and p[1] <= 0)]
+    """The curve, and its points as marks: all of a few, every so many of a long curve."""
+    shown = [i for i, point in enumerate(series.points) if _drawable(chart, *point)]
     parts = []
     if series.line and len(shown) > 1:
-        drawn = " ".join(f"{_n(place_x(x))},{_n(place_y(y))}" for x, y in thin(shown))
-        dash = " dash" if series.dash else ""
-        parts.append(f'<polyline class="line {series.colour}{dash}" points="{drawn}"/>')
-    few = len(shown) <= _MARKED
-    stops = shown if few or not series.line else shown[:: -(-len(shown) // _STOPS)]
-    for number, (x, y) in enumerate(stops):
-        kind = "ghost" if series.line and not (series.marks or len(shown) == 1) else "fill"
-        name = series.names[number] if series.names else series.name
+        curve = thin([series.points[i] for i in shown])
+        drawn = " ".join(f"{_n(place_x(x))},{_n(place_y(y))}" for x, y in curve)
+        parts.append(f'<polyline class="line {series.colour}{" dash" * series.dash}" points="{drawn}"/>')
+    stops = shown[:: -(-len(shown) // _STOPS)] if series.line and len(shown) > _MARKED else shown
+    kind = "ghost" if series.line and not (series.marks or len(shown) == 1) else "fill"
+    kind += f" {series.colour}" + ("" if series.fill else " hollow")
+    for i in stops:
+        x, y = series.points[i]
+        name = series.names[i] if series.names else series.name
         label = f"{name}: {chart.x} {units.digits(x)}, {chart.y} {units.digits(y)}"
-        kind += f" {series.colour}" + ("" if series.fill else " hollow")
-        href = series.links[number] if series.links else ""
+        href = series.links[i] if series.links else ""
         parts.append(_linked(href, label, _mark(shape, place_x(x), place_y(y), kind)))
     return f'<g class="marks" role="group" aria-label="{escape(series.name)}">{"".join(parts)}</g>'
+
+
+def _drawable(chart: Lines, x: float, y: float) -> bool:
+    """Whether the point is finite and has a logarithm where an axis needs one."""
+    return math.isfinite(x) and math.isfinite(y) and (x > 0 or not chart.log_x) and (y > 0 or not chart.log_y)
 
 
 def _mark(shape: str, x: float, y: float, kind: str) -> str:

@@ -14,7 +14,8 @@ def digits(value: float, count: int = 3) -> str:
         return f"{value:g}"
     if not 1e-3 <= abs(value) < 1e6:
         return power(value, count)
-    places = max(0, count - 1 - math.floor(math.log10(abs(value))))
+    rounded = float(f"{abs(value):.{count - 1}e}")  # 9.999 has the places of 10.0
+    places = max(0, count - 1 - math.floor(math.log10(rounded)))
     return f"{value:,.{places}f}"
 
 

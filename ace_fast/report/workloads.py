@@ -27,8 +27,7 @@ _SIZES = ("graphs", "molecules", "samples", "clouds", "points", "nodes", "edges"
 
 
 def title(row: Row) -> str:
-    found = TITLES.get(row["workload"], (row["workload"], "", ""))[0]
-    return found if row.get("dtype", "float32") == "float32" else f"{found}, {row['dtype']}"
+    return TITLES.get(row["workload"], (row["workload"], "", ""))[0] + rows.dtype_suffix(row)
 
 
 def of_kind(found: Sequence[Row], layers: bool) -> list[Row]:
@@ -183,8 +182,7 @@ def table(found: Sequence[Row], keys: dict[str, str], label: str) -> str:
 
 def _line(row: Row, keys: dict[str, str]) -> tuple[str, list[page.Cell]]:
     where = rows.device(row)
-    cells = [link(row, f"{row['workload']} {row['case']}" + (f", {row['dtype']}" * (row.get("dtype") != "float32"))),
-             page.Cell(where)]
+    cells = [link(row, f"{row['workload']} {row['case']}{rows.dtype_suffix(row)}"), page.Cell(where)]
     cells += [page.Cell(units.time(row.get(f"{v}_ms")), row.get(f"{v}_ms")) for v in ("eager", "compiled", "fast")]
     for over in ("eager", "compiled"):
         ratio = speedup(row, over)
