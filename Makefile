@@ -19,7 +19,7 @@ help:
 	@echo "make demo    N-body data, training, evaluation, comparison, report in runs/demo"
 	@echo "make test    the whole test suite"
 	@echo "make emulated   the CUDA kernels compiled for the host, which the tests run"
-	@echo "make bench   one training step against the eager reference"
+	@echo "make bench   operators, workloads and protocols; BENCH=--quick for a look, BENCH=--help for more"
 	@echo "make wheel   dist/*.whl"
 	@echo "make lint    ruff"
 	@echo "make clean   removes what was built, not $(VENV) and not runs/"
@@ -64,7 +64,7 @@ test: emulated
 	TRITON_INTERPRET=0 ACE_FAST_EMULATE=0 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/aot
 
 bench: setup
-	$(BIN)/ace-fast bench --workload nbody_segnn
+	$(BIN)/ace-fast bench $(BENCH)
 
 wheel: $(DEPENDENCIES)
 	rm -rf build/lib* build/bdist* dist

@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from . import gpu_day, machine, operators, protocol_cases, protocols, results, roofline, tables, workloads
+from . import compare, gpu_day, machine, protocol_cases, results, suite, workloads
 
 DESCRIPTION = """\
 Times ace_fast against the eager reference, and says how sure it is.
@@ -38,9 +39,17 @@ cuequivariance-torch and openequivariance, what is missing with its reason; case
 {protocols}
 
 Before anything is timed its outputs and gradients are compared with the reference in float64 on the very tensors that
-are timed; what is wrong gets a row with `error` and no time. Versions run in turn, round after round, in one process;
-the fast one runs twice, and `noise` is the difference of its two medians. Without --workload, --protocol or
---operators, workloads and operators run.
+are timed; what is wrong gets a row with `error` and no time, and the exit status is 1. Versions run in turn, round
+after round, in one process; the fast one runs twice, and `noise` is the difference of its two medians: nothing inside
+it is called faster or slower. Without --workload, --protocol, --operators, --op and --backend everything runs, which
+takes hours on a small CPU; --quick takes one small case of each.
+
+A run leaves its rows in one JSON file (pytest-benchmark's format, our numbers in extra_info) and appends a line for
+each version to <device>.csv beside it: bench/results in a checkout, else bench-results. Commit both to contribute.
+
+--compare REV builds another git revision of the checkout once (build/revisions), and times its ace_fast against the
+one here: the cases that the other options choose, in processes that run in turn, this revision twice. Ratios beyond
+the noise must repeat in two more sets of processes; then the row says slower or faster, and slower sets the status 1.
 """.replace("{protocols}", "\n".join(f"  {name}  {p.source}" for name, p in protocol_cases.PROTOCOLS.items()))
 
 
@@ -51,26 +60,29 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workload", choices=[*workloads.WORKLOADS, "all"], nargs="+", help="run these workloads")
     add("--protocol", choices=[*protocol_cases.PROTOCOLS, "all"], nargs="+", help="run these protocols")
-    add("--direction", choices=protocol_cases.ALL, help="only this direction (protocols)")
+    add("--direction", choices=protocol_cases.ALL, help="only this direction (protocols, operators)")
     add("--operators", action="store_true", help="run the operators' large cases")
-    add("--case", help="only this case, e.g. batch100 or nbody_100")
-    add("--op", nargs="+", help="only these operators or rooms")
-    add("--backend", help="only this backend (operators)")
+    add("--op", nargs="+", help="run these operators or rooms")
+    add("--backend", choices=["cpu", "cuda", "triton", "reference"], help="run the operators on this backend alone")
+    add("--case", help="only this case, e.g. batch100 or nbody_100; with --workload, --protocol, --operators or --op")
     add("--device", choices=["cpu", "cuda", "all"], help="default: the GPU where there is one, else the CPU")
     add("--dtype", choices=["float32", "float64"], default="float32")
     add("--threads", type=int, help="CPU threads, default torch's")
     add("--repeats", type=int, help="timed rounds, default 15 (3 with --quick)")
-    add("--no-compile", action="store_true", help="leave the torch.compile column out (it costs minutes)")
-    add("--quick", action="store_true", help="few rounds, the first case of each workload: for a look, not for a claim")
-    add("--json", metavar="FILE", help="write the rows, in pytest-benchmark's format")
+    add("--compile", action=argparse.BooleanOptionalAction,
+        help="with or without the torch.compile column, which costs minutes; default: with it, but for --quick")
+    add("--quick", action="store_true",
+        help="one small case of each, few rounds, no torch.compile: under 3 minutes, for a look, not for a claim")
+    add("--compare", metavar="REV", help="time the ace_fast here against that of another git revision")
+    add("--json", metavar="FILE", help="the run's file, default <device>-<time>.json in bench/results or bench-results")
     add("--gpu-day", metavar="FOLDER", nargs="?", const="bench-results",
-        help="on a machine with a GPU, into FOLDER: build, tests, protocols, workloads, operators; under 10 minutes")
+        help="on a machine with a GPU, into FOLDER: build, tests, benchmarks; under 10 minutes")
     add("--parts", metavar="A,B", help="only these parts of --gpu-day: " + ", ".join(gpu_day.parts(Path(), Path())))
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmarks and returns the exit status: 1 where a row has an error."""
+    """Runs the benchmarks and returns the exit status: 1 where a row has an error or is slower than --compare's."""
     parser = arguments()
     a = parser.parse_args(argv)
     if a.gpu_day:
@@ -78,82 +90,51 @@ def main(argv: list[str] | None = None) -> int:
         if wrong := [name for name in names or () if name not in known]:
             parser.error(f"--parts must be of {', '.join(known)}, got {wrong[0]!r}")
         return gpu_day.main(Path(a.gpu_day), names)
+    _check(parser, a)
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    devices = machine.devices() if a.device == "all" else [a.device or machine.devices()[-1]]
+    rows = suite.Rows(Path(a.json) if a.json else _file(devices[-1]), a.quick)
+    try:
+        rows.file.parent.mkdir(parents=True, exist_ok=True)
+        for device in devices:
+            (compare.run if a.compare else suite.run)(a, device, rows)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    finally:  # a run that is stopped keeps what it has
+        if rows:
+            print(f"rows: {rows.file}{'' if a.compare else _appended(rows)}")
+    if not rows:
+        parser.error("nothing matches --case, --op, --backend and --direction")
+    return int(any(row.get("error") or row.get("verdict") == compare.SLOWER for row in rows))
+
+
+def _check(parser: argparse.ArgumentParser, a: argparse.Namespace) -> None:
+    """Ends with a message where options contradict each other or the machine."""
     if a.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; use --device cpu")
     for name in ("threads", "repeats"):
         if getattr(a, name) is not None and getattr(a, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(a, name)}")
+    if a.case and not (a.workload or a.protocol or a.operators or a.op):
+        parser.error(f"--case {a.case} needs the --workload, --protocol or --op that it is of")
     if os.environ.get("TRITON_INTERPRET") == "1" and a.device != "cpu" and torch.cuda.is_available():
         parser.error("TRITON_INTERPRET=1 interprets the kernels that are to be timed; unset it")
-    if a.threads:
-        torch.set_num_threads(a.threads)
-    if a.json:
-        Path(a.json).parent.mkdir(parents=True, exist_ok=True)
-    rows = Rows(a.json)
-    for device in machine.devices() if a.device == "all" else [a.device or machine.devices()[-1]]:
-        tables.heading(machine.describe(device))
-        _run(a, device, rows)
-    if not rows:
-        parser.error("nothing matches --case, --op and --backend")
-    return int(any(row.get("error") for row in rows))
 
 
-class Rows(list):
-    """Rows that are in the file as soon as they are measured, so that a run that is stopped keeps what it has."""
-
-    def __init__(self, file: str | None):
-        super().__init__()
-        self._file = file and Path(file)
-
-    def add(self, row: dict) -> dict:
-        self.append(row)
-        if self._file:
-            results.write(self._file, self)
-        return row
+def _file(device: str) -> Path:
+    """Where a run's rows go: a new file of bench/results in a checkout, of bench-results elsewhere."""
+    here = Path(__file__).resolve().parent
+    folder = here / "results" if (here.parent / "pyproject.toml").exists() else Path("bench-results")
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return folder / f"{results.slug(machine.describe(device) | {'device': device})}-{stamp}.json"
 
 
-def _run(a: argparse.Namespace, device: str, rows: Rows) -> None:
-    repeats = a.repeats or (3 if a.quick else 15)
-    dtype = getattr(torch, a.dtype)
-    both = not (a.workload or a.operators or a.protocol)
-    if a.workload or both:
-        names = workloads.WORKLOADS if both or "all" in a.workload else a.workload
-        found = []
-        for name in names:
-            cases = workloads.cases(workloads.find(name), device)
-            for case in [a.case] if a.case else cases[:1] if a.quick else cases:
-                with tables.waiting(f"{name} {case} on {device}"):
-                    row = workloads.run(name, case, device, dtype, repeats, not a.no_compile)
-                found.append(rows.add(row))
-        tables.workloads(found)
-    if a.protocol:
-        _protocols(a, device, dtype, repeats, rows)
-    if a.operators or both:
-        _operators(a, device, dtype, repeats, rows)
-
-
-def _protocols(a: argparse.Namespace, device: str, dtype: torch.dtype, repeats: int, rows: Rows) -> None:
-    with tables.waiting("measuring the machine"):
-        roof = roofline.measure(device, dtype, a.quick)
-    names = list(protocol_cases.PROTOCOLS) if "all" in a.protocol else a.protocol
-    found = []
-    for case in protocols.jobs(names, device, dtype, a.case, a.direction, not a.no_compile, a.quick):
-        with tables.waiting(f"{case.protocol} {case.name} on {device}"):
-            for row in protocols.measure(case, roof, repeats):
-                found.append(rows.add(row))
-    tables.protocols(found, roof)
-
-
-def _operators(a: argparse.Namespace, device: str, dtype: torch.dtype, repeats: int, rows: Rows) -> None:
-    with tables.waiting("measuring the machine"):
-        roof = roofline.measure(device, dtype, a.quick)
-    found = []
-    for job in operators.jobs(device, dtype, a.case, a.op, a.backend):
-        if job.backend == "reference" and a.backend != "reference":
-            continue  # the plain reference is a column already
-        with tables.waiting(repr(job)):
-            found.append(rows.add(operators.measure(job, roof, repeats)))
-    tables.operators(found, roof)
+def _appended(rows: suite.Rows) -> str:
+    try:
+        return f"; appended to {', '.join(map(str, results.append(rows.file.parent, rows)))}"
+    except (ValueError, OSError) as error:
+        return f"; nothing appended: {error}"
 
 
 if __name__ == "__main__":

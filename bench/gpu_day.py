@@ -1,8 +1,9 @@
-"""One call on a machine with a GPU: build, tests on the device, protocols, workloads, operators; two files come out.
+"""One call on a machine with a GPU: build, tests on the device, one case of everything, then the cases in full.
 
 The parts run one after the other, the most valuable first, each in a process with a time limit, and each counts even if
-another fails. results.json has everything, written anew every few seconds: the machine, what became of the parts, all
-rows so far, and the end of each log; logs.txt has the whole logs.
+another fails. One folder has everything: results.json (a run file, bench/results.py, whose rows name their `part`) and
+parts.json (the machine, what became of the parts, the end of each log) are written anew every few seconds; logs.txt has
+the whole logs, <device>.csv a line for each version of each row.
 """
 
 import json
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from . import machine, results
 REQUIRED = "reference,cpu,triton,cuda"
 BUDGET_S = 570
 WORKERS = "8"  # test processes that share the GPU
+STEPS = ("nbody_segnn", "qm9_segnn", "qm9_schnet", "mocap_egno", "md17_schnet", "modelnet_vndgcnn")
 LOG_LINES = 60
 LOG_BYTES = 4 * 2**20  # of each log
 GRACE_S = 10  # for a stopped part to say how far it came
@@ -46,10 +48,11 @@ def parts(root: Path, folder: Path) -> dict[str, Part]:
     return {
         "build": Part([sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(root)],
                       100),
-        "tests": Part([*tests, *on_gpu], 150),
-        "protocols": Part([*bench, *brief, "--protocol", "O1", "O2", "O8", "F1", *rows("protocols")], 150),
-        "workloads": Part([*bench, *brief, "--workload", "nbody_segnn", "qm9_segnn", *rows("workloads")], 90),
-        "operators": Part([*bench, "--operators", "--op", *products, *rows("operators")], 60),
+        "tests": Part([*tests, *on_gpu], 120),
+        "suite": Part([*bench, "--quick", *rows("suite")], 150),
+        "protocols": Part([*bench, *brief, "--protocol", "O1", "O2", "O8", "F1", *rows("protocols")], 80),
+        "workloads": Part([*bench, *brief, "--workload", *STEPS, *rows("workloads")], 70),
+        "operators": Part([*bench, "--op", *products, *rows("operators")], 50),
         # what is left of the time goes to what is asked for by name
         "tests-all": Part([*tests, "tests"], 300),
         "tests-aot": Part([*tests, "tests/aot"], 150),
@@ -59,12 +62,12 @@ def parts(root: Path, folder: Path) -> dict[str, Part]:
         "float64": Part([*bench, *brief, "--protocol", "O1", "O2", "O8", "F1", "--dtype", "float64",
                          *rows("float64")], 150),
         "other-protocols": Part([*bench, *brief, "--protocol", "O3", "O5", "J1", *rows("other-protocols")], 120),
-        "compiled": Part([*bench, "--workload", "all", "--protocol", "all", "--quick", "--repeats", "15",
-                          *rows("compiled")], BUDGET_S),
+        "compiled": Part([*bench, "--workload", "all", "--protocol", "all", "--quick", "--compile", "--repeats",
+                          "15", *rows("compiled")], BUDGET_S),
     }
 
 
-DEFAULT = ("build", "tests", "protocols", "workloads", "operators")
+DEFAULT = ("build", "tests", "suite", "protocols", "workloads", "operators")
 
 
 def main(folder: Path, names: list[str] | None = None) -> int:
@@ -89,29 +92,26 @@ def main(folder: Path, names: list[str] | None = None) -> int:
             found[name] = run(every[name].command, work / f"{name}.txt", limit, root, environment, save)
             print(f"{name}: {found[name]}", flush=True)
             save()
+        results.append(folder, rows_of(work, found))
     return int(any(part["status"] for part in found.values()))
 
 
 def write(folder: Path, about: dict[str, object], found: dict[str, dict[str, object]], work: Path) -> None:
-    """results.json and logs.txt of the parts so far."""
-    part = folder / "results.json.part"
-    part.write_text(json.dumps(about | collect(work, found), indent=1))
-    part.replace(folder / "results.json")
-    logs = [(name, work / f"{name}.txt") for name in found]
-    (folder / "logs.txt").write_text("\n".join(
-        f"==== {name}\n{log.read_text(errors='replace')[-LOG_BYTES:]}" for name, log in logs if log.exists()))
+    """results.json, parts.json and logs.txt of the parts so far; `work` has a .json and a .txt of each."""
+    logs = {name: (work / f"{name}.txt").read_text(errors="replace") for name in found
+            if (work / f"{name}.txt").exists()}
+    results.write(folder / "results.json", rows_of(work, found))
+    ends = {name: log.splitlines()[-LOG_LINES:] for name, log in logs.items()}
+    part = folder / "parts.json.part"
+    part.write_text(json.dumps(about | {"parts": found, "logs": ends}, indent=1))
+    part.replace(folder / "parts.json")
+    (folder / "logs.txt").write_text("\n".join(f"==== {name}\n{log[-LOG_BYTES:]}" for name, log in logs.items()))
 
 
-def collect(folder: Path, found: dict[str, dict[str, object]]) -> dict[str, object]:
-    """What the parts left behind: {"parts": ..., "rows": {part: rows}, "logs": {part: the end of its log}}."""
-    rows, logs = {}, {}
-    for name in found:
-        file, log = folder / f"{name}.json", folder / f"{name}.txt"
-        if log.exists():
-            logs[name] = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-        if file.exists():
-            rows[name] = results.load(file)
-    return {"parts": found, "rows": rows, "logs": logs}
+def rows_of(work: Path, found: Iterable[str]) -> list[results.Row]:
+    """The rows that the parts have left so far."""
+    files = {name: work / f"{name}.json" for name in found}
+    return [row | {"part": name} for name, file in files.items() if file.exists() for row in results.load(file)]
 
 
 def _refuse(why: str) -> int:

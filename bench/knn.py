@@ -20,6 +20,7 @@ from .steps import Variant
 
 CASES = ("8x1024_63", "8x300_3", "8x300_63", "8x300_126", "8x1024_3", "8x1024_126")
 GPU_CASES = ("32x1024_63", "32x1024_3", "32x1024_126", "32x300_63", "64x1024_3_k40", "64x1024_63_k40")
+QUICK = "2x256_63"
 EXTRAS, GPU_EXTRAS = (), ()
 TIMING = {"budget_s": 20.0}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from . import results
+
 
 def device_name(device: str | torch.device) -> str:
     """The GPU's name, or the processor's."""
@@ -41,7 +43,8 @@ def revision() -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     head = git("rev-parse", "--short=12", "HEAD")
-    return head and head + ("+" if git("status", "--porcelain", "-uno") else "")
+    # measured files are no change of what was measured
+    return head and head + ("+" if git("status", "--porcelain", "-uno", "--", ":/", ":/!bench/results") else "")
 
 
 def describe(device: str | torch.device) -> dict[str, object]:
@@ -56,6 +59,7 @@ def describe(device: str | torch.device) -> dict[str, object]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "revision": revision(),
+        "datetime": results.now(),
     }
     return found | {name: version(name) for name in ("triton", "e3nn", "ace_fast")}
 

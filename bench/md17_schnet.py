@@ -22,6 +22,7 @@ from .qm9_schnet import HIDDEN, FastSchNet, batch_of, model_of, parse
 from .training import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
 
 CASES, GPU_CASES = ("batch32_table", "batch32"), ("batch256_table",)
+QUICK = "batch4_table"
 TIMING = {"burst": 2, "warmup": 2, "budget_s": 120.0}
 MOLECULE, FORCES = "aspirin", 100.0
 ATOMS = 21

@@ -22,6 +22,7 @@ from .eager_egno import EagerEGNO
 from .training import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
 
 CASES, GPU_CASES = ("batch12", "batch128"), ()
+QUICK = "batch2"
 TIMING = {"burst": 2, "warmup": 2, "budget_s": 120.0}
 LAYERS, HIDDEN, STEPS, MODES, AHEAD = 6, 128, 5, 2, 30
 JOINTS = 31

@@ -41,6 +41,7 @@ from .steps import Variant
 
 CASES = ("clouds8x300", "clouds4x1024")
 GPU_CASES = ("clouds32x300", "clouds32x1024")
+QUICK = "clouds2x64"
 EXTRAS, GPU_EXTRAS = ("strict", "branches_off"), ()
 TIMING = {"burst": 2, "warmup": 1, "budget_s": 120.0}
 K, CLASSES = 20, 40

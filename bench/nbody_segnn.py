@@ -21,6 +21,7 @@ from .eager import EagerSEGNN
 from .training import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
 
 CASES, GPU_CASES = ("batch100", "batch1000"), ()
+QUICK = "batch20"
 TIMING = {"burst": 4}
 FRAMES = (30, 40)
 ATTRIBUTES = "1x0e+1x1o"

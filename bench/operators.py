@@ -53,37 +53,52 @@ class Ready(NamedTuple):
     error: str
 
 
-def backends(room: str, device: str) -> list[str]:
-    """The backends of a room that run natively on `device`, the reference last."""
-    # interpreted Triton runs on CPU tensors for the tests; its time means nothing
-    found = [b for b, reason in backends_of.available(device)[room].items()
-             if not reason and not (b == "triton" and device == "cpu")]
-    return sorted(found, key=lambda b: b == "reference")
+@functools.cache
+def _reasons(device: str) -> dict[str, dict[str, str]]:
+    """{room: {backend: why it does not run natively on `device`, or ""}}, the reference last."""
+    found = {room: dict(sorted(known.items(), key=lambda b: b[0] == "reference"))
+             for room, known in backends_of.available(device).items()}
+    if device == "cpu":  # interpreted or emulated kernels run on CPU tensors for the tests; their time means nothing
+        for known in found.values():
+            known |= {name: f"it takes CUDA tensors, not {device}" for name in ("triton", "cuda") if name in known}
+    return found
+
+
+def missing(device: str) -> dict[str, str]:
+    """{backend: why} of the backends that no room can run on `device`."""
+    rooms = _reasons(device).values()
+    names = dict.fromkeys(name for known in rooms for name in known)
+    return {name: reasons[0] for name in names if all(reasons := [known[name] for known in rooms if name in known])}
 
 
 def jobs(device: str, dtype: torch.dtype, case: str | None = None, ops: Collection[str] | None = None,
-         backend: str | None = None, size: str = "LARGE") -> Iterator[Job]:
+         backend: str | None = None, size: str = "LARGE", quick: bool = False) -> Iterator[Job]:
     """All jobs, narrowed by the name of a case, operators (or rooms) and a backend.
 
     The first case of every operator comes first, then every second one: a run that is stopped has seen all operators.
+    `quick` takes the first case of each, and its gradient with it. A backend that was asked for but cannot run here is
+    among the jobs, for a row with its reason.
     """
     found, seen = [], Counter()
     for room in ROOMS:
         for c in getattr(importlib.import_module(f"ace_fast.kernels.{room}.cases"), size):
             seen[c.op] += 1
-            for b in backends(room, device):
-                for direction in DIRECTIONS:
-                    job = Job(room, c, b, direction, device, dtype)
-                    chosen = ops is None or room in ops or job.op in ops
-                    named = case in (None, c.name) and chosen and backend in (None, b)
-                    if named and (direction == "forward" or hasattr(torch.ops.ace_fast, f"{job.op}_bwd")):
-                        found.append((seen[c.op], job))
+            if quick and case is None and (seen[c.op] > 1 or repr(c).split("-")[0].endswith("_bwd")):
+                continue
+            for b in [b for b, reason in _reasons(device)[room].items() if b == backend or not (backend or reason)]:
+                every = [Job(room, c, b, direction, device, dtype) for direction in DIRECTIONS]
+                every = [job for job in every
+                         if job.direction == "forward" or hasattr(torch.ops.ace_fast, f"{job.op}_bwd")]
+                if case in (None, c.name) and (ops is None or room in ops or every[0].op in ops):
+                    found += [(seen[c.op], job) for job in (every[-1:] if quick else every)]
     yield from (job for _, job in sorted(found, key=lambda pair: pair[0]))
 
 
 def skipped(job: Job) -> str:
-    """Why the case is not run, or "": the backend refuses it, or the edge tensors that plain PyTorch forms on the CPU
-    would not fit beside other work."""
+    """Why the case is not run, or "": the backend is missing or refuses it, or the edge tensors that plain PyTorch
+    forms on the CPU would not fit beside other work."""
+    if reason := _reasons(job.device)[job.room].get(job.backend):
+        return f"backend {job.backend} is not available: {reason}"
     if job.backend in job.case.refused_by:
         return f"backend {job.backend} does not take this case"
     if job.device != "cpu" or job.op not in edge_counts.FLOPS:
@@ -124,28 +139,31 @@ def _raw(case: Case) -> dict[str, Any]:
     return case.inputs(generator())
 
 
+@functools.lru_cache(maxsize=1)
+def _gold(case: Case, device: str, dtype: torch.dtype) -> tuple[gate.Numbers, dict[str, float], dict[str, float]]:
+    """The float64 numbers, the largest error of each in `dtype` and their sizes, made once for all backends and both
+    directions."""
+    raw = _raw(case)
+    gold, single = (gate.gradients(case.reference, cast(raw, case, d, device), case.differentiable)
+                    for d in (torch.float64, torch.float32))
+    sizes = case.scale(raw, {k: v.cpu() for k, v in gold.items()}) if case.scale else {}
+    return gold, gate.limits(gold, single, dtype, sizes), sizes
+
+
 def prepare(job: Job) -> Ready:
     """Builds the tensors, checks the backend on them, and counts."""
     case = job.case
-    raw = _raw(case)
-    inputs = cast(raw, case, job.dtype, job.device)
+    inputs = cast(_raw(case), case, job.dtype, job.device)
     mine = lambda **a: case.op(*a.values(), job.backend)  # noqa: E731
-    plain = _call(case.reference, inputs, case.differentiable, job.direction)
-    run, error, worst, first = plain, "", 0.0, 0.0
-    try:
-        start = time.perf_counter()
-        found = gate.gradients(mine, inputs, case.differentiable)
-        if job.device == "cuda":
-            torch.cuda.synchronize()
-        first = 1e3 * (time.perf_counter() - start)
-        gold, single = (gate.gradients(case.reference, cast(raw, case, d, job.device), case.differentiable)
-                        for d in (torch.float64, torch.float32))
-        sizes = case.scale(raw, {k: v.cpu() for k, v in gold.items()}) if case.scale else {}
-        error, worst = gate.verdict(found, gold, gate.limits(gold, single, job.dtype, sizes))
-        run = _call(mine, inputs, case.differentiable, job.direction)
-        run()
-    except Exception as e:  # a row with the reason, never a missing row
-        error = f"{type(e).__name__}: {e}"
+    start = time.perf_counter()
+    found = gate.gradients(mine, inputs, case.differentiable)
+    if job.device == "cuda":
+        torch.cuda.synchronize()
+    first = 1e3 * (time.perf_counter() - start)
+    gold, limit, sizes = _gold(case, job.device, job.dtype)
+    error, worst = gate.verdict(found, gold, limit, sizes)
+    run, plain = (_call(f, inputs, case.differentiable, job.direction) for f in (mine, case.reference))
+    run()
     return Ready(run, plain, None if error else _count(job, inputs, mine), counts.rows(inputs, case.differentiable),
                  first, worst, error)
 
@@ -180,23 +198,30 @@ def rates(ready: Ready, ms: float, roofline: Roofline) -> dict[str, float | None
     return found | roofline.achieved(*ready.count, ms)
 
 
-def measure(job: Job, roofline: Roofline, repeats: int = 15) -> dict[str, Any]:
-    """One row: the backend and the plain reference, interleaved; a wrong backend gives a row with `error`, no time, one
-    that is too large for this device a row with `skipped`."""
-    untimed = {"op": job.op, "case": job.case.name, "backend": job.backend, "direction": job.direction,
-               "device": job.device, "dtype": str(job.dtype).removeprefix("torch."), "ms": None}
-    reason = skipped(job)
-    if reason:
-        return untimed | {"skipped": reason}
-    ready = prepare(job)
-    if ready.error:
-        return untimed | {"error": ready.error}
+def measure(job: Job, roofline: Roofline, repeats: int = 15, budget_s: float = BUDGET_S) -> dict[str, Any]:
+    """One row: the backend and the plain reference, interleaved.
+
+    A wrong or failing backend gives a row with `error` and no time, one that is missing or too large for this device a
+    row with `skipped`.
+    """
+    row = {"op": job.op, "case": job.case.name, "backend": job.backend, "direction": job.direction,
+           "device": job.device, "dtype": str(job.dtype).removeprefix("torch."), "ms": None}
+    row |= machine.describe(job.device)
+    try:
+        if reason := skipped(job):
+            return row | {"skipped": reason}
+        ready = prepare(job)
+        return row | ({"error": ready.error} if ready.error else _timed(job, ready, roofline, repeats, budget_s))
+    except Exception as error:  # a row with the reason, never a missing row
+        return row | {"error": f"{type(error).__name__}: {error}"}
+
+
+def _timed(job: Job, ready: Ready, roofline: Roofline, repeats: int, budget_s: float) -> dict[str, Any]:
     variants = {"mine": ready.run, "reference": ready.plain, "again": ready.run}
-    times = timing.interleaved(variants, job.device, repeats, wall=False, budget_s=BUDGET_S)
-    ms = times["mine"].median
-    return info(job, ready) | rates(ready, ms, roofline) | {
-        "ms": ms, "q20_ms": times["mine"].q20, "q80_ms": times["mine"].q80,
-        "reference_ms": times["reference"].median, "speedup": times["reference"].median / ms,
-        "noise": timing.noise(times["mine"], times["again"]), "rounds": times["mine"].rounds,
-        "threads": torch.get_num_threads(), "device_name": machine.device_name(job.device),
+    times = timing.interleaved(variants, job.device, repeats, wall=False, budget_s=budget_s)
+    mine, plain = times["mine"], times["reference"]
+    return info(job, ready) | rates(ready, mine.median, roofline) | {
+        "ms": mine.median, "q20_ms": mine.q20, "q80_ms": mine.q80, "times_ms": mine.times,
+        "reference_ms": plain.median, "speedup": plain.median / mine.median,
+        "noise": timing.noise(mine, times["again"]), "rounds": mine.rounds,
     }

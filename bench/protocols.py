@@ -32,6 +32,7 @@ PLAIN = ("eager", "compiled", "torch_scatter")  # with edge tensors and outer pr
 LOOSE = 100  # times the gate's bound; the fast version has to keep the bound itself
 BUDGET_S = {"cpu": 12.0, "cuda": 1.0}  # of timing for one row
 BLOCK = {"cpu": 2**30, "cuda": 2**33}  # bytes of a block of the float64 reference
+QUICK_ROWS = 128
 CPU_LIMIT = 12 * 2**30  # bytes that e3nn's eager step may need where memory is not the accelerator's
 SEEN = {FORWARD: ("output",), BOTH: ("output", "gradient of"), DOUBLE: ("output", "gradient of", "second gradient of")}
 
@@ -55,37 +56,55 @@ class Case(NamedTuple):
 
 def jobs(protocols: list[str], device: str, dtype: torch.dtype, case: str | None = None, direction: str | None = None,
          compiled: bool = True, quick: bool = False) -> Iterator[Case]:
-    """All cases, the first of every protocol first, so that a run that is stopped has seen all of them."""
+    """All cases, the first of every protocol first, so that a run that is stopped has seen all of them.
+
+    `quick` takes the first case of each, on the CPU with QUICK_ROWS rows.
+    """
     found = []
     for protocol in protocols:
         names = [case] if case else cases_of.cases(protocol, device)[:1 if quick else None]
         directions = tuple(d for d in PROTOCOLS[protocol].directions if direction in (None, d))
         for place, name in enumerate(names if directions else ()):
             problem, rows = cases_of.find(protocol, name, device)
+            rows = min(rows, QUICK_ROWS) if quick and not case and device == "cpu" else rows
             case_ = Case(protocol, f"{problem.name}@{rows}", problem, rows, device, dtype, directions, compiled)
             found.append((place, case_))
     yield from (case_ for _, case_ in sorted(found, key=lambda pair: pair[0]))
 
 
-def measure(case: Case, roof: Roofline, repeats: int = 15, budget_s: float | None = None) -> Iterator[dict[str, Any]]:
-    """One row for each direction of the case; `error` where ace_fast is wrong or fails."""
+def measure(case: Case, roof: Roofline, repeats: int = 15, budget_s: float | None = None, quick: bool = False
+            ) -> Iterator[dict[str, Any]]:
+    """One row for each direction of the case; `error` where ace_fast is wrong or anything fails.
+
+    `quick` measures memory and first calls in this process.
+    """
+    done: list[str] = []
+    try:
+        for row in _measure(case, roof, repeats, BUDGET_S[case.device] if budget_s is None else budget_s, quick):
+            done.append(row["direction"])
+            yield row
+    except Exception as error:  # a row with the reason, never a missing row
+        for direction in [d for d in case.directions if d not in done]:
+            yield _named(case, direction) | {"error": _said(error)} | machine.describe(case.device)
+
+
+def _measure(case: Case, roof: Roofline, repeats: int, budget_s: float, quick: bool) -> Iterator[dict[str, Any]]:
     names = versions_of.CONVOLUTION if case.problem.convolution else versions_of.PRODUCT
     given = versions_of.load(case.problem, case.rows, case.device, case.dtype)
     made, first, reasons = _made(case, given, [n for n in names if case.compiled or n != "compiled"])
     if not case.compiled:
-        reasons["compiled"] = "not asked for (--no-compile)"
-    verdicts = _verdicts(case, given, made)
+        reasons["compiled"] = "not asked for (--no-compile or --quick)"
+    found = verdicts(case, given, made)
     measured: dict[str, Any] = {}
     for direction in case.directions:
         row = _about(case, direction, given, names)
         row |= {f"{name}_reason": reason for name, reason in reasons.items()}
-        steps = _right(case, given, made, {n: found[direction] for n, found in verdicts.items()}, direction, row)
+        steps = _right(case, given, made, {n: x[direction] for n, x in found.items()}, direction, row)
         if "fast" in steps:
             steps["again"] = steps["fast"]
-        times = timing.interleaved(steps, case.device, repeats, wall=False,
-                                   budget_s=BUDGET_S[case.device] if budget_s is None else budget_s) if steps else {}
+        times = timing.interleaved(steps, case.device, repeats, wall=False, budget_s=budget_s) if steps else {}
         _enter(row, times, first, case, direction, roof)
-        _memory(row, case, direction, steps, measured)
+        _memory(row, case, direction, steps, measured, quick)
         yield row | machine.describe(case.device)
         del steps
         gc.collect()
@@ -99,7 +118,7 @@ class Verdict(NamedTuple):
     near: bool = False  # LOOSE would let it pass
 
 
-def _verdicts(case: Case, given: Inputs, made: dict[str, Version]) -> dict[str, dict[str, Verdict]]:
+def verdicts(case: Case, given: Inputs, made: dict[str, Version]) -> dict[str, dict[str, Verdict]]:
     """The numbers of every version against e3nn in float64, its limit from e3nn in float32; see bench/gate.py."""
     block, own = BLOCK[case.device], None
     gold = versions_of.reference(case.problem, given, case.deepest, torch.float64, block)
@@ -198,14 +217,19 @@ def _right(case: Case, given: Inputs, made: dict[str, Version], verdicts: dict[s
     return steps
 
 
+def _named(case: Case, direction: str) -> dict[str, Any]:
+    return {"protocol": case.protocol, "case": case.name, "direction": direction, "device": case.device,
+            "dtype": row_dtype(case.dtype), "source": PROTOCOLS[case.protocol].source, "rows": case.rows,
+            "fast_ms": None}
+
+
 def _about(case: Case, direction: str, given: Inputs, names: tuple[str, ...]) -> dict[str, Any]:
     problem = case.problem
     count = _count(problem, given, direction)
-    row = {"protocol": case.protocol, "case": case.name, "direction": direction, "device": case.device,
-           "dtype": str(case.dtype).removeprefix("torch."), "source": PROTOCOLS[case.protocol].source,
-           "rows": case.rows, "nodes": given.x1.shape[0], "irreps": [str(i) for i in problem.irreps],
-           "paths": len(problem.instructions), "mode": problem.instructions[0][3], "shared_weights": problem.shared,
-           "weight_numel": given.weight.shape[-1], "flops": count.flops, "bytes": count.bytes, "speedup": None}
+    row = _named(case, direction) | {
+        "nodes": given.x1.shape[0], "irreps": [str(i) for i in problem.irreps], "paths": len(problem.instructions),
+        "mode": problem.instructions[0][3], "shared_weights": problem.shared, "weight_numel": given.weight.shape[-1],
+        "flops": count.flops, "bytes": count.bytes, "speedup": None}
     return row | {f"{name}_ms": None for name in names}
 
 
@@ -234,19 +258,21 @@ def _enter(row: dict, times: dict[str, timing.Timing], first: dict[str, float], 
     if "fast" not in times:
         return
     ms = times["fast"].median
-    row |= {"noise": timing.noise(times["fast"], times["again"]), "rounds": times["fast"].rounds}
+    row |= {"noise": timing.noise(times["fast"], times["again"]), "rounds": times["fast"].rounds,
+            "times_ms": times["fast"].times}
     row |= roof.achieved(row["flops"], row["bytes"], ms) | {"rows_per_s": 1e3 * case.rows / ms}
     row["speedup"] = row["eager_ms"] and row["eager_ms"] / ms
     others = {name: t.median for name, t in times.items() if name not in ("fast", "again", "eager")}
     row |= {f"speedup_over_{name}": other / ms for name, other in others.items()}
 
 
-def _memory(row: dict, case: Case, direction: str, steps: dict, measured: dict[str, Any]) -> None:
-    """Peaks of this direction; on the CPU each version's process measures all directions, and its first call."""
+def _memory(row: dict, case: Case, direction: str, steps: dict, measured: dict[str, Any], here: bool) -> None:
+    """Peaks of this direction; on the CPU each version's process measures all directions, and its first call, unless
+    they are to be measured `here`."""
     for name in steps:
         if name in ("again", "compiled"):
             continue
-        if case.device == "cuda":
+        if case.device == "cuda" or here:
             row[f"{name}_mb"], row["memory_method"] = memory.peak_mb(steps[name], case.device)
             continue
         if name not in measured:

@@ -21,6 +21,7 @@ from .eager import EagerSEGNN
 from .training import EXTRAS, GPU_EXTRAS, Data  # noqa: F401  a workload's names
 
 CASES, GPU_CASES = ("batch128",), ("batch1024",)
+QUICK = "batch8"
 TIMING = {"burst": 2, "warmup": 2, "budget_s": 120.0}
 ATTRIBUTES = "1x0e+1x1o+1x2e+1x3o"
 HIDDEN = "18x0e+18x1o+18x2e"

@@ -22,7 +22,7 @@ KINDS = ("workload", "protocol", "op")
 PARAMS = ("case", "backend", "direction", "device", "dtype")
 COLUMNS = ("datetime", "revision", "device_name", "threads", "torch", "kind", "name", "case", "direction", "device",
            "dtype", "version", "median_ms", "q20_ms", "q80_ms", "rounds", "noise", "peak_mb", "first_ms",
-           "max_relative_error", "flops", "bytes", "roofline_percent", "reason")
+           "max_relative_error", "flops", "bytes", "roofline_percent", "quick", "reason")
 # rows of operators name no version: their keys without one are the backend's
 _OPERATOR = {"median_ms": "ms", "q20_ms": "q20_ms", "q80_ms": "q80_ms", "peak_mb": "peak_mb",
              "first_ms": "first_call_ms", "max_relative_error": "max_relative_error"}
@@ -34,6 +34,11 @@ _OURS = ("rounds", "noise", "flops", "bytes", "roofline_percent")  # of our vers
 def kind(row: Row) -> str:
     """"workload", "protocol" or "op"."""
     return next((k for k in KINDS if k in row), "op")
+
+
+def time_key(row: Row) -> str:
+    """The key of the time of our version, ms."""
+    return "ms" if kind(row) == "op" else "fast_ms"
 
 
 def label(row: Row) -> str:
@@ -121,8 +126,7 @@ def stats(row: Row) -> dict[str, Any]:
 
     A row without a time (wrong, refused, skipped) has 0 rounds.
     """
-    ours = "ms" if kind(row) == "op" else "fast_ms"
-    median = (row.get(ours) or 0.0) / 1e3
+    median = (row.get(time_key(row)) or 0.0) / 1e3
     data = sorted(ms / 1e3 for ms in row.get("times_ms") or ([1e3 * median] if median else []))
     if not data:
         return dict.fromkeys(("min", "max", "mean", "stddev", "median", "iqr", "q1", "q3", "ops", "total", "rounds"),

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from . import results
 from .roofline import Roofline
 
 # a pipe has no width of its own
@@ -32,6 +33,14 @@ def number(x: float | None, digits: int = 3) -> str:
     return f"{x:,.0f}" if abs(x) >= 10**digits else f"{x:.{digits}g}"
 
 
+def ratio(row: dict[str, Any]) -> str:
+    """The row's speedup; what its noise does not tell from 1 is called neither faster nor slower."""
+    speedup, noise = row.get("speedup"), row.get("noise")
+    if speedup is None:
+        return "-"
+    return "within noise" if noise is not None and abs(speedup - 1) <= noise else f"{speedup:.2f}x"
+
+
 def workloads(rows: list[dict[str, Any]]) -> None:
     """One line per case; reasons and errors below."""
     table = Table(title="Workloads", box=box.SIMPLE_HEAD)
@@ -52,20 +61,20 @@ def workloads(rows: list[dict[str, Any]]) -> None:
                          f"{100 * row['end_to_end_share']:.0f} % of the step's {number(row['samples_per_s'])}")
         table.add_row(
             name, *(number(row[f"{v}_ms"]) for v in ("eager", "compiled", "fast")),
-            f"{number(row['fast_q20_ms'])} to {number(row['fast_q80_ms'])}", f"{row['speedup']:.2f}x",
+            f"{number(row['fast_q20_ms'])} to {number(row['fast_q80_ms'])}", ratio(row),
             f"{100 * row['noise']:.1f} %", number(row["eager_mb"]), number(row["fast_mb"]),
         )
     _show(table, notes)
 
 
-def operators(rows: list[dict[str, Any]], roof: Roofline) -> None:
-    """One line per operator, case, backend and direction."""
+def operators(rows: list[dict[str, Any]], roof: Roofline, missing: dict[str, str] | None = None) -> None:
+    """One line per operator, case, backend and direction; `missing`: backend -> why it is not here."""
     table = Table(title=f"Operators ({roof.dtype}; copy {roof.copy_gbs:.0f} GB/s, "
                         f"matrix product {roof.matmul_gflops:.0f} GFLOP/s)", box=box.SIMPLE_HEAD)
     columns = ("case", "ms", "torch ms", "speedup", "noise", "GFLOP/s", "GB/s", "roofline", "peak MB")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    notes = []
+    notes = [f"backend {name} is not available: {reason}" for name, reason in (missing or {}).items()]
     for row in rows:
         both = row["direction"] != "forward"
         name = f"{row['op']} {row['case']} {row['backend']}{' +backward' if both else ''}"
@@ -73,9 +82,9 @@ def operators(rows: list[dict[str, Any]], roof: Roofline) -> None:
             table.add_row(name, *["-"] * (len(columns) - 1), style="red" if "error" in row else "yellow")
             notes.append(f"{name}: {row.get('error') or row['skipped']}")
             continue
-        percent = row["roofline_percent"]
+        percent = row.get("roofline_percent")
         table.add_row(
-            name, number(row["ms"]), number(row["reference_ms"]), f"{row['speedup']:.2f}x",
+            name, number(row["ms"]), number(row["reference_ms"]), ratio(row),
             f"{100 * row['noise']:.1f} %", number(row["gflops"]), number(row["gbs"]),
             "-" if percent is None else f"{percent:.0f} %", number(row["peak_mb"]),
         )
@@ -97,12 +106,14 @@ def protocols(rows: list[dict[str, Any]], roof: Roofline) -> None:
         name = f"{case} {brief.get(row['direction'], '')}"
         shown = ("eager", "compiled", "cuequivariance", "openequivariance", "fast")
         times = [number(row.get(f"{v}_ms")) + ("*" if row.get(f"{v}_loose") else "") for v in shown]
-        percent, noise, speedup = (row.get(k) for k in ("roofline_percent", "noise", "speedup"))
+        percent, noise = row.get("roofline_percent"), row.get("noise")
         table.add_row(
-            name, *times, "-" if speedup is None else f"{speedup:.2f}x",
+            name, *times, ratio(row),
             "-" if noise is None else f"{100 * noise:.1f} %", "-" if percent is None else f"{percent:.0f} %",
             number(row.get("eager_mb")), number(row.get("fast_mb")), style="red" if row.get("error") else None,
         )
+        if row.get("error"):
+            notes[f"{name}: {row['error']}"] = None
         reasons = {k.removesuffix("_reason"): v for k, v in row.items() if k.endswith("_reason")}
         notes |= dict.fromkeys(f"{case}: no {v} time: {why}" for v, why in reasons.items())
         notes |= dict.fromkeys(f"{name}: * {k.removesuffix('_loose')} is less exact: {v}" for k, v in row.items()
@@ -110,10 +121,31 @@ def protocols(rows: list[dict[str, Any]], roof: Roofline) -> None:
     _show(table, list(notes))
 
 
+def compared(rows: list[dict[str, Any]], revision: str) -> None:
+    """One line per case of --compare: times here and at `revision`, their ratio, and what it is called."""
+    table = Table(title=f"Compared with {revision}", box=box.SIMPLE_HEAD)
+    columns = ("case", "ms there", "ms here", "here / there", "noise", "sets", "verdict", "MB there", "MB here")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    notes = []
+    for row in rows:
+        name, verdict = results.label(row), row.get("verdict")
+        if row.get("error") or row.get("skipped"):
+            table.add_row(name, *["-"] * (len(columns) - 1), style="red" if row.get("error") else "yellow")
+            notes.append(f"{name}: {row.get('error') or row['skipped']}")
+            continue
+        table.add_row(
+            name, number(row["baseline_ms"]), number(row[results.time_key(row)]), f"{row['ratio']:.3f}",
+            f"{100 * row['noise']:.1f} %", str(row["sets"]), verdict, number(row["baseline_mb"]),
+            number(row["here_mb"]), style={"slower": "red", "faster": "green"}.get(verdict),
+        )
+    _show(table, notes)
+
+
 def _show(table: Table, notes: list[str]) -> None:
     if table.row_count:
         _console.print(table)
     for note in notes:
         harmless = any(words in note for words in ("no compiled time", "not run on", "is less exact", "not installed",
-                                                   "takes CUDA tensors", "end to end"))
+                                                   "takes CUDA tensors", "end to end", "is not available"))
         _console.print(note, style="yellow" if harmless else "red", highlight=False, markup=False)

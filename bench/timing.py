@@ -19,14 +19,15 @@ class Timing(NamedTuple):
     q20: float
     q80: float
     rounds: int
+    times: list[float]
 
 
 def summary(ms: list[float]) -> Timing:
     """Median and quantiles of a list of times."""
     if len(ms) == 1:
-        return Timing(ms[0], ms[0], ms[0], 1)
+        return Timing(ms[0], ms[0], ms[0], 1, ms)
     cuts = statistics.quantiles(ms, n=5, method="inclusive")
-    return Timing(statistics.median(ms), cuts[0], cuts[3], len(ms))
+    return Timing(statistics.median(ms), cuts[0], cuts[3], len(ms), ms)
 
 
 class Stopwatch:

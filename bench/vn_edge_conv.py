@@ -25,6 +25,7 @@ GPU_CASES = tuple(
     case for layer in _LAYERS for size in reversed(_SIZES) for direction in _DIRECTIONS
     if (case := f"{layer}_{size}{direction}") not in CASES
 ) + tuple(f"42_85_64x1024_k40{direction}" for direction in _DIRECTIONS)
+QUICK = "42_85_2x100"
 EXTRAS, GPU_EXTRAS = (), ()
 
 

@@ -18,6 +18,7 @@ _DIRECTIONS = ("_forward", "")
 CASES = tuple(f"{layer}_8x300{direction}" for layer in _LAYERS for direction in _DIRECTIONS)
 GPU_CASES = tuple(f"{layer}_{size}{direction}" for size in ("32x1024", "32x300") for layer in _LAYERS
                   for direction in _DIRECTIONS)
+QUICK = "169_341_2x100"
 EXTRAS, GPU_EXTRAS = (), ()
 
 

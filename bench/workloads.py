@@ -1,8 +1,8 @@
 """Runs a workload: gate, interleaved timing, memory in child processes, one row per case and device.
 
-A workload is a module with CASES, GPU_CASES (run on a GPU besides), EXTRAS (more versions, timed beside the three;
-"end_to_end" is `fast` with the drawing of its batches, of `sizes["samples"]` samples),
-GPU_EXTRAS (on a GPU besides; they may fail, with a reason), TIMING (options of timing.interleaved),
+A workload is a module with CASES, GPU_CASES (run on a GPU besides), QUICK (a small case for a look on the CPU), EXTRAS
+(more versions, timed beside the three; "end_to_end" is `fast` with the drawing of its batches, of `sizes["samples"]`
+samples), GPU_EXTRAS (on a GPU besides; they may fail, with a reason), TIMING (options of timing.interleaved),
 `load(case, device, dtype) -> data` with `sizes` and `prepare_ms`,
 `variant("eager" | "compiled" | "fast" | extra, data)` with a `step` and a `check`, and `judge(data, eager's numbers)`,
 the gate; `nbody_segnn` is the model.
@@ -38,14 +38,19 @@ def find(name: str) -> ModuleType:
     return importlib.import_module(f".{name}", __package__)
 
 
-def cases(module: ModuleType, device: str) -> tuple[str, ...]:
-    """The cases that run on `device` unless one is asked for."""
+def cases(module: ModuleType, device: str, quick: bool = False) -> tuple[str, ...]:
+    """The cases that run on `device` unless one is asked for; `quick`: one, on the CPU a small one."""
+    if quick:
+        return (module.QUICK,) if device == "cpu" else module.CASES[:1]
     return module.CASES + (module.GPU_CASES if device == "cuda" else ())
 
 
 def run(workload: str, case: str, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 15,
-        compiled: bool = True) -> dict[str, Any]:
-    """One row. A wrong fast version, or one that fails, gives a row with `error` and no times."""
+        compiled: bool = True, quick: bool = False) -> dict[str, Any]:
+    """One row. A wrong fast version, or one that fails, gives a row with `error` and no times.
+
+    `quick` takes one round for warm-up and measures memory in this process.
+    """
     row: dict[str, Any] = dict.fromkeys(KEYS) | {"workload": workload, "case": case, "device": device}
     row |= {"dtype": str(dtype).removeprefix("torch.")}
     try:
@@ -54,8 +59,8 @@ def run(workload: str, case: str, device: str = "cpu", dtype: torch.dtype = torc
         row |= data.sizes | {"prepare_ms": data.prepare_ms}
         variants, first = _checked(module, data, device, compiled, row)
         row |= {f"{name}_calls": calls(variants[name].step) for name in ("fast", *module.EXTRAS)}
-        _time(variants, first, device, repeats, module.TIMING, row)
-        _memory(workload, case, device, dtype, variants, row)
+        _time(variants, first, device, repeats, module.TIMING | ({"burst": 2, "warmup": 1} if quick else {}), row)
+        _memory(workload, case, device, dtype, variants, row, quick)
     except WrongError as error:
         return row | {"error": str(error)} | machine.describe(device)
     except Exception as error:
@@ -94,7 +99,7 @@ def _checked(module: ModuleType, data, device: str, compiled: bool, row: dict) -
     optional = ("compiled", *module.GPU_EXTRAS)
     for name in ("fast", *module.EXTRAS, *(module.GPU_EXTRAS if device == "cuda" else ()), "compiled"):
         if name == "compiled" and not compiled:
-            row["compiled_reason"] = "not asked for (--no-compile)"
+            row["compiled_reason"] = "not asked for (--no-compile or --quick)"
             continue
         try:
             variants[name], numbers, first[name] = _made(module, name, data)
@@ -127,6 +132,7 @@ def _time(variants: dict, first: dict, device: str, repeats: int, options: dict,
         if name != "again":
             row |= {f"{name}_ms": t.median, f"{name}_q20_ms": t.q20, f"{name}_q80_ms": t.q80}
             row[f"{name}_first_ms"] = first[name]
+    row["times_ms"] = times["fast"].times
     row["speedup"] = row["eager_ms"] / row["fast_ms"]
     if row["compiled_ms"] is not None:
         row["speedup_over_compiled"] = row["compiled_ms"] / row["fast_ms"]
@@ -139,9 +145,9 @@ def _time(variants: dict, first: dict, device: str, repeats: int, options: dict,
     row |= {"noise": timing.noise(times["fast"], times["again"]), "rounds": times["fast"].rounds}
 
 
-def _memory(workload: str, case: str, device: str, dtype: torch.dtype, variants: dict, row: dict) -> None:
+def _memory(workload: str, case: str, device: str, dtype: torch.dtype, variants: dict, row: dict, here: bool) -> None:
     for name in ("eager", "fast"):
-        if device == "cuda":
+        if device == "cuda" or here:
             row[f"{name}_mb"], row["memory_method"] = memory.peak_mb(variants[name].step, device)
         else:
             row[f"{name}_mb"], row["memory_method"] = _child(workload, name, case, device, dtype)
