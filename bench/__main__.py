@@ -46,6 +46,7 @@ takes hours on a small CPU; --quick takes one small case of each.
 
 A run leaves its rows in one JSON file (pytest-benchmark's format, our numbers in extra_info) and appends a line for
 each version to <device>.csv beside it: bench/results in a checkout, else bench-results. Commit both to contribute.
+Files of --quick and --compare are in build, and --compare has no table.
 
 --compare REV builds another git revision of the checkout once (build/revisions), and times its ace_fast against the
 one here: the cases that the other options choose, in processes that run in turn, this revision twice. Ratios beyond
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     if a.threads:
         torch.set_num_threads(a.threads)
     devices = machine.devices() if a.device == "all" else [a.device or machine.devices()[-1]]
-    rows = suite.Rows(Path(a.json) if a.json else _file(devices[-1]), a.quick)
+    rows = suite.Rows(Path(a.json) if a.json else _file(devices[-1], a.quick or a.compare), a.quick)
     try:
         rows.file.parent.mkdir(parents=True, exist_ok=True)
         for device in devices:
@@ -122,10 +123,12 @@ def _check(parser: argparse.ArgumentParser, a: argparse.Namespace) -> None:
         parser.error("TRITON_INTERPRET=1 interprets the kernels that are to be timed; unset it")
 
 
-def _file(device: str) -> Path:
-    """Where a run's rows go: a new file of bench/results in a checkout, of bench-results elsewhere."""
+def _file(device: str, passing: bool) -> Path:
+    """Where a run's rows go: a new file of bench/results in a checkout, of build where they are `passing`, a look or a
+    comparison; of bench-results outside a checkout."""
     here = Path(__file__).resolve().parent
-    folder = here / "results" if (here.parent / "pyproject.toml").exists() else Path("bench-results")
+    folder = here.parent / "build" if passing else here / "results"
+    folder = folder if (here.parent / "pyproject.toml").exists() else Path("bench-results")
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return folder / f"{results.slug(machine.describe(device) | {'device': device})}-{stamp}.json"
 

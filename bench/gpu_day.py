@@ -1,12 +1,11 @@
 """One call on a machine with a GPU: build, tests on the device, one case of everything, then the cases in full.
 
 The parts run one after the other, the most valuable first, each in a process with a time limit, and each counts even if
-another fails. One folder has everything: results.json (a run file, bench/results.py, whose rows name their `part`) and
-parts.json (the machine, what became of the parts, the end of each log) are written anew every few seconds; logs.txt has
-the whole logs, <device>.csv a line for each version of each row.
+another fails. One folder has everything: results.json is a run file (bench/results.py), written anew every few seconds,
+whose rows name their `part` and which says besides what became of the parts and how each log ends; logs.txt has the
+whole logs, <device>.csv a line for each version of each row.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -97,14 +96,11 @@ def main(folder: Path, names: list[str] | None = None) -> int:
 
 
 def write(folder: Path, about: dict[str, object], found: dict[str, dict[str, object]], work: Path) -> None:
-    """results.json, parts.json and logs.txt of the parts so far; `work` has a .json and a .txt of each."""
+    """results.json and logs.txt of the parts so far; `work` has a .json and a .txt of each."""
     logs = {name: (work / f"{name}.txt").read_text(errors="replace") for name in found
             if (work / f"{name}.txt").exists()}
-    results.write(folder / "results.json", rows_of(work, found))
     ends = {name: log.splitlines()[-LOG_LINES:] for name, log in logs.items()}
-    part = folder / "parts.json.part"
-    part.write_text(json.dumps(about | {"parts": found, "logs": ends}, indent=1))
-    part.replace(folder / "parts.json")
+    results.write(folder / "results.json", rows_of(work, found), more={"machine": about, "parts": found, "logs": ends})
     (folder / "logs.txt").write_text("\n".join(f"==== {name}\n{log[-LOG_BYTES:]}" for name, log in logs.items()))
 
 

@@ -73,18 +73,19 @@ def _row(benchmark: dict[str, Any]) -> Row:
     return row
 
 
-def write(path: str | Path, rows: list[Row], when: str | None = None) -> None:
+def write(path: str | Path, rows: list[Row], when: str | None = None, more: dict[str, Any] | None = None) -> None:
     """Writes a run file as a whole, so that a reader never sees half of it.
 
     Args:
         path: of the file; its folder must exist.
         rows: flat rows; `times_ms`, the single times of our version, becomes pytest-benchmark's `stats.data` (s).
         when: ISO time of the run; default: that of the first row that has one, else now.
+        more: what else the file says about the run, beside its benchmarks.
     """
     path = Path(path)
     when = when or next((r["datetime"] for r in rows if r.get("datetime")), now())
     run = {"machine_info": _machine(rows), "commit_info": _commit(rows), "benchmarks": [_benchmark(r) for r in rows],
-           "datetime": when, "version": VERSION}
+           "datetime": when, "version": VERSION} | (more or {})
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(_finite(run), indent=1, allow_nan=False) + "\n")
     part.replace(path)

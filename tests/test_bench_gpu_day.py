@@ -39,11 +39,11 @@ def test_all_results_of_the_gpu_day_are_in_one_folder(tmp_path):
     results.write(work / "workloads.json", [{"workload": "toy", "case": "one", "fast_ms": 1.0}])
     parts = {"tests": {"status": 0}, "workloads": {"status": "running"}, "operators": {"status": "not run"}}
     gpu_day.write(folder, {"device_name": "none"}, parts, work)
-    assert sorted(p.name for p in folder.iterdir()) == ["logs.txt", "parts.json", "results.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["logs.txt", "results.json"]
     row = {"workload": "toy", "case": "one", "fast_ms": 1.0, "part": "workloads"}
     assert results.load(folder / "results.json") == gpu_day.rows_of(work, parts) == [row]
-    found = json.loads((folder / "parts.json").read_text())
-    assert found["parts"] == parts and found["device_name"] == "none"
+    found = json.loads((folder / "results.json").read_text())
+    assert found["parts"] == parts and found["machine"] == {"device_name": "none"}
     assert found["logs"] == {"tests": [str(i) for i in range(40, 100)]}
     assert (folder / "logs.txt").read_text().startswith("==== tests\n0\n1\n")
 

@@ -104,7 +104,7 @@ def test_nothing_inside_the_noise_is_called_faster_or_slower(speedup, noise, sai
 def test_a_run_leaves_a_file_and_a_line_for_each_version(tmp_path, monkeypatch, capsys, same_threads):
     """`python -m bench --quick` of one workload, without --json."""
     file = tmp_path / "run.json"
-    monkeypatch.setattr("bench.__main__._file", lambda device: file)
+    monkeypatch.setattr("bench.__main__._file", lambda device, passing: file)
     argv = ["--workload", "knn", "--quick", "--device", "cpu", "--threads", "1", "--repeats", "2"]
     assert main(argv) == main(argv) == 0
     row, = results.load(file)
@@ -118,9 +118,10 @@ def test_a_run_leaves_a_file_and_a_line_for_each_version(tmp_path, monkeypatch, 
 
 
 def test_the_file_of_a_run():
-    found = _file("cpu")
+    found = _file("cpu", False)
     assert found.parent == ROOT / "bench" / "results" and found.suffix == ".json"
     assert found.name.startswith(results.slug(machine.describe("cpu") | {"device": "cpu"}))
+    assert _file("cpu", True).parent == ROOT / "build"
     assert "ace-fast bench $(BENCH)" in (ROOT / "Makefile").read_text()
 
 
