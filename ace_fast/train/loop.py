@@ -20,6 +20,7 @@ from .checkpoint import all_finite, load_into, load_weights, save_weights
 from .evaluate import Evaluator, gammas_of, recalibrates
 from .options import Config
 from .progress import EpochProgress
+from .relaxing import depends_on_epochs, deployed, make_relaxation
 from .run import Run, build, check_device, use_threads
 from .tasks import find
 
@@ -98,10 +99,12 @@ def _resumed(task: str, config: Config, given: Mapping[str, Any]) -> Config:
                 f"train: {options.flag(name)} must be {config[name]} as in the run that is resumed, got {asked[name]}; "
                 "leave it out or start another run with another --out"
             )
-    if asked["epochs"] != config["epochs"] and config["lr_schedule"] != "constant":
+    timetables = [f"{config['lr_schedule']} schedule"] if config["lr_schedule"] != "constant" else []
+    timetables += [f"relaxation {config['relaxation']}"] if depends_on_epochs(config) else []
+    if asked["epochs"] != config["epochs"] and timetables:
         raise ValueError(
             f"train: --epochs must be {config['epochs']} as in the run that is resumed, got {asked['epochs']}: its "
-            f"{config['lr_schedule']} schedule depends on them; start another run with another --out"
+            f"{timetables[0]} depends on them; start another run with another --out"
         )
     return asked
 
@@ -123,8 +126,8 @@ class _Training:
         run.keep_facts(facts)
         torch.manual_seed(config["seed"])
         self.model = build(self.task, config, facts)
-        self.ace = _make_ace(self.model, config) if config["relaxed"] else None
-        weights = self.ace.primal_parameters() if self.ace else list(self.model.parameters())
+        self.relaxation = make_relaxation(self.model, config, config["epochs"] * len(self.batches))
+        weights = self.relaxation.primal_parameters() if self.relaxation else list(self.model.parameters())
         self.optimizer = _make_optimizer(weights, config)
         self.step, self.epoch = 0, 0  # done so far
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=config["device"])  # of this epoch's steps so far
@@ -144,8 +147,8 @@ class _Training:
             "seconds": self.seconds,
             "best": self.best,
         }
-        if self.ace:
-            state["ace"] = self.ace.state_dict()
+        if self.relaxation:
+            state["relaxation"] = self.relaxation.state_dict()
         if torch.device(self.config["device"]).type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.config["device"])
         return state
@@ -155,8 +158,8 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["batcher"])
         torch.set_rng_state(state["rng"])
-        if self.ace:
-            self.ace.load_state_dict(state["ace"])
+        if self.relaxation:
+            self.relaxation.load_state_dict(state["relaxation"])
         if "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self.config["device"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
@@ -200,18 +203,24 @@ class _Training:
             self._set_lr()
             loss = self.training.loss(self.model, batch)
             self.optimizer.zero_grad()
-            (loss + self.ace.penalty() if self.ace else loss).backward()
+            (loss + self._penalty(loss, batch)).backward()
             if self.config.get("clip"):
                 torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.config["clip"])
             self.optimizer.step()
-            if self.ace:
-                self.ace.step()
+            if self.relaxation:
+                self.relaxation.step()
             self.loss_sum += loss.detach()
             self.step += 1
             self.seconds = before + time.perf_counter() - start
             shown.step()
             if self.step % len(self.batches):
                 self._stop_if_asked()
+
+    def _penalty(self, loss: torch.Tensor, batch: Any) -> torch.Tensor | float:
+        """What the decider adds to the loss of a batch."""
+        if self.relaxation is None:
+            return 0.0
+        return self.relaxation.penalty(loss, lambda: self.training.loss(self.model, self.training.turned(batch)))
 
     def _finish_epoch(self) -> dict[str, Any]:
         """Measures, writes the metrics line and the checkpoint, and clears the sums of the epoch."""
@@ -221,12 +230,12 @@ class _Training:
         self.epoch += 1
         row: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "train_loss": mean}
         row["lr"] = self._lr(self.step - 1)
-        if self.ace:
-            row |= {name: getattr(self.ace, name).tolist() for name in ("gammas", "multipliers", "slacks")}
+        if self.relaxation:
+            row |= {name: value.tolist() for name, value in self.relaxation.metrics().items()}
         if self.epoch % self.config["eval_every"] == 0 or self.epoch == self.config["epochs"]:
             row |= self.evaluator.measure(self.model)
         row["seconds"] = round(self.seconds, 4)
-        before, self.best = self.best, self.task.BEST(self.best, row.get("valid_strict", self.best))
+        before, self.best = self.best, self.task.BEST(self.best, row.get(f"valid_{deployed(self.config)}", self.best))
         self.loss_sum.zero_()
         self.seconds = 0.0
         self.run.add_metrics(row)
@@ -240,10 +249,11 @@ class _Training:
         lr = self._lr(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.ace and self.config.get("gammas_follow"):
+        if isinstance(self.relaxation, ACE) and self.config.get("gammas_follow"):
             step = lr / self.config["lr"]
             slack = self.config["slack_lr"] or self.config["gamma_lr"]
-            self.ace.rule = self.ace.rule._replace(lr=step * self.config["gamma_lr"], slack_lr=step * slack)
+            rule = self.relaxation.rule
+            self.relaxation.rule = rule._replace(lr=step * self.config["gamma_lr"], slack_lr=step * slack)
 
     def _stop_if_asked(self) -> None:
         if not self.stop:
@@ -281,13 +291,6 @@ def _make_optimizer(weights: list[torch.nn.Parameter], config: Config) -> torch.
     if config.get("optimizer", "adam") == "adam":
         return torch.optim.Adam(weights, **settings)
     return torch.optim.SGD(weights, momentum=config["momentum"], **settings)
-
-
-def _make_ace(model: torch.nn.Module, config: Config) -> ACE:
-    same = ("dual_lr", "rho", "epsilon", "augmentation", "gamma_optimizer", "dual_optimizer", "dual_eps", "bound",
-            "bound_limit", "repo_resilient", "repo_scale", "repo_clamp", "backend")
-    settings = {name: config[name] for name in same}
-    return ACE(model, config["mode"], lr=config["gamma_lr"], slack_lr=config["slack_lr"] or None, **settings)
 
 
 @contextmanager

@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from ..relaxation import RELAXATIONS
+from ..relaxation.groups import GROUPS
+from ..relaxation.penalty import BALANCES
+from .relaxing import check_relaxation
+
 Config = dict[str, Any]
 
 
@@ -56,6 +61,19 @@ SYMMETRY: Options = {
     "repo_resilient": Option("symmetry", False, "the authors' SEGNN script's gradients in the resilient mode"),
     "repo_scale": Option("symmetry", False, "multipliers divided by their number in the gammas' gradients"),
     "repo_clamp": Option("symmetry", False, "multipliers kept >= 0 in the equality mode"),
+    "relaxation": Option("symmetry", "ace", "who decides how much symmetry stays: multipliers (ace), a timetable and a "
+                         "Lie-derivative penalty (schedule), priors (rpp), projections on groups (per), or turned data "
+                         "(remul); --gamma-init is the gates' value, for schedule the largest", tuple(RELAXATIONS)),
+    "lie": Option("symmetry", 0.01, "schedule: weight of the Lie-derivative penalty", least=0),
+    "branch_init": Option("symmetry", 1e-3, "schedule, rpp: factor on the branches' last map at the start", above=0),
+    "prior_branch": Option("symmetry", 1e-4, "rpp: precision of the branches' prior", least=0),
+    "prior_equivariant": Option("symmetry", 1e-6, "rpp: precision of the other weights' prior", least=0),
+    "groups": Option("symmetry", "O3,O2x,O2y,O2z", "per: the groups, among " + ", ".join(GROUPS)),
+    "strength": Option("symmetry", 1e-3, "per: strength of every group at the start", least=0),
+    "adjust": Option("symmetry", 0.25, "per: share of the steps after which the strengths are set; 0: never", least=0,
+                     most=0.999),
+    "beta": Option("symmetry", 1.0, "remul: weight of the loss on turned copies", above=0),
+    "balance": Option("symmetry", "constant", "remul: whether GradNorm sets the weights of both losses", BALANCES),
 }
 
 RUN: Options = {
@@ -116,6 +134,7 @@ def make_config(task: ModuleType, preset: str, given: Mapping[str, Any]) -> Conf
     for name, option in task.OPTIONS.items():
         config[name] = _checked(name, option, config[name])
     task.check(config)
+    check_relaxation(task, config)
     return config
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from .checkpoint import load_tree, load_weights, save_tree, save_weights, write_atomic
 from .options import Config, make_config
 from .predict import PredictorBase
+from .relaxing import deployed
 from .tasks import find
 
 FORMAT = 1  # of config.json and state.safetensors
@@ -273,7 +274,8 @@ def load(
     Args:
         run: the folder.
         checkpoint: "best" (by the strict model on validation data) or "last".
-        relaxed: whether the branches are on; None: on where the run was trained with mode resilient, otherwise off.
+        relaxed: whether the branches are on; None: on where the run was trained with mode resilient or by a decider
+            that keeps them (rpp, per, remul), otherwise off.
         device, backend: other than the run was trained with.
 
     Returns:
@@ -295,7 +297,7 @@ def load(
     config |= {name: value for name, value in (("device", device), ("backend", backend)) if value is not None}
     check_device(config)
     if relaxed is None:
-        relaxed = config["relaxed"] and config["mode"] == "resilient"
+        relaxed = deployed(config) == "relaxed" or config["relaxed"] and config["mode"] == "resilient"
     path = found.checkpoint(checkpoint)
     recalibrated = checkpoint == "best" and not relaxed and found.strict_path.exists()
     predictor = task.Predictor(config, about["facts"], build(task, config, about["facts"]))

@@ -7,12 +7,15 @@ A task module defines
     BEST                                  min or max: which value of its measure on validation data is the best
     CURVES                                whether a finished run's best checkpoint is measured once more, with curves
     EQUIVARIANCE                          what the equivariance error is, as the label of its axis
+    RELAXATIONS                           what --relaxation may be
     for_data(given)                       settings for `ace-fast data`
     load(config, split, quiet)            the data of "train", "valid" or "test"
     facts(data)                           what model and predictions need to know of the training data, as JSON
     build_model(config, facts)            with get_gammas(), set_equivariance(flag), relaxed and probe()
     Training(config, facts, data)         .batches (an iterable with len, state_dict and load_state_dict) and
-                                          .loss(model, batch); .inputs() where the config says `recalibrate`
+                                          .loss(model, batch); .inputs() where the config says `recalibrate`;
+                                          .turned(batch), each sample turned by its own random element of the group,
+                                          where RELAXATIONS has remul
     Evaluation(config, facts, valid, test)
                                           .fixed (what every measurement repeats), .probe(model), .measure(model)
                                           with the keys "valid", "test" and "equivariance"; .curves(model) where CURVES

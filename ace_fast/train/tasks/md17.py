@@ -31,6 +31,7 @@ DATA_HELP = "conformations of a molecule with energies and forces"
 BEST = min  # of the mean absolute error of forces on validation data
 CURVES = True
 EQUIVARIANCE = "||E(gx) - E(x)|| / ||E(x)||"
+RELAXATIONS = ("ace", "schedule", "rpp", "per")
 MEV = 1e3  # of an eV
 _CHUNK = 128  # conformations per forward
 _PROBE = 64  # conformations that the equivariance error and the branch ratios are measured on

@@ -31,6 +31,7 @@ DATA_HELP = "human motion of the CMU database"
 BEST = min  # of the mean squared error of the last frame on validation data
 CURVES = True
 EQUIVARIANCE = "||f(gx) - g f(x)|| / ||f(x)||, g in O(3), heights kept"
+RELAXATIONS = ("ace",)  # EGNO's branches have fixed norms, and its inputs a direction of gravity
 _PROBE = 50  # moments that the equivariance error and the branch ratios are measured on
 
 # The defaults are the preset "demo"; the other presets change them.

@@ -17,7 +17,7 @@ from ...data.pointclouds import ROTATIONS
 from ...data.shapefile import has_validation
 from ...report.chart import Bar, Bars, Chart, Lines, Series
 from .. import plots as draw
-from ..measure import SEED, random_o3
+from ..measure import SEED, draw_o3, random_o3
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
@@ -31,6 +31,7 @@ DATA_HELP = "labelled point clouds"
 BEST = max  # of the accuracy on validation data
 CURVES = True
 EQUIVARIANCE = "||f(gx) - f(x)|| / ||f(x)||"
+RELAXATIONS = ("ace", "schedule", "rpp", "per", "remul")
 DROPPED = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85)  # shares of points that the accuracy is measured at
 _CHUNK = 32  # clouds per forward
 _SHOWN = 10  # clouds whose classes a prediction prints
@@ -172,6 +173,11 @@ class Training:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         points, labels = batch
         return nn.functional.cross_entropy(_logits(model, points), labels, label_smoothing=self._smoothing)
+
+    def turned(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The batch with every cloud turned by its own random element of O(3)."""
+        points, labels = batch
+        return points @ draw_o3(len(points), points.dtype).to(points.device), labels
 
     def inputs(self) -> list[Tensor]:
         """The training clouds as the model takes them, [B, 3, N] each, with draws that are always the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from e3nn import o3
 from torch import Tensor, nn
 
 from ...data import Batch, Batcher, FlatDataset, NBodySettings, nbody
@@ -16,7 +18,7 @@ from ...graph import Graph, Segments, segments
 from ...models.segnn import SEGNN, nbody_graph
 from ...report.chart import Chart, Lines
 from .. import plots as draw
-from ..measure import SEED, random_o3
+from ..measure import SEED, draw_o3, random_o3, turn
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, flag
 from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
@@ -29,6 +31,7 @@ DATA_HELP = "charged N-body trajectories"
 BEST = min  # of the measure on validation data
 CURVES = False  # the last epoch says all
 EQUIVARIANCE = "||f(gx) - g f(x)|| / ||f(x)||"
+RELAXATIONS = ("ace", "schedule", "rpp", "per", "remul")
 
 # The defaults are the preset "demo"; the other presets change them.
 OPTIONS: Options = {
@@ -209,6 +212,18 @@ class Training:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return (self._forward(model, batch) - batch.target).square().mean()
+
+    def turned(self, batch: Batch) -> Batch:
+        """The batch with every graph turned by its own random element of O(3), attributes and target with it."""
+        elements = draw_o3(batch.num_graphs, batch.pos.dtype).to(batch.pos.device)  # [G, 3, 3]
+        of_node = elements[batch.batch]
+        vectors = torch.einsum("nij,nkj->nki", of_node, torch.stack([batch.pos, batch.target], 1))
+        arrays = {name: getattr(batch, name) for name in batch.names}
+        arrays |= {"pos": vectors[:, 0], "target": vectors[:, 1], "x": turn(batch.x, "2x1o + 1x0e", of_node)}
+        attributes = o3.Irreps.spherical_harmonics(math.isqrt(batch.node_attr.shape[1]) - 1)
+        arrays["node_attr"] = turn(batch.node_attr, attributes, of_node)
+        arrays["edge_attr"] = turn(batch.edge_attr, attributes, of_node[batch.edge_index[1]])
+        return Batch(arrays, batch.edge_index, batch.batch, batch.ptr, batch.structure_key, batch.symmetric)
 
 
 class Evaluation:

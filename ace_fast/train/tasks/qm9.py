@@ -30,6 +30,7 @@ DATA_HELP = "QM9's molecules and their edges"
 BEST = min  # of the mean absolute error on validation data
 CURVES = True
 EQUIVARIANCE = "||f(gx) - f(x)|| / ||f(x)||"
+RELAXATIONS = ("ace", "schedule", "rpp", "per")
 _CHUNK = 256  # molecules per forward
 _PROBE = 64  # molecules that the equivariance error and the branch ratios are measured on
 _TOGETHER = 4_096  # training molecules whose attributes are held at a time to measure them

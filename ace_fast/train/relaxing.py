@@ -1,0 +1,81 @@
+"""Who decides how much symmetry a run keeps: its settings, checks before any time is spent, the decider itself."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .. import relaxation
+from ..relaxation.family import KEPT, TIMED
+from ..relaxation.groups import check_groups
+
+if TYPE_CHECKING:
+    from .options import Config
+
+# ACE's settings of the same name.
+_ACE = ("dual_lr", "rho", "epsilon", "augmentation", "gamma_optimizer", "dual_optimizer", "dual_eps", "bound",
+        "bound_limit", "repo_resilient", "repo_scale", "repo_clamp", "backend")
+
+
+def check_relaxation(task: ModuleType, config: Config) -> None:
+    """Raises ValueError where the decider cannot work on this task, or another setting contradicts it."""
+    name = config["relaxation"]
+    if not config["relaxed"] or name == "ace":
+        return
+    if config["mode"] != "equality":
+        raise ValueError(f"train: --mode must be equality with --relaxation {name}, got {config['mode']}; only ace has "
+                         "slacks")
+    if config.get("gammas") == "nn":
+        raise ValueError(f"train: --gammas must be numbers with --relaxation {name}, got nn; only ace constrains gates "
+                         "that networks compute")
+    if name not in task.RELAXATIONS:
+        raise ValueError(f"train: --relaxation must be one of {', '.join(task.RELAXATIONS)} for "
+                         f"{task.__name__.rpartition('.')[2]}, got {name}")
+    if name == "schedule" and config["lie"] and config.get("legacy_view"):
+        raise ValueError(f"train: --lie must be 0 with --legacy-view, got {config['lie']}; leave one of the two out")
+    check_groups(groups_of(config), "train")
+
+
+def groups_of(config: Config) -> tuple[str, ...]:
+    return tuple(text.strip() for text in config["groups"].split(",") if text.strip())
+
+
+def depends_on_epochs(config: Config) -> bool:
+    """Whether the decider has a timetable."""
+    return config["relaxed"] and config["relaxation"] in TIMED
+
+
+def deployed(config: Config) -> str:
+    """The model that a run is about, whose validation measure chooses the best checkpoint: "strict" or "relaxed"."""
+    return "relaxed" if config["relaxed"] and config["relaxation"] in KEPT else "strict"
+
+
+def make_relaxation(model: nn.Module, config: Config, steps: int) -> relaxation.Relaxation | None:
+    """The decider of a config; None for a strict model.
+
+    Args:
+        steps: of the whole training.
+
+    Raises:
+        ValueError: the model cannot take it.
+    """
+    if not config["relaxed"]:
+        return None
+    name = config["relaxation"]
+    gamma = config["gamma_init"]
+    if name == "ace":
+        options = {key: config[key] for key in _ACE}
+        options |= {"mode": config["mode"], "lr": config["gamma_lr"], "slack_lr": config["slack_lr"] or None}
+    elif name == "schedule":
+        options = {"steps": steps, "lie": config["lie"], "peak": gamma, "initial": config["branch_init"]}
+    elif name == "rpp":
+        options = {"branch": config["prior_branch"], "equivariant": config["prior_equivariant"],
+                   "initial": config["branch_init"], "gamma": gamma}
+    elif name == "per":
+        options = {"steps": steps, "groups": groups_of(config), "strength": config["strength"],
+                   "adjust": config["adjust"], "gamma": gamma}
+    else:
+        options = {"beta": config["beta"], "balance": config["balance"], "gamma": gamma}
+    return relaxation.make(name, model, **options)

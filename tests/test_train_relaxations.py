@@ -1,0 +1,79 @@
+"""--relaxation: every decider in a run, resumed as if never stopped; the batches of remul; what a task cannot take."""
+
+import pytest
+import torch
+from run_checks import interrupt_at, numbers
+from test_train import TINY
+
+from ace_fast.train import load, train
+from ace_fast.train.measure import draw_o3
+from ace_fast.train.options import DEFAULT_PRESET, make_config
+from ace_fast.train.run import build
+from ace_fast.train.tasks import find
+
+NAMES = ("schedule", "rpp", "per", "remul")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    before = torch.get_num_threads()
+    yield TINY | {"data": str(tmp_path_factory.mktemp("data")), "epochs": 2, "eval_every": 1,
+                   "lr_schedule": "constant"}
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_resumed_as_if_it_was_never_stopped(name, given, tmp_path, monkeypatch, no_plots):
+    given = given | {"relaxation": name} | ({"balance": "gradnorm"} if name == "remul" else {})
+    whole = train(tmp_path / "whole", **given)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6)
+        with pytest.raises(KeyboardInterrupt, match="stopped after 6 steps"):
+            train(tmp_path / "run", **given)
+    again = train(tmp_path / "run", resume=True)
+    assert numbers(again) == numbers(whole)
+    rows = whole.metrics()
+    logged = {"schedule": "lie", "rpp": "norms", "per": "strengths", "remul": "losses"}[name]
+    assert logged in rows[0] and "multipliers" not in rows[0] and len(rows[0]["gammas"]) == 2
+    assert rows[-1]["gammas"] == ([0.0, 0.0] if name == "schedule" else [1.0, 1.0])
+    assert load(whole.folder).relaxed == (name != "schedule")
+    if name in ("schedule", "per"):
+        with pytest.raises(ValueError, match=f"--epochs must be 2 .*relaxation {name} depends on them"):
+            train(tmp_path / "run", resume=True, epochs=5)
+
+
+@pytest.mark.parametrize("task", ["nbody", "modelnet"])
+def test_the_strict_model_has_the_same_loss_on_turned_batches(task, given):
+    small = {"lmax_attr": 2} if task == "nbody" else {"train_per_class": 1, "num_points": 24, "n_knn": 4}
+    shared = {name: given[name] for name in given if name in find(task).OPTIONS and name != "data"}
+    data = {"data": given["data"]} if task == "nbody" else {}
+    found = find(task)
+    config = make_config(found, DEFAULT_PRESET, shared | data | small | {"dtype": "float64", "relaxed": False})
+    train_data = found.load(config, "train")
+    facts = found.facts(train_data)
+    training = found.Training(config, facts, train_data)
+    model = build(found, config, facts).eval()
+    batch = next(iter(training.batches))
+    turned = training.turned(batch)
+    before, after = training.loss(model, batch), training.loss(model, turned)
+    assert torch.allclose(before, after, rtol=1e-6)  # the degree-2 attributes turn by e3nn's eight digits
+    first = lambda b: b[0] if isinstance(b, tuple) else b.pos  # noqa: E731
+    assert not torch.allclose(first(batch), first(turned))
+    elements = draw_o3(400, torch.float64)
+    assert (elements @ elements.mT - torch.eye(3)).abs().max() < 1e-12
+    assert 150 < (torch.linalg.det(elements) > 0).sum() < 250 and elements.mean(0).abs().max() < 0.15
+
+
+@pytest.mark.parametrize(("task", "options", "message"), [
+    ("mocap", {"relaxation": "rpp"}, "--relaxation must be one of ace for mocap, got rpp"),
+    ("qm9", {"relaxation": "remul"}, "--relaxation must be one of ace, schedule, rpp, per for qm9, got remul"),
+    ("modelnet", {"relaxation": "schedule", "legacy_view": True}, "--lie must be 0 with --legacy-view, got 0.01"),
+    ("nbody", {"relaxation": "rpp", "mode": "resilient"}, "--mode must be equality with --relaxation rpp"),
+    ("qm9", {"model": "schnet", "relaxation": "per", "gammas": "nn"}, "--gammas must be numbers with --relaxation per"),
+    ("nbody", {"relaxation": "rppp"}, "--relaxation must be one of ace, schedule, rpp, per, remul, got 'rppp'"),
+    ("nbody", {"relaxation": "per", "groups": "O3,O9"}, "train: groups must be different ones of .*, got O3, O9"),
+])
+def test_what_a_task_cannot_take_is_said_before_any_work(task, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", task=task, **options)
+    assert not (tmp_path / "run").exists()
