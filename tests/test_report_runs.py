@@ -5,21 +5,26 @@ import pytest
 from ace_fast.train import cli
 from ace_fast.train.options import make_config
 from ace_fast.train.run import Run
-from ace_fast.train.tasks import nbody
+from ace_fast.train.tasks import TASKS
+
+
+def written(folder, task="nbody", gates=(0.5, -0.1), test=0.25, **given):
+    """Two epochs of a task, the second one measured."""
+    found = Run(folder)
+    found.create(task, "demo", make_config(TASKS[task], "demo", {"batch_size": 10} | given))
+    ace = {"gammas": list(gates), "multipliers": [0.1, 0.2], "slacks": [0.0, 0.0]} if gates else {}
+    found.add_metrics({"epoch": 1, "step": 4, "train_loss": 0.5, "lr": 1e-3, "seconds": 2.0} | ace)
+    measured = {f"{what}_{mode}": value for what, value in (("valid", 0.2), ("test", test), ("equivariance", 1e-3))
+                for mode in (("strict", "relaxed") if gates else ("strict",))}
+    branches = {"branch_ratios": [0.01, 0.02], "equivariance_bound": 0.1} if gates else {}
+    found.add_metrics({"epoch": 2, "step": 8, "train_loss": 0.3, "lr": 1e-3, "seconds": 1.0, "baseline": 0.4}
+                      | ace | measured | branches)
+    return found
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Two epochs of nbody, the second one measured."""
-    found = Run(tmp_path / "run")
-    found.create("nbody", "demo", make_config(nbody, "demo", {"batch_size": 10}))
-    gates = {"gammas": [0.5, -0.1], "multipliers": [0.1, 0.2], "slacks": [0.0, 0.0]}
-    found.add_metrics({"epoch": 1, "step": 4, "train_loss": 0.5, "lr": 1e-3, "seconds": 2.0} | gates)
-    measured = {f"{what}_{mode}": value for what, value in (("valid", 0.2), ("test", 0.25), ("equivariance", 1e-3))
-                for mode in ("strict", "relaxed")}
-    found.add_metrics({"epoch": 2, "step": 8, "train_loss": 0.3, "lr": 1e-3, "seconds": 1.0, "baseline": 0.4,
-                       "branch_ratios": [0.01, 0.02], "equivariance_bound": 0.1} | gates | measured)
-    return found
+    return written(tmp_path / "run")
 
 
 def test_a_run_has_a_page_with_its_curves(run, tmp_path, capsys):
@@ -34,16 +39,33 @@ def test_a_run_has_a_page_with_its_curves(run, tmp_path, capsys):
     assert (tmp_path / "other.html").read_text() == page and (tmp_path / "other.png").exists()
 
 
+def test_runs_are_compared_over_their_seeds(tmp_path, capsys):
+    for seed, test in ((1, 0.2), (2, 0.3)):
+        written(tmp_path / "runs" / f"ace{seed}", test=test, seed=seed)
+    strict = written(tmp_path / "runs" / "strict", gates=None, relaxed=False, test=0.4)
+    (strict.folder / "report.html").write_text("its own page")
+    assert cli.main(["report", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out.split()[1] == str(tmp_path / "runs" / "report.html")
+    page = (tmp_path / "runs" / "report.html").read_text()
+    assert "3 runs of 2 kinds: ace, strict" in page and "ace: 0.250; 2 runs, 0.200 to 0.300" in page
+    assert "± 0.071 over 2 seeds" in page and '<a href="strict/report.html">strict</a>' in page
+    for title in ("Test: strict model", "Equivariance error", "Time of a training step", "Accuracy against symmetry",
+                  "Validation"):
+        assert f"<h3>{title}</h3>" in page
+    assert "ace: 375 ms; 2 runs, 375 ms to 375 ms" in page  # the median of 500 and 250
+
+
 def test_folders_that_are_no_runs_are_named(run, tmp_path, capsys):
     def said(*arguments):
         assert cli.main(["report", *map(str, arguments)]) == 2
         return " ".join(capsys.readouterr().err.split())
 
-    assert "must be a run or hold .json files of results, got a folder without" in said(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "must be a run or hold .json files of results, got a folder without" in said(tmp_path / "empty")
     (tmp_path / "rows.json").write_text("[]")
     assert "must be runs alone or benchmarks alone, got the run" in said(run.folder, tmp_path / "rows.json")
-    again = said(run.folder, run.folder, "--out", tmp_path / "page.html")
-    assert "--out must be left out with several runs" in again
+    other = written(tmp_path / "modelnet", "modelnet", None, relaxed=False)
+    assert "must be of one task, got nbody, modelnet; report them apart" in said(run.folder, other.folder)
     (run.folder / "metrics.jsonl").write_text("")
     assert "must be a run with at least one epoch, got one without" in said(run.folder)
     (run.folder / "metrics.jsonl").write_text('{"epoch": 1}\n{broken\n{"epoch": 3}\n')

@@ -142,6 +142,7 @@ def legend(chart: Chart) -> str:
         entries = [(name, colour, "") for name, colour in chart.legend]
     else:
         entries = [(s.name, s.colour, f"stroke{' dashed' * s.dash}" if s.line else "") for s in chart.series if s.name]
+    entries = list(dict.fromkeys(entries))  # curves of several seeds share a name
     if len(entries) < 2:
         return ""
     items = "".join(f'<li><i class="{colour} {kind}"></i>{escape(name)}</li>' for name, colour, kind in entries)

@@ -80,7 +80,8 @@ def _lines(axes: Any, chart: Lines) -> None:
         colour = COLOURS[s.colour]
         marker = "" if s.line and not s.marks and len(points) > 1 else _MARKERS[number % 4] if not s.line else "o"
         axes.plot(x, y, color=colour, linestyle=("--" if s.dash else "-") if s.line else "", marker=marker,
-                  markersize=4, markerfacecolor=colour if s.fill else "white", label=s.name, linewidth=1.5)
+                  markersize=4, markerfacecolor=colour if s.fill else "white", linewidth=1.5,
+                  label=s.name if s.name not in {line.get_label() for line in axes.get_lines()} else None)
     if chart.log_x and any(s.points for s in chart.series):
         axes.set_xscale("log")
     if chart.log_y and any(s.points for s in chart.series):
@@ -89,7 +90,7 @@ def _lines(axes: Any, chart: Lines) -> None:
         axes.set_ylim(*chart.range_y)
     for name, value in chart.rules:
         axes.axhline(value, color=_SOFT, linestyle=":", linewidth=1, label=name)
-    if 1 < len(axes.get_lines()) <= PALETTE:
+    if 1 < len(axes.get_legend_handles_labels()[1]) <= PALETTE:
         axes.legend(fontsize=7.5, frameon=False)
 
 

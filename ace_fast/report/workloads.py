@@ -132,8 +132,8 @@ def card(row: Row, key: str) -> str:
 
 
 def sizes(row: Row) -> str:
-    found = [f"{row[name]:,} {name}" for name in _SIZES if isinstance(row.get(name), int)]
-    found = [words for words in found if "samples" not in words] or found
+    known = [name for name in _SIZES if isinstance(row.get(name), int)]
+    found = [f"{row[name]:,} {name}" for name in known if name != "samples" or "molecules" not in known]
     return ", ".join([*found, *(str(row[name]) for name in ("source",) if row.get(name))])
 
 

@@ -78,10 +78,10 @@ def _parser() -> _Parser:
 
     report = commands.add_parser("report", help="a page and a picture of benchmark results, or of runs")
     report.add_argument("results", type=Path, nargs="*", metavar="RESULTS",
-                        help="JSON files of the benchmarks and folders of them, or run folders (default: the results "
-                             "committed in this checkout)")
+                        help="JSON files of the benchmarks and folders of them (default: the results committed in this "
+                             "checkout); or a run folder; or several runs, or a folder of them, to compare")
     report.add_argument("--out", type=Path, help="page to write, .html; the .png lies beside it (default: "
-                                                 "ace-fast-report.html, or report.html in the run folder)")
+                                                 "ace-fast-report.html, or report.html in the folder of the runs)")
     report.add_argument("--readme", action="store_true",
                         help="in a checkout: write the table and the figure of README.md from bench/results")
     report.set_defaults(run=_report)

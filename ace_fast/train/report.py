@@ -11,10 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..report import page, png, units
+from ..report import page, save, units
 from ..report.chart import Chart
 from . import plots
-from .checkpoint import write_atomic
 from .plots import Rows
 from .run import Run
 
@@ -33,10 +32,7 @@ def write(run: Run, result: dict[str, Any] | None = None, out: Path | None = Non
     result = run.evaluation() | (result or {})
     charts = _charts(run, rows, result)
     title = f"{run.task().TITLE}: {run.folder.name}"
-    files = [out, out.with_suffix(".png")]
-    write_atomic(files[1], png.picture(title, charts), "report")
-    write_atomic(out, _page(run, rows, result, title, charts), "report")
-    return files
+    return save(out, _page(run, rows, result, title, charts), title, charts)
 
 
 def _charts(run: Run, rows: Rows, result: dict[str, Any]) -> list[Chart]:
