@@ -34,7 +34,9 @@ def ready(workload, case: str, device: str):
     return model, lambda call: task.loss(call(data.graph), data.graph, data.target)
 
 
-@pytest.mark.parametrize("options", [{}, {"bound": "spectral", "augmentation": 1.0}, {"mode": "resilient"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"bound": "spectral", "augmentation": 1.0}, {"mode": "resilient"},
+                                     {"snap": True, "groups": {"layers.0.*": {"mode": "resilient"}}, "warmup": 9}],
+                         ids=str)
 @pytest.mark.parametrize("workload", [nbody_segnn, qm9_segnn], ids=lambda w: w.__name__)
 def test_a_step_waits_for_nothing(workload, options):
     model, loss_of = ready(workload, "batch2", "cpu")
@@ -53,7 +55,7 @@ def test_waiting_is_noticed():
 
 
 @needs_gpu
-@pytest.mark.parametrize("options", [{}, {"gamma_optimizer": "adam", "bound": "spectral"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"gamma_optimizer": "adam", "bound": "spectral"}, {"snap": True}], ids=str)
 @pytest.mark.parametrize("workload", [nbody_segnn, qm9_segnn], ids=lambda w: w.__name__)
 def test_a_captured_step_is_an_eager_one(workload, options):
     """After the same number of steps: parameters, gammas, multipliers."""

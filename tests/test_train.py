@@ -41,7 +41,7 @@ def finished(settings, tmp_path_factory):
 def test_a_run_folder_holds_settings_metrics_checkpoints_and_plots(finished):
     assert {path.name for path in finished.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "weights.safetensors", "best.safetensors", "state.safetensors", "report.png",
-        "report.html",
+        "report.html", "diagnosis.json",
     }
     about = finished.about()
     assert about["preset"] == "demo" and set(about["config"]) == set(nbody.OPTIONS)
@@ -54,7 +54,31 @@ def test_a_run_folder_holds_settings_metrics_checkpoints_and_plots(finished):
     assert always | measured | {"branch_ratios"} <= set(rows[1]) and measured <= set(rows[2])
     assert all(len(rows[2][key]) == 2 for key in ("gammas", "multipliers", "slacks", "branch_ratios"))
     page = (finished.folder / "report.html").read_text()
-    assert page.count("<svg") == 6 and f"{rows[2]['test_strict']:.5f}" in page
+    assert page.count("<svg") == 8 and f"{rows[2]['test_strict']:.5f}" in page
+
+
+def test_an_evaluation_says_what_the_gates_found(finished):
+    found, row = finished.diagnosis(), finished.metrics()[-1]
+    assert [gate["name"] for gate in found["gates"]] == ["layers.0.gammas.0", "layers.0.gammas.1"]
+    assert found["step"] == 12 and found["error"] == row["equivariance_relaxed"] < found["bound"]
+    assert row["verdicts"] == ["undecided"] * 2 and row["snapped"] == [False] * 2
+    assert row["equivariance_bound"] == found["bound"] and row["truncation"] == found["truncation"]
+    assert all(len(row[key]) == 2 for key in ("equivariant_shares", "amplifications", "branch_ratios"))
+    assert "2 undecided; 0 switched off" in (finished.folder / "report.html").read_text()
+
+
+def test_branches_are_switched_off_in_training_and_stay_off_when_resumed(settings, tmp_path):
+    options = settings | {"lr_schedule": "constant", "snap": True, "tolerance": 1e9, "gate_patience": 2, "epochs": 2,
+                          "look_every": 1, "eval_every": 1, "gamma_groups": "*.0: mode=resilient rho=2",
+                          "dual_warmup": 5}
+    whole = train(tmp_path / "whole", **options)
+    row = whole.metrics()[-1]
+    assert row["verdicts"] == ["symmetric"] * 2 and row["equivariance_relaxed"] == row["equivariance_strict"]
+    assert row["gammas"][1] == row["branch_ratios"][1] == 0 and row["snapped"][1] and row["truncation"] < 1e-3
+    train(tmp_path / "part", **options | {"epochs": 1})
+    train(tmp_path / "part", resume=True, epochs=2)
+    for one, other in zip(whole.metrics(), Run(tmp_path / "part").metrics(), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
 def test_training_learns_and_the_strict_model_is_equivariant(finished):

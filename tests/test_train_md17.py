@@ -51,7 +51,7 @@ def prepared(config, facts=None):
 def test_a_run_folder_holds_errors_of_energies_and_forces(finished):
     assert {path.name for path in finished.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "weights.safetensors", "best.safetensors", "state.safetensors",
-        "evaluation.json", "report.png", "report.html",
+        "evaluation.json", "diagnosis.json", "report.png", "report.html",
     }
     about = finished.about()
     assert about["task"] == "md17" and set(about["config"]) == set(md17.OPTIONS)
@@ -69,7 +69,7 @@ def test_a_run_folder_holds_errors_of_energies_and_forces(finished):
     assert {len(x) for x in found["parity_strict"]["energy"].values()} == {10}
     assert {len(x) for x in found["parity_relaxed"]["forces"].values()} == {180}
     page = (finished.folder / "report.html").read_text()
-    assert page.count("<svg") == 10 and "MD17 (methanol.npz): CH4O; trained on 24 conformations" in page
+    assert page.count("<svg") == 12 and "MD17 (methanol.npz): CH4O; trained on 24 conformations" in page
     assert f"forces {found['test_strict']:.4g} meV/Å" in page and "error of the training mean and no forces" in page
     assert evaluate_run(finished.folder) == found
 

@@ -47,7 +47,7 @@ def moments(data, split):
 def test_a_run_folder_holds_errors_frames_and_what_the_data_are(finished):
     assert {path.name for path in finished.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "weights.safetensors", "best.safetensors", "state.safetensors",
-        "evaluation.json", "report.png", "report.html",
+        "evaluation.json", "diagnosis.json", "report.png", "report.html",
     }
     about = finished.about()
     assert about["task"] == "mocap" and set(about["config"]) == set(mocap.OPTIONS)
@@ -68,7 +68,7 @@ def test_a_run_folder_holds_errors_frames_and_what_the_data_are(finished):
         assert found[f"by_frame_{mode}"][-1] == found[f"test_{mode}"] and len(found[f"by_frame_{mode}"]) == 3
         assert np.mean(found[f"by_frame_{mode}"]) == pytest.approx(found[f"test_average_{mode}"])
     page = (finished.folder / "report.html").read_text()
-    assert page.count("<svg") == 8 and "trained on 24 moments; 1 unit is 5.644 cm" in page
+    assert page.count("<svg") == 10 and "trained on 24 moments; 1 unit is 5.644 cm" in page
     assert f"{found['test_strict']:.5g}, mean over frames" in page and "+2, +3, +4" in page
     assert evaluate_run(finished.folder) == found
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 def test_a_run_folder_holds_accuracies_curves_and_what_the_data_are(modelnet_run):
     assert {path.name for path in modelnet_run.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "weights.safetensors", "best.safetensors", "state.safetensors",
-        "evaluation.json", "report.png", "report.html",
+        "evaluation.json", "diagnosis.json", "report.png", "report.html",
     }
     about = modelnet_run.about()
     assert about["task"] == "modelnet" and set(about["config"]) == set(modelnet.OPTIONS)
@@ -37,7 +37,7 @@ def test_a_run_folder_holds_accuracies_curves_and_what_the_data_are(modelnet_run
     assert row["step"] == 6 and len(row["branch_ratios"]) == 1
     assert row["equivariance_strict"] < 1e-5 < 1e-3 < row["equivariance_relaxed"]
     page = (modelnet_run.folder / "report.html").read_text()
-    assert page.count("<svg") == 9 and "generated solids (not ModelNet)" in page
+    assert page.count("<svg") == 10 and "generated solids (not ModelNet)" in page
     assert "test accuracy, by share of points dropped, strict model" in page
 
 

@@ -40,7 +40,7 @@ def finished(data, own_cache, tmp_path_factory):
 def test_a_run_folder_holds_errors_parity_and_what_the_data_are(finished):
     assert {path.name for path in finished.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "weights.safetensors", "best.safetensors", "state.safetensors",
-        "evaluation.json", "report.png", "report.html",
+        "evaluation.json", "diagnosis.json", "report.png", "report.html",
     }
     about = finished.about()
     assert about["task"] == "qm9" and set(about["config"]) == set(qm9.OPTIONS)
@@ -57,7 +57,7 @@ def test_a_run_folder_holds_errors_parity_and_what_the_data_are(finished):
     best = min(rows, key=lambda row: row["valid_strict"])
     assert found["epoch"] == best["epoch"] and found["test_strict"] == best["test_strict"]
     page = (finished.folder / "report.html").read_text()
-    assert page.count("<svg") == 8 and "few (.npz); trained on 45 molecules" in page
+    assert page.count("<svg") == 10 and "few (.npz); trained on 45 molecules" in page
     assert f"{found['test_strict']:.5g} meV" in page and "gap, lumo - homo (eV)" in page
     assert evaluate_run(finished.folder) == found
 

@@ -131,6 +131,34 @@ def check_data_parallel(rank):
     close(ace.multipliers, torch.tensor([0.3, 0.4]) + 0.5 * ace.gammas)
 
 
+def check_switched_branches(rank):
+    """Branches switched off under DistributedDataParallel: no parameter is missed, all decide and stay alike."""
+    torch.manual_seed(0)
+    net = SchNet(8, 6, 2, 7, 3.0, relaxed=True)
+    model, (z, pos, batch) = DistributedDataParallel(net), molecules()
+    own = mine(z, rank, 6), mine(pos, rank, 6), batch[:6]
+    with torch.no_grad(), net.probe() as ratios:
+        net(*own)
+    sums, own_ratios = total(torch.stack(ratios)), torch.stack(ratios)
+    tolerance = 1.0001 * sums.max().item() / 2
+    # alone the two processes would decide differently
+    assert ((own_ratios - tolerance) * (sums - own_ratios - tolerance) < 0).any()
+    ace = ACE(net, "resilient", lr=0.0, dual_lr=0.0, groups={"gammas.0": {"mode": "equality"}}, snap=True,
+              tolerance=tolerance, patience=2, look_every=2)
+    optimizer = torch.optim.Adam(ace.primal_parameters(), lr=0.0)
+    said = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        model(*own).square().sum().backward()
+        optimizer.step()
+        said.append(ace.step())
+    # off at the third step; the resilient one is tried at the fifth, where the loss pulls and lambda is 0
+    assert said == [False, False, True, False, True, False, False, False] and ace.snapped == [True, False]
+    assert net.snapped == (True, False) and all(p.grad is not None for p in net.parameters() if p.dim())
+    history = torch.tensor([row for _, *rows in ace._watch.history for row in rows]).nan_to_num()
+    close(total(history), 2 * history)
+
+
 def main(rank, store):
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -142,6 +170,7 @@ def main(rank, store):
     check_norms_of_one_process(rank)
     check_schnet(rank)
     check_data_parallel(rank)
+    check_switched_branches(rank)
     dist.destroy_process_group()
 
 

@@ -1,19 +1,21 @@
 """Adaptive constrained equivariance: the owner of a model's gammas, and of the multipliers that drive them to zero."""
 
-import gc
-import warnings
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..kernels.dual_update import ROWS, Rule, dual_update
+from ..kernels.dual_update import ROWS, Rule, dual_step
 from ..kernels.dual_update.op import check_rule
 from ..kernels.dual_update.reference import gradients
 from .bounds import KINDS, Bound, branch_weights
+from .diagnose import diagnose, evaluating, runner
 from .gammas import check_free, find_gammas, flat, live, one_of, same_keys, shaped
 from .gate_networks import find_networks
+from .guard import Guard
+from .rules import MODES, STEPS, Groups, Rules, check_counts
+from .watch import Watch
 
 PRESETS = {
     # the N-body step sizes of the published runs; an undamped oscillator of frequency sqrt(lr * dual_lr) a step
@@ -21,8 +23,6 @@ PRESETS = {
     # gammas settle, branches stay bounded: strict and relaxed error end together
     "damped": {"lr": 5e-3, "dual_lr": 5e-3, "augmentation": 1.0, "bound": "spectral"},
 }
-IDLE = 10  # steps in a row without any gradient after which `step` asks whether they were cleared too early
-SCAN_EVERY = 64  # a scan takes milliseconds: somebody who writes the gammas at each step must not pay for it each time
 
 
 class ACE:
@@ -42,6 +42,9 @@ class ACE:
             loss_of(model(x), y).backward()  # the task's loss alone: the terms in lambda are added here
             optimizer.step()
             ace.step()
+
+    With snap=True a branch without effect is switched off, and a step costs what the strict model's costs; what the
+    gates say about the data is `diagnose`. docs/relaxation.md explains both, and every option.
 
     `step` reads the gammas' gradients and clears them. A gamma without a gradient (its branch was off), or with one
     that is NaN or infinite, sits the step out with its multiplier and slack, and `metrics()["skipped"]` counts it, on
@@ -72,9 +75,17 @@ class ACE:
             epsilon > 0 it is mode="resilient", slack_lr=0 and `ace.slacks = ace.multipliers` at each epoch's start.
         bound: "none", "spectral" or "frobenius": projects the branches' weight matrices onto norm <= bound_limit after
             every `bound_every`-th step, see `Bound`. Without it the branches grow as gamma shrinks.
+        groups: {pattern of names: {"mode": ..., "epsilon": ...}}: gammas with their own mode, lr, dual_lr, slack_lr,
+            rho, epsilon, augmentation, gamma_optimizer or dual_optimizer; a shell's patterns, the first that fits.
+        warmup: steps over which dual_lr and augmentation rise from 0, so that the constraints come in slowly.
+        snap: switches a branch off, at gamma = 0, once |gamma| ||f_neq(x)|| / ||f_eq(x)|| has stayed below `tolerance`
+            for `patience` steps. Where the constraint is resilient, or a band, it comes back when the loss pulls harder
+            at gamma than lambda holds it.
+        tolerance, patience: of that, and of the verdicts of `diagnose`.
+        look_every: steps from one measurement of the ratios to the next; each waits for the device once.
         gammas, branches: the parameters themselves, where the model's are not found by name. Gammas of any shape.
         optimizer: the optimiser of the other parameters; checked now and at its first step.
-        backend: of `dual_update`, one call for all gammas.
+        backend: of `dual_update`; a step is one operator call for all gammas, and one for the projection.
 
     Attributes:
         names: the gammas' parameter names. rule: the numbers; a schedule assigns `ace.rule._replace(lr=...)`.
@@ -91,23 +102,23 @@ class ACE:
                  gamma_optimizer: str = "sgd", dual_optimizer: str = "sgd", betas: tuple[float, float] = (0.9, 0.999),
                  eps: float = 1e-8, dual_eps: float = 1e-8, repo_resilient: bool = False, repo_scale: bool = False,
                  repo_clamp: bool = False, bound: str = "none", bound_limit: float = 1.0, bound_every: int = 1,
-                 gammas: Iterable[nn.Parameter] | None = None, branches: Iterable[Tensor] | None = None,
-                 optimizer: Optimizer | None = None, backend: str = "auto"):
-        one_of("mode", mode, ("equality", "resilient"))
-        one_of("gamma_optimizer", gamma_optimizer, ("sgd", "adam"))
-        one_of("dual_optimizer", dual_optimizer, ("sgd", "adam"))
-        one_of("bound", bound, KINDS)
+                 groups: Groups | None = None, warmup: int = 0, snap: bool = False, tolerance: float = 1e-2,
+                 patience: int = 500, look_every: int = 20, gammas: Iterable[nn.Parameter] | None = None,
+                 branches: Iterable[Tensor] | None = None, optimizer: Optimizer | None = None, backend: str = "auto"):
+        for name, word, allowed in (("mode", mode, MODES), ("gamma_optimizer", gamma_optimizer, STEPS),
+                                    ("dual_optimizer", dual_optimizer, STEPS), ("bound", bound, KINDS)):
+            one_of(name, word, allowed)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"ACE: betas must be two numbers (beta1, beta2), got {betas!r}; the default is "
                              "(0.9, 0.999)")
-        if not isinstance(bound_every, int) or bound_every < 1:
-            raise ValueError(f"ACE: bound_every must be a positive number of steps, got {bound_every!r}")
-        self.rule = Rule(mode == "resilient", gamma_optimizer == "adam", dual_optimizer == "adam", repo_resilient,
-                         repo_scale, repo_clamp, lr, dual_lr, lr if slack_lr is None else slack_lr, rho, epsilon,
-                         augmentation, *betas, eps, dual_eps)
-        check_rule(self.rule, "ACE")
-        self.backend, self.steps, self.bound_every = backend, 0, bound_every
-        self._model = model
+        check_counts(bound_every=bound_every, patience=patience, look_every=look_every, warmup=warmup)
+        if not 0 < tolerance < float("inf"):
+            raise ValueError(f"ACE: tolerance must be positive and finite, got {tolerance!r}")
+        rule = Rule(mode == "resilient", gamma_optimizer == "adam", dual_optimizer == "adam", repo_resilient,
+                    repo_scale, repo_clamp, lr, dual_lr, lr if slack_lr is None else slack_lr, rho, epsilon,
+                    augmentation, *betas, eps, dual_eps)
+        check_rule(rule, "ACE")
+        self.model, self.backend, self.steps, self.bound_every = model, backend, 0, bound_every
         self._networks = find_networks(model) if gammas is None else None
         found = {} if self._networks else find_gammas(model, gammas)
         self.names, self._gammas = self._networks.names if self._networks else list(found), list(found.values())
@@ -115,13 +126,18 @@ class ACE:
         n = len(self.names) if self._networks else sum(gamma.numel() for gamma in self._gammas)
         zeros = self._like().detach().new_zeros
         self._multipliers, self._slacks, self._moments = zeros(n), zeros(n), zeros(len(ROWS), n)
-        self._versions, self._writes = self._seen(), 0
-        self._idle, self._warned = 0, False
+        self._guard = Guard(model, found)
+        self._nans: dict[int, Tensor] = {}
+        self._rules = Rules(rule, groups, self.names, warmup)
+        sizes = [1] * n if self._networks else [gamma.numel() for gamma in self._gammas]
+        self._group = torch.tensor([p for p, size in zip(self._rules.places, sizes, strict=True) for _ in range(size)])
         weights = branch_weights(model) if branches is None else branches
         self.bound = None if bound == "none" else Bound(weights, bound, bound_limit)
+        self._watch = Watch(model, self.names, self._held(), tolerance, patience, look_every, snap,
+                            self._rules.may_return)
+        self._watch.arm(0)
         if optimizer is not None:
-            self.check(optimizer)
-            self._check_at_first_step(optimizer)
+            self._guard.check_at_first_step(optimizer)
         live.add(self)
 
     # ---- what the loop calls
@@ -129,7 +145,7 @@ class ACE:
     def primal_parameters(self) -> list[nn.Parameter]:
         """All parameters of the model but the gammas: what the user's optimiser holds."""
         own = {id(gamma) for gamma in self._gammas}
-        return [p for p in self._model.parameters() if id(p) not in own]
+        return [p for p in self.model.parameters() if id(p) not in own]
 
     def penalty(self, loss: Tensor | None = None, turned: object = None) -> Tensor | float:
         r"""What a loss needs where networks compute the gates: sum_i lambda_i |gamma_i| in Algorithm 1, once a pass.
@@ -143,12 +159,19 @@ class ACE:
             return 0.0
         self._follow()
         held = norms.detach().to(self._multipliers)
-        push, _, _ = gradients(held, torch.zeros_like(held), self._multipliers, self._slacks, self.rule)
+        push = torch.zeros_like(held)
+        for place, rule in enumerate(self._rules.at(self.steps)):
+            own, _, _ = gradients(held, torch.zeros_like(held), self._multipliers, self._slacks, rule)
+            push = torch.where(self._group == place, own, push) if self._rules.groups else own
         return (push * norms).sum()
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Steps gammas, slacks and multipliers, clears the gammas' gradients, projects the branches. No host sync.
+    def step(self) -> bool:
+        """Steps gammas, slacks and multipliers, clears the gammas' gradients, projects the branches.
+
+        Returns:
+            Whether branches were switched, which `snapped` lists: a captured graph must then be captured anew. Only
+            with snap=True, and every `look_every` steps, is the device waited for.
 
         Raises:
             ValueError: this ACE was released, another optimiser stepped a gamma, a gamma left the model, a pass with
@@ -156,35 +179,109 @@ class ACE:
         """
         if not self.names:
             raise ValueError("ACE: step must be called on an owner of gammas, got a released ACE; make a new one")
-        self._look_for_other_optimizers()
-        measured = self._measured()
-        if measured is None:
-            self._check_in_model()
-            self._count_idle()
-            return
-        self._idle = 0
-        self._follow()
-        new, *state = dual_update(*(x.to(self._multipliers) for x in measured), self._multipliers, self._slacks,
-                                  self._moments, self.rule, backend=self.backend)
-        parts = new.split([gamma.numel() for gamma in self._gammas]) if self._gammas else []
-        # in place, so that a captured CUDA graph goes on from its own results
-        torch._foreach_copy_([*self._gammas, self._multipliers, self._slacks, self._moments],
-                             [*(part.view_as(g) for part, g in zip(parts, self._gammas, strict=True)), *state])
-        self.zero_grad()
+        self._guard.look_for_other_optimizers()
+        asleep = self._watch.asleep()
+        measured = None if asleep else self._measured()
+        if measured is None and not asleep:
+            self._guard.check_in_model()
+            self._guard.count_idle()
+            return False
+        if measured and not all(self._watch.off):
+            self._follow()
+            dual_step(*measured, self._multipliers, self._slacks, self._moments, self._group,
+                      self._rules.numbers(self.steps), self.backend)
         self.steps += 1
-        if self.bound is not None and self.steps % self.bound_every == 0:
+        if self.bound is not None and self.steps % self.bound_every == 0 and not all(self._watch.off):
             self.bound.project()
-        self._versions = self._seen()
+        changed = self._end_measurement()
+        self.zero_grad()
+        self._guard.own_write()
+        return changed
 
-    def _measured(self) -> tuple[Tensor, Tensor] | None:
-        """gammas and their gradients [n], NaN for one that has none; of networks |gamma| and 0. None: nothing to do."""
+    @torch.no_grad()
+    def look(self, *inputs, steps: int | None = None) -> bool:
+        """Measures the ratios in a pass of its own and switches branches, for loops whose steps are graph replays.
+
+        Args:
+            inputs: what the model takes, or one function without arguments that runs it.
+            steps: taken so far, where `step` did not count them.
+
+        Returns:
+            As `step`.
+        """
+        self.steps = self.steps if steps is None else steps
+        prices = self._per_gate(self._multipliers)
+        with evaluating(self.model):
+            ratios = self._watch.measure(runner(self.model, inputs), prices)
+        nothing = torch.full_like(ratios, torch.nan)
+        changed = self._apply(self._watch.look(ratios, nothing, prices, self.steps))
+        self._guard.own_write()
+        return changed
+
+    def diagnose(self, *inputs, error: float | None = None) -> dict:
+        """What the gates say about the data, layer by layer; see `relaxation.diagnose.diagnose`.
+
+        Args:
+            inputs: what the model takes, or one function without arguments that runs it and returns its output.
+            error: measured relative equivariance error, to stand beside the theorem's bound.
+        """
+        return diagnose(self, runner(self.model, inputs), error)
+
+    @property
+    def snapped(self) -> list[bool]:
+        """Which branches are switched off, in the order of `names`."""
+        return list(self._watch.off)
+
+    def _end_measurement(self) -> bool:
+        """Where this step was measured: reads ratios, and gradients of branches that are off, and switches."""
+        watch, on_cuda = self._watch, self._multipliers.is_cuda
+        if on_cuda and torch.cuda.is_current_stream_capturing():
+            return False  # looking would wait
+        changed = False
+        if watch.armed:
+            tried = [gamma.grad if off else None for gamma, off in zip(self._gammas, watch.off, strict=True)]
+            pulls = self._with_nans(tried) if any(g is not None for g in tried) else None
+            prices = self._per_gate(self._multipliers)
+            changed = self._apply(watch.end(None if pulls is None else flat(pulls), prices, self.steps))
+        watch.arm(self.steps)
+        return changed
+
+    def _per_gate(self, values: Tensor) -> Tensor:
+        """[n] to one number a gate: its own, or the largest of a gate of several."""
+        if len(values) == self._watch.count:
+            return values
+        return torch.stack([part.abs().max() for part in values.split([gamma.numel() for gamma in self._gammas])])
+
+    def _apply(self, places: list[int]) -> bool:
+        """Gammas of branches that were switched off are 0; those that come back start without a past."""
+        for i in places:
+            if self._watch.off[i]:
+                self._gammas[i].zero_()
+            else:
+                self._moments[:ROWS.index("skipped"), i] = 0
+        return bool(places)
+
+    def _measured(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Gammas and gradients, NaN for one that has none or is off; of networks |gamma| and 0. None: nothing to do."""
         if self._networks:
             norms = self._networks.measured()
-            return None if norms is None else (norms, 0 * norms)  # NaN where the norm is not finite: it sits out
+            if norms is None:
+                return None
+            norms = norms.to(self._multipliers, copy=True)
+            return [norms], [0 * norms]  # NaN where the norm is not finite: it sits out
         if all(gamma.grad is None for gamma in self._gammas):
             return None
-        grads = [torch.full_like(g, torch.nan) if g.grad is None else g.grad for g in self._gammas]
-        return self.gammas, flat(grads)
+        off = self._watch.off
+        return self._gammas, self._with_nans([None if off[i] else g.grad for i, g in enumerate(self._gammas)])
+
+    def _with_nans(self, grads: list[Tensor | None]) -> list[Tensor]:
+        """NaN in place of None, from tensors that are made once."""
+        for i, (gamma, grad) in enumerate(zip(self._gammas, grads, strict=True)):
+            if grad is None:
+                kept = self._nans.get(i)
+                if kept is None or kept.dtype != gamma.dtype or kept.device != gamma.device:
+                    self._nans[i] = torch.full_like(gamma, torch.nan)
+        return [self._nans[i] if grad is None else grad for i, grad in enumerate(grads)]
 
     def zero_grad(self) -> None:
         """Drops the gammas' gradients; `step` does so by itself."""
@@ -193,17 +290,23 @@ class ACE:
 
     def check(self, optimizer: Optimizer) -> None:
         """Raises ValueError if `optimizer` holds a gamma."""
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for name, gamma in self._numbers():
-            if id(gamma) in held:
-                raise ValueError(f"ACE: gamma {name!r} must be stepped by ACE alone, got an optimiser "
-                                 f"({type(optimizer).__name__}) that holds it; build it from ace.primal_parameters()")
+        self._guard.check(optimizer)
 
     def release(self) -> None:
         """Gives the gammas up, so that another ACE can own them; this one can no longer step."""
+        self._watch.disarm()
         self.names, self._gammas, self._networks = [], [], None
 
     # ---- what the user reads
+
+    @property
+    def rule(self) -> Rule:
+        """The numbers of the gammas that are in no group; what a group has not of its own follows."""
+        return self._rules.rule
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        self._rules.rule = rule
 
     @property
     def mode(self) -> str:
@@ -239,7 +342,8 @@ class ACE:
 
     def state_dict(self) -> dict:
         """All but the gammas, which the model's state_dict has: with both, training goes on with the same numbers."""
-        return {"names": list(self.names), "rule": self.rule._asdict(), "steps": self.steps,
+        return {"names": list(self.names), "rule": self.rule._asdict(), "groups": self._rules.groups,
+                "warmup": self._rules.warmup, "steps": self.steps, "watch": self._watch.state_dict(),
                 "multipliers": self.multipliers, "slacks": self.slacks, "moments": self._moments.clone(),
                 "bound": None if self.bound is None else self.bound.kind,
                 "bound_vectors": None if self.bound is None else self.bound.vectors.clone()}
@@ -258,13 +362,15 @@ class ACE:
         check_rule(rule, "ACE: state rule")
         if rule.resilient != self.rule.resilient:
             raise ValueError(f"ACE: state must be of mode {self.mode!r}, got the other one; make the ACE with its mode")
-        for key in ("names", "bound"):
+        for key in ("names", "bound", "groups", "warmup"):
             if state[key] != own[key]:
                 raise ValueError(f"ACE: state must have {key} {own[key]}, got {state[key]}; make the ACE alike")
         for key in ("multipliers", "slacks", "moments", "bound_vectors"):
             if own[key] is not None:
                 shaped(f"state {key}", state[key], own[key])
+        self._watch.load_state_dict(state["watch"])
         self.rule, self.steps = rule, state["steps"]
+        self._watch.arm(self.steps)
         self._multipliers.copy_(state["multipliers"])
         self._slacks.copy_(state["slacks"])
         self._moments.copy_(state["moments"])
@@ -277,53 +383,9 @@ class ACE:
         """What belongs to this ACE alone: gammas, or the networks that compute them."""
         return self._networks.networks if self._networks else self._gammas
 
-    def _numbers(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and gammas, where these are numbers."""
-        return [] if self._networks else list(zip(self.names, self._gammas, strict=True))
-
     def _like(self) -> Tensor:
         """Whose dtype and device the state has."""
         return self._networks.like if self._networks else self._gammas[0]
-
-    def _check_at_first_step(self, optimizer: Optimizer) -> None:
-        def check(*_):
-            handle.remove()
-            self.check(optimizer)
-
-        handle = optimizer.register_step_pre_hook(check)
-
-    def _seen(self) -> list[int]:
-        return [gamma._version for gamma in self._gammas]
-
-    def _look_for_other_optimizers(self) -> None:
-        """Where a gamma was written between two steps: by load_state_dict, by the user's own hand, or by an optimiser.
-
-        Looks at all optimisers there are, at the writes 1, 2, 4, .., 64, 128, 192 and so on.
-        """
-        seen = self._seen()
-        if seen == self._versions:
-            return
-        self._writes += 1
-        if self._writes % min(SCAN_EVERY, 1 << (self._writes.bit_length() - 1)) == 0:
-            for thing in gc.get_objects():
-                if issubclass(type(thing), Optimizer):
-                    self.check(thing)
-        self._versions = seen
-
-    def _count_idle(self) -> None:
-        self._idle += bool(self._networks) or any(gamma.requires_grad for gamma in self._gammas)
-        if self._idle >= IDLE and not self._warned:
-            self._warned = True
-            warnings.warn(f"ACE: step must find gradients of the gammas, got none in {self._idle} calls in a row, and "
-                          "the gammas stay as they are; call ace.step() after backward() and before zero_grad() or "
-                          "model.zero_grad(), or do not call it while the branches are switched off", stacklevel=4)
-
-    def _check_in_model(self) -> None:
-        current = {id(p) for p in self._model.parameters()}
-        for name, gamma in self._numbers():
-            if id(gamma) not in current:
-                raise ValueError(f"ACE: gamma {name!r} must still be the model's parameter, got another one there "
-                                 "(load_state_dict(assign=True) does that); make a new ACE")
 
     def _follow(self) -> None:
         """The state follows the gammas to another device or dtype."""
@@ -331,3 +393,5 @@ class ACE:
         if self._multipliers.device != gamma.device or self._multipliers.dtype != gamma.dtype:
             self._multipliers, self._slacks, self._moments = (
                 x.to(gamma.detach()) for x in (self._multipliers, self._slacks, self._moments))
+        if self._rules.groups and self._group.device != gamma.device:
+            self._group = self._group.to(gamma.device)

@@ -49,9 +49,13 @@ class Evaluator:
         if self.config["relaxed"]:
             with evaluating(model, True), model.probe() as ratios:
                 self._evaluation.probe(model)
-            # |gamma| ||f_neq(x)|| / ||f_eq(x)|| of every relaxed map, in the order of the gammas
-            found["branch_ratios"] = torch.stack(ratios).tolist()
+            # |gamma| ||f_neq(x)|| / ||f_eq(x)|| of every relaxed map that is on, in the order of the gammas
+            found["branch_ratios"] = torch.stack(ratios).tolist() if ratios else []
         return found
+
+    def diagnose(self, ace: relaxation.ACE, error: float | None) -> dict[str, Any]:
+        """`ACE.diagnose` on the graphs that the equivariance error, `error`, was measured on."""
+        return ace.diagnose(lambda: self._evaluation.probe(ace.model), error=error)
 
     @contextmanager
     def recalibrated(self, model: nn.Module) -> Iterator[None]:
@@ -106,6 +110,16 @@ def evaluate_run(
     evaluator = Evaluator(task, config, facts, valid, test, inputs)
     found: dict[str, Any] = {"checkpoint": checkpoint, "epoch": predictor.epoch}
     return found | gammas_of(predictor.model) | evaluator.measure(predictor.model, task.CURVES)
+
+
+def followed(diagnosis: dict[str, Any]) -> dict[str, Any]:
+    """What of a diagnosis is followed over the epochs, lists in the order of the gammas; see docs/relaxation.md."""
+    gates = diagnosis["gates"]
+    lists = {"branch_ratios": "ratio", "equivariant_shares": "share", "amplifications": "amplification",
+             "snapped": "snapped", "verdicts": "verdict"}
+    found = {name: [gate[key] for gate in gates] for name, key in lists.items()}
+    return found | {"truncation": diagnosis["truncation"], "equivariance_bound": diagnosis["bound"],
+                    "equivariance_bound_by_gate": diagnosis["bound_by_gate"]}
 
 
 def gammas_of(model: nn.Module) -> dict[str, list[float]]:

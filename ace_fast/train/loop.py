@@ -17,7 +17,7 @@ import torch
 from ..relaxation import ACE
 from . import options, report
 from .checkpoint import all_finite, load_into, load_weights, save_weights
-from .evaluate import Evaluator, gammas_of, recalibrates
+from .evaluate import Evaluator, followed, gammas_of, recalibrates
 from .options import Config
 from .progress import EpochProgress
 from .relaxing import depends_on_epochs, deployed, make_relaxation
@@ -234,6 +234,7 @@ class _Training:
             row |= {name: value.tolist() for name, value in self.relaxation.metrics().items()}
         if self.epoch % self.config["eval_every"] == 0 or self.epoch == self.config["epochs"]:
             row |= self.evaluator.measure(self.model)
+            row |= self._diagnose(self.relaxation, row) if isinstance(self.relaxation, ACE) else {}
         row["seconds"] = round(self.seconds, 4)
         before, self.best = self.best, self.task.BEST(self.best, row.get(f"valid_{deployed(self.config)}", self.best))
         self.loss_sum.zero_()
@@ -241,6 +242,12 @@ class _Training:
         self.run.add_metrics(row)
         self.save(best=self.best != before)
         return row
+
+    def _diagnose(self, ace: ACE, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes what the gates say; returns what of it is followed over the epochs."""
+        found = self.evaluator.diagnose(ace, row["equivariance_relaxed"])
+        self.run.keep_diagnosis(found)
+        return followed(found)
 
     def _lr(self, step: int) -> float:
         return self.config["lr"] * course(self.config["lr_schedule"], step, len(self.batches), self.config["epochs"])

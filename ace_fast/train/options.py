@@ -58,6 +58,14 @@ SYMMETRY: Options = {
     "rho": Option("symmetry", 1.0, "cost of the slack in the resilient mode", above=0),
     "slack_lr": Option("symmetry", 0.0, "step size of the slacks; 0: that of the gammas", least=0),
     "epsilon": Option("symmetry", 0.0, "tolerance of the constraint |gamma| <= epsilon", least=0),
+    "gamma_groups": Option("symmetry", "", "gammas with numbers of their own, by patterns of their names: "
+                           "'layers.0.*: mode=resilient epsilon=0.1; layers.3.*: rho=2' (docs/relaxation.md)"),
+    "dual_warmup": Option("symmetry", 0, "steps over which --dual-lr and --augmentation rise from 0", least=0),
+    "snap": Option("symmetry", False, "switch branches off that stay without effect; the step then costs the strict "
+                   "model's"),
+    "tolerance": Option("symmetry", 1e-2, "below it |gamma| ||f_neq|| / ||f_eq|| is no effect", above=0),
+    "gate_patience": Option("symmetry", 500, "steps that this must last, for --snap and for verdicts", least=1),
+    "look_every": Option("symmetry", 20, "steps between two measurements of it with --snap", least=1),
     "repo_resilient": Option("symmetry", False, "the authors' SEGNN script's gradients in the resilient mode"),
     "repo_scale": Option("symmetry", False, "multipliers divided by their number in the gammas' gradients"),
     "repo_clamp": Option("symmetry", False, "multipliers kept >= 0 in the equality mode"),

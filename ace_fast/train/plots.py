@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..report.chart import PALETTE, Lines, Series
+from ..report.chart import PALETTE, Bar, Bars, Lines, Series
 
 Rows = list[dict[str, Any]]
 MODES = (("strict", "c0"), ("relaxed", "c1"))
+VERDICTS = {"symmetric": "c2", "broken": "c3", "undecided": "c7"}
 
 
 def measured(rows: Rows, key: str) -> list[tuple[float, float]]:
@@ -60,6 +61,7 @@ def equivariance(rows: Rows, label: str) -> Lines:
     """The error of both models, and the bound of theorem 4.2 where the run logged it."""
     series = [s for mode, colour in MODES for s in curve(rows, f"equivariance_{mode}", mode, colour)]
     series += curve(rows, "equivariance_bound", "bound (theorem 4.2)", "c7", dash=True)
+    series += curve(rows, "equivariance_bound_by_gate", "bound, gate by gate", "c4", dash=True)
     return Lines("Equivariance error", "epoch", label, series, log_y=True)
 
 
@@ -67,9 +69,26 @@ def branches(rows: Rows) -> Lines:
     """What is left of the branches: the largest gamma, and the largest share of a branch in its layer."""
     series = []
     for key, name, colour in (("gammas", "|gamma|", "c2"), ("branch_ratios", "|gamma| ||f_neq|| / ||f_eq||", "c3")):
-        points = [(row["epoch"], max(map(abs, row[key]))) for row in rows if row.get(key)]
+        points = [(row["epoch"], max(abs(x or 0.0) for x in row[key])) for row in rows if row.get(key)]
         series += [Series(name, points, colour)] if points else []
     return Lines("Branches", "epoch", "largest over the layers", series, log_y=True)
+
+
+def gates(rows: Rows, diagnosis: Mapping[str, Any]) -> list[Lines | Bars]:
+    """The ratio of every gate with the tolerance, coloured by verdict, and the equivariant share of its branch."""
+    if not diagnosis:
+        return []
+    found, series = diagnosis["gates"], []
+    for i, gate in enumerate(found):
+        points = [(row["epoch"], row["branch_ratios"][i]) for row in rows if row.get("branch_ratios")]
+        series.append(Series(f"{gate['name']}: {gate['verdict']}", [(x, y) for x, y in points if y],
+                             VERDICTS[gate["verdict"]], dash=gate["snapped"]))
+    bars = [Bar(gate["name"], gate["share"], "unknown" if gate["share"] is None else f"{gate['share']:.0%}",
+                VERDICTS[gate["verdict"]], note=gate["evidence"],
+                state="missing" if gate["share"] is None else "ok") for gate in found]
+    ratios = Lines("Gates", "epoch", "|gamma| ||f_neq|| / ||f_eq||", series, log_y=True,
+                   rules=[("tolerance", diagnosis["tolerance"])])
+    return [*drawn([ratios]), Bars("Equivariant share of the branches", bars, top=1.0)]
 
 
 def throughput(rows: Rows, batch: int) -> Lines:

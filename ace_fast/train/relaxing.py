@@ -10,18 +10,24 @@ from torch import nn
 from .. import relaxation
 from ..relaxation.family import KEPT, TIMED
 from ..relaxation.groups import check_groups
+from ..relaxation.rules import parse_groups
 
 if TYPE_CHECKING:
     from .options import Config
 
 # ACE's settings of the same name.
 _ACE = ("dual_lr", "rho", "epsilon", "augmentation", "gamma_optimizer", "dual_optimizer", "dual_eps", "bound",
-        "bound_limit", "repo_resilient", "repo_scale", "repo_clamp", "backend")
+        "bound_limit", "repo_resilient", "repo_scale", "repo_clamp", "snap", "tolerance", "look_every", "backend")
 
 
 def check_relaxation(task: ModuleType, config: Config) -> None:
     """Raises ValueError where the decider cannot work on this task, or another setting contradicts it."""
     name = config["relaxation"]
+    if config["snap"] and (not config["relaxed"] or name != "ace" or config.get("gammas") == "nn"):
+        got = "--strict" if not config["relaxed"] else f"--relaxation {name}" if name != "ace" else "--gammas nn"
+        raise ValueError(f"train: --snap must be off with {got}, got it on; it switches off branches whose gates ACE "
+                         "steps")
+    parse_groups(config["gamma_groups"])
     if not config["relaxed"] or name == "ace":
         return
     if config["mode"] != "equality":
@@ -67,7 +73,9 @@ def make_relaxation(model: nn.Module, config: Config, steps: int) -> relaxation.
     gamma = config["gamma_init"]
     if name == "ace":
         options = {key: config[key] for key in _ACE}
-        options |= {"mode": config["mode"], "lr": config["gamma_lr"], "slack_lr": config["slack_lr"] or None}
+        options |= {"mode": config["mode"], "lr": config["gamma_lr"], "slack_lr": config["slack_lr"] or None,
+                    "groups": parse_groups(config["gamma_groups"]), "warmup": config["dual_warmup"],
+                    "patience": config["gate_patience"]}
     elif name == "schedule":
         options = {"steps": steps, "lie": config["lie"], "peak": gamma, "initial": config["branch_init"]}
     elif name == "rpp":

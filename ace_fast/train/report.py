@@ -43,7 +43,7 @@ def _charts(run: Run, rows: Rows, result: dict[str, Any]) -> list[Chart]:
               plots.throughput(rows, run.about()["config"].get("batch_size", 1))]
     # slacks are zero unless the mode is resilient
     shared = [chart for chart in shared if chart.title != "Slacks" or any(any(row.get("slacks") or ()) for row in rows)]
-    return [*found, *plots.drawn(shared)]
+    return [*found, *plots.drawn(shared), *plots.gates(rows, run.diagnosis())]
 
 
 def summary(run: Run, rows: Rows, result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -57,10 +57,16 @@ def summary(run: Run, rows: Rows, result: dict[str, Any]) -> list[tuple[str, str
     if latest.get("gammas"):
         lines.append(("gammas", " ".join(f"{g:+.4f}" for g in latest["gammas"])))
     if latest.get("branch_ratios"):
-        lines.append(("largest |gamma| ||f_neq|| / ||f_eq||", f"{max(latest['branch_ratios']):.2e}"))
+        lines.append(("largest |gamma| ||f_neq|| / ||f_eq||", f"{max(x or 0 for x in latest['branch_ratios']):.2e}"))
+    if latest.get("verdicts"):
+        counts = [(word, latest["verdicts"].count(word)) for word in plots.VERDICTS]
+        off = sum(latest["snapped"])
+        lines.append(("gates", ", ".join(f"{n} {word}" for word, n in counts if n) + f"; {off} switched off"))
     for mode in ("strict", "relaxed"):
         if f"equivariance_{mode}" in latest:
             lines.append((f"equivariance error, {mode}", f"{latest[f'equivariance_{mode}']:.2e}"))
+    if latest.get("equivariance_bound"):
+        lines.append(("bound on it, relaxed", f"{latest['equivariance_bound']:.2e}"))
     if "fast_ms" in latest:
         fast, eager = latest["fast_ms"], latest["eager_ms"]
         lines.append(("training step", f"{fast:.1f} ms, eager reference {eager:.1f} ms: ratio {eager / fast:.2f}"))

@@ -25,9 +25,7 @@ from .tasks import find
 
 FORMAT = 1  # of config.json and state.safetensors
 # What a kill leaves of a file that write_atomic was writing.
-_TEMPORARY = re.compile(
-    r"\.(config\.json|metrics\.jsonl|evaluation\.json|report\.(html|png)|\w+\.safetensors)\.[0-9a-f]{32}"
-)
+_TEMPORARY = re.compile(r"\.(\w+\.json|metrics\.jsonl|report\.(html|png)|\w+\.safetensors)\.[0-9a-f]{32}")
 _REPAIR = "repair that file or train the run again"
 CHECKPOINTS = {"best": "best.safetensors", "last": "weights.safetensors"}
 
@@ -91,9 +89,10 @@ class Run:
     """Reads and writes the files of one run folder.
 
     config.json, metrics.jsonl (one line per epoch), weights.safetensors (last), best.safetensors (best validation
-    measure of the strict model), state.safetensors (all that resuming needs), report.html and report.png. A task with
-    curves adds evaluation.json (the best checkpoint measured at the end), and where the batch norms are recalibrated,
-    strict.safetensors (that checkpoint with the statistics of the strict model).
+    measure of the strict model), state.safetensors (all that resuming needs), diagnosis.json (what the gates said at
+    the last evaluation), report.html and report.png. A task with curves adds evaluation.json (the best checkpoint
+    measured at the end), and where the batch norms are recalibrated, strict.safetensors (that checkpoint with the
+    statistics of the strict model).
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -101,6 +100,7 @@ class Run:
         self.state_path = self.folder / "state.safetensors"
         self.strict_path = self.folder / "strict.safetensors"
         self.evaluation_path = self.folder / "evaluation.json"
+        self.diagnosis_path = self.folder / "diagnosis.json"
 
     def create(self, task: str, preset: str, config: Config) -> None:
         """Makes the folder and writes config.json; a folder that holds more than a config.json is left alone."""
@@ -170,6 +170,13 @@ class Run:
 
     def keep_evaluation(self, result: dict[str, Any]) -> None:
         write_atomic(self.evaluation_path, json.dumps(result, indent=2) + "\n")
+
+    def diagnosis(self) -> dict[str, Any]:
+        """What `ACE.diagnose` said at the last evaluation; empty where there was none."""
+        return dict(json.loads(self.diagnosis_path.read_text())) if self.diagnosis_path.exists() else {}
+
+    def keep_diagnosis(self, found: dict[str, Any]) -> None:
+        write_atomic(self.diagnosis_path, json.dumps(found, indent=2) + "\n")
 
     def drop_evaluation(self) -> None:
         """Forgets what was measured of an earlier best checkpoint."""

@@ -1,4 +1,4 @@
-"""dual_update: schema, checks and fake. Everything is a constant: the step of an optimiser has no derivative."""
+"""dual_update and dual_step: schemas, checks and fakes. All are constants: an optimiser's step has no derivative."""
 
 import math
 from types import SimpleNamespace
@@ -67,6 +67,44 @@ dual_update_op = define(
     f"{_OP}(Tensor gamma, Tensor grad, Tensor multiplier, Tensor slack, Tensor moments, {_FIELDS}, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _forward, _fake,
+)
+
+
+def _rules(numbers: list[float]) -> list[Rule]:
+    """The rules that `dual_step` is given, one after the other."""
+    kinds = Rule.__annotations__.values()
+    if not numbers or len(numbers) % len(kinds):
+        fail("dual_step", "numbers", f"the {len(kinds)} fields of each rule", len(numbers))
+    return [Rule(*(kind(x) for kind, x in zip(kinds, numbers[i:i + len(kinds)], strict=True)))
+            for i in range(0, len(numbers), len(kinds))]
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([x.detach().reshape(-1) for x in tensors])
+
+
+def _step(gammas, grads, multiplier, slack, moments, group, numbers, backend) -> None:
+    gamma, grad = _joined(gammas), _joined(grads)
+    found = None
+    for place, rule in enumerate(_rules(numbers)):
+        new = _forward(gamma, grad, multiplier, slack, moments, *rule, backend)
+        found = new if found is None else [torch.where(group == place, *pair) for pair in zip(new, found, strict=True)]
+    parts = found[0].split([x.numel() for x in gammas])
+    # in place, so that a captured CUDA graph goes on from its own results
+    torch._foreach_copy_([*gammas, multiplier, slack, moments],
+                         [*(part.view_as(g) for part, g in zip(parts, gammas, strict=True)), *found[1:]])
+
+
+def _step_fake(gammas, grads, multiplier, slack, moments, group, numbers, backend) -> None:
+    for rule in _rules(numbers):
+        _check(_joined(gammas), _joined(grads), multiplier, slack, moments, *rule)
+
+
+# All of ACE's bookkeeping of a step as one call, in place: gammas of any shapes, groups of them with their own rules.
+dual_step = define(
+    "dual_step(Tensor(a!)[] gammas, Tensor[] grads, Tensor(b!) multiplier, Tensor(c!) slack, Tensor(d!) moments,"
+    " Tensor group, float[] numbers, str backend) -> ()",
+    _step, _step_fake,
 )
 
 

@@ -17,8 +17,9 @@ A task module defines
                                           .turned(batch), each sample turned by its own random element of the group,
                                           where RELAXATIONS has remul
     Evaluation(config, facts, valid, test)
-                                          .fixed (what every measurement repeats), .probe(model), .measure(model)
-                                          with the keys "valid", "test" and "equivariance"; .curves(model) where CURVES
+                                          .fixed (what every measurement repeats), .probe(model) (the outputs whose
+                                          equivariance is measured), .measure(model) with the keys "valid", "test" and
+                                          "equivariance"; .curves(model) where CURVES
     Predictor(config, facts, model)       predict(...) and answer(file)
     summary(latest, facts)                its results in words, as (what, value)
     plots(rows, result)                   its charts, for report.html and report.png

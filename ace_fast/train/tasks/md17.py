@@ -226,10 +226,9 @@ class Evaluation:
         listed = {name: {"target": x.tolist(), "predicted": y.tolist()} for name, (x, y) in parity.items()}
         return {"train": errors["forces"][0], "train_energy": errors["energy"][0], "parity": listed}
 
-    def probe(self, model: nn.Module) -> None:
-        """One forward pass of the conformations that the branch ratios are measured on."""
-        for batch in self._plain:
-            self._forward.energies(model, batch)
+    def probe(self, model: nn.Module) -> Tensor:
+        """The energies [G] of the conformations that gates and equivariance are measured on, in one forward pass."""
+        return torch.cat([self._forward.energies(model, batch) for batch in self._plain])
 
     def _said(self, model: nn.Module, inputs: list[Batch]) -> tuple[Tensor, Tensor]:
         """Energies [G] in eV and forces [G, n, 3] in eV/Å, float64 on the CPU."""

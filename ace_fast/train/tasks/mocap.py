@@ -202,9 +202,9 @@ class Evaluation:
         train = self._errors(model, self._batches(load(self._config, "train")))
         return {"train": train[-1], "by_frame": self._errors(model, self._splits["test"])}
 
-    def probe(self, model: nn.Module) -> None:
-        """One forward pass of the moments that the branch ratios are measured on."""
-        self._forward(model, self._plain)
+    def probe(self, model: nn.Module) -> Tensor:
+        """The displacements of the moments that gates and equivariance are measured on, in one forward pass."""
+        return self._forward(model, self._plain) - self._plain.pos
 
     def _errors(self, model: nn.Module, batches: list[Batch]) -> list[float]:
         """[T] mean squared errors over moments, joints and coordinates."""
@@ -213,7 +213,7 @@ class Evaluation:
 
     def _equivariance(self, model: nn.Module) -> float:
         """Mean over draws g of ||f(g x) - g f(x)|| / ||f(x)|| for the displacements f of all frames."""
-        plain = self._forward(model, self._plain) - self._plain.pos
+        plain = self.probe(model)
         errors = []
         for rotation, copy in zip(self._rotations, self._copies, strict=True):
             turned = self._forward(model, copy) - copy.pos

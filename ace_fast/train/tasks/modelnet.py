@@ -220,9 +220,9 @@ class Evaluation:
             dropped[f"{share:.2f}"] = self._accuracy(model, batches)[0]
         return {"rotated": rotated, "dropped": dropped}
 
-    def probe(self, model: nn.Module) -> None:
-        """One forward pass of the clouds that the branch ratios are measured on."""
-        _logits(model, self._plain)
+    def probe(self, model: nn.Module) -> Tensor:
+        """The logits [B, K] of the clouds that gates and equivariance are measured on, in one forward pass."""
+        return _logits(model, self._plain)
 
     def _drawn(self, data: PointClouds, rotation: str, drop: float) -> list[tuple[Tensor, Tensor]]:
         batches = data.batches(min(_CHUNK, len(data)), shuffle=False)
@@ -236,7 +236,7 @@ class Evaluation:
 
     def _equivariance(self, model: nn.Module) -> float:
         """Mean over draws g of ||f(g x) - f(x)|| / ||f(x)|| for the logits f."""
-        plain = _logits(model, self._plain)  # [B, K]
+        plain = self.probe(model)
         errors = [(_logits(model, self._plain @ r.T) - plain).norm() / plain.norm() for r in self._rotations]
         return float(torch.stack(errors).double().mean())
 

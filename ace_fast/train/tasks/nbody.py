@@ -244,9 +244,9 @@ class Evaluation:
         found = {split: self._error(model, batches) for split, batches in self._splits.items()}
         return found | {"equivariance": self._equivariance(model)}
 
-    def probe(self, model: nn.Module) -> None:
-        """One forward pass of the graphs that the branch ratios are measured on."""
-        self._forward(model, self._plain)
+    def probe(self, model: nn.Module) -> Tensor:
+        """The displacements [N, 3] of the graphs that gates and equivariance are measured on, in one forward pass."""
+        return self._forward(model, self._plain) - self._plain.pos
 
     def _error(self, model: nn.Module, batches: list[Batch]) -> float:
         total = sum((self._forward(model, b) - b.target).double().square().sum() for b in batches)
@@ -254,7 +254,7 @@ class Evaluation:
 
     def _equivariance(self, model: nn.Module) -> float:
         """Mean over draws g of ||f(g x) - g f(x)|| / ||f(x)|| for the displacements f."""
-        plain = self._forward(model, self._plain) - self._plain.pos  # [N, 3]
+        plain = self.probe(model)
         errors = []
         for rotation, copy in zip(self._rotations, self._copies, strict=True):
             turned = self._forward(model, copy) - copy.pos

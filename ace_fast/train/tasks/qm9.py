@@ -265,16 +265,16 @@ class Evaluation:
         parity = {name: test.value(scaled, *self._scaling)[:_PARITY].tolist() for name, scaled in pair.items()}
         return {"train": total / len(train), "parity": parity}
 
-    def probe(self, model: nn.Module) -> None:
-        """One forward pass of the molecules that the branch ratios are measured on."""
-        _said(model, self._plain)
+    def probe(self, model: nn.Module) -> Tensor:
+        """What the model says [G] of the molecules that gates and equivariance are measured on, in one pass."""
+        return _said(model, self._plain)
 
     def _error(self, said: Tensor, split: _Split) -> float:
         return float((said - split.scaled).abs().mean()) * self._unit
 
     def _equivariance(self, model: nn.Module) -> float:
         """Mean over draws g of ||f(g x) - f(x)|| / ||f(x)|| for what the model says f."""
-        plain = _said(model, self._plain)  # [G]
+        plain = self.probe(model)
         errors = [(_said(model, copy) - plain).norm() / plain.norm() for copy in self._copies]
         return float(torch.stack(errors).mean())
 
