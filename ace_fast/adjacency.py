@@ -20,6 +20,7 @@ class Adjacency(NamedTuple):
     symmetric: bool  # every edge j -> i comes with as many i -> j
 
 
+@torch.compiler.disable  # the chunks are Python numbers
 def adjacency(neighbour: Tensor, ptr: Tensor, back: Tensor, back_ptr: Tensor) -> Adjacency:
     """Adds the chunks and the symmetry to both lists, which are known to be right (reads from the device)."""
     with torch.inference_mode(False):
@@ -28,6 +29,7 @@ def adjacency(neighbour: Tensor, ptr: Tensor, back: Tensor, back_ptr: Tensor) ->
         return Adjacency(neighbour, ptr, back, back_ptr, _chunks(neighbour, ptr), symmetric)
 
 
+@torch.compiler.disable
 def symmetric_adjacency(neighbour: Tensor, ptr: Tensor) -> Adjacency:
     """Of neighbour lists that are known to be the same both ways."""
     with torch.inference_mode(False):

@@ -60,6 +60,7 @@ def _register_derivative(name: str, setup, backward) -> None:
             finally:
                 ctx.needs_input_grad = needs  # for another pass over a graph that is retained
 
+    @torch.compiler.disable  # Dynamo would look into it where a graph breaks around the operator
     def call(keys, *arguments):
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             return Rule.apply(*arguments, keys)

@@ -213,3 +213,20 @@ def test_errors():
         SchNet(16, 16, 1, relaxed=True, gammas="none")
     with pytest.raises(ValueError, match=r"pos.*finite"):
         model(z, torch.tensor([[0.0, 0, 0], [float("nan"), 0, 0]]))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's, at graph breaks
+def test_compiles_from_positions():
+    """The radius graph is a graph break without a warning."""
+    torch.manual_seed(0)
+    model = SchNet(hidden_channels=8, num_filters=8, num_interactions=1, num_gaussians=5, cutoff=3.0, relaxed=True)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, backend="eager")
+    z, batch = torch.tensor([6, 1, 1, 8] * 3), torch.arange(3).repeat_interleave(4)
+    pos = torch.randn(12, 3)
+    found, expected = compiled(z, pos, batch), model(z, pos, batch)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    for mine, eager in zip(twin.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, eager.grad)

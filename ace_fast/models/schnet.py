@@ -190,6 +190,7 @@ class SchNet(Branched):
             h = h + update if off else self._relax(maps, i, update, h)
         return self._read(self.lin2(self.act(self.lin1(h))), z, pos, molecules)
 
+    @torch.compiler.disable  # finding edges reads their number from the device
     def _graph(self, pos: Tensor, molecules: Segments, edges: Tensor | Graph | None) -> tuple[Graph, Tensor | None]:
         """The edges, and distances [E] where an interaction_graph of the user's gives them."""
         distance = None
