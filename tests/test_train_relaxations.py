@@ -11,7 +11,7 @@ from ace_fast.train.options import DEFAULT_PRESET, make_config
 from ace_fast.train.run import build
 from ace_fast.train.tasks import find
 
-NAMES = ("schedule", "rpp", "per", "remul")
+NAMES = ("schedule", "remul")  # the states of all of them: test_relaxations.py
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def test_a_run_is_resumed_as_if_it_was_never_stopped(name, given, tmp_path, monk
     again = train(tmp_path / "run", resume=True)
     assert numbers(again) == numbers(whole)
     rows = whole.metrics()
-    logged = {"schedule": "lie", "rpp": "norms", "per": "strengths", "remul": "losses"}[name]
+    logged = {"schedule": "lie", "remul": "losses"}[name]
     assert logged in rows[0] and "multipliers" not in rows[0] and len(rows[0]["gammas"]) == 2
     assert rows[-1]["gammas"] == ([0.0, 0.0] if name == "schedule" else [1.0, 1.0])
     assert load(whole.folder).relaxed == (name != "schedule")
-    if name in ("schedule", "per"):
+    if name == "schedule":
         with pytest.raises(ValueError, match=f"--epochs must be 2 .*relaxation {name} depends on them"):
             train(tmp_path / "run", resume=True, epochs=5)
 

@@ -71,6 +71,11 @@ def _parser() -> _Parser:
         add_options(kind, of_group(task.OPTIONS, "data"))
         kind.set_defaults(run=_data)
 
+    compare = commands.add_parser("compare", help="train with several deciders of symmetry and compare them")
+    kinds = compare.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
+    for name, task in TASKS.items():
+        _add_comparison(kinds.add_parser(name, help=task.HELP), name, task)
+
     demo = commands.add_parser("demo", help="data, training, evaluation and comparison in one go")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
     add_options(demo, nbody.OPTIONS)
@@ -102,6 +107,22 @@ def _add_task(parser: argparse.ArgumentParser, name: str, task: ModuleType) -> N
     parser.add_argument("--quiet", action="store_true", help="no progress")
     add_options(parser, task.OPTIONS)
     parser.set_defaults(run=_train)
+
+
+def _add_comparison(parser: argparse.ArgumentParser, name: str, task: ModuleType) -> None:
+    known = ",".join((*task.RELAXATIONS, "strict"))
+    parser.add_argument("--relaxation", dest="relaxations", default=known, metavar="NAMES",
+                        help=f"deciders, with commas between; strict has no branches (default: {known})")
+    parser.add_argument("--seeds", type=int, default=1, metavar="INT",
+                        help="runs of each, seed after seed (default: 1)")
+    parser.add_argument("--repeats", type=int, default=15, metavar="INT",
+                        help="rounds in which the steps are timed in turn (default: 15)")
+    parser.add_argument("--preset", choices=tuple(task.PRESETS), default=DEFAULT_PRESET,
+                        help=f"settings to begin with (default: {DEFAULT_PRESET})")
+    parser.add_argument("--out", type=Path, help=f"folder of the runs and of the result (default: runs/compare-{name})")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    add_options(parser, {key: o for key, o in task.OPTIONS.items() if key not in ("relaxed", "relaxation")})
+    parser.set_defaults(run=_compare)
 
 
 def _presets_text(task: ModuleType) -> str:
@@ -175,6 +196,15 @@ def _data(arguments: argparse.Namespace) -> None:
         print(f"{split}: {task.load(config, split, False)}")
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    from .compare import command_of, compare
+
+    names = [name.strip() for name in arguments.relaxations.split(",") if name.strip()]
+    out = arguments.out or Path("runs") / f"compare-{arguments.task}"
+    how = {name: getattr(arguments, name) for name in ("preset", "seeds", "repeats", "quiet")}
+    compare(arguments.task, out, names, **how, command=command_of(arguments.argv), **_given(arguments))
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from .demo import demo
 
@@ -221,6 +251,7 @@ def _run(parser: _Parser, argv: list[str]) -> int:
     if rest and arguments.command != "bench":
         parser.error(f"unknown arguments: {' '.join(rest)}")
     after = argv[argv.index("bench") + 1 :] if arguments.command == "bench" else []
+    arguments.argv = argv
     arguments.rest = [text for text in after if text != "--debug"]
     try:
         return int(arguments.run(arguments) or 0)

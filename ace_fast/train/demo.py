@@ -22,7 +22,7 @@ def demo(out: Path, **given: Any) -> dict[str, Any]:
         FileExistsError: `out` holds a run with other settings.
     """
     config = options.make_config(nbody, options.DEFAULT_PRESET, given)
-    run = _started(Run(out), config)
+    run = started(Run(out), config, "nbody", "demo")
     rows = run.metrics() if run else []
     if run and rows and rows[-1]["epoch"] == config["epochs"]:
         print(f"the finished run in {out} is used again; remove that folder to train afresh", file=sys.stderr)
@@ -34,22 +34,26 @@ def demo(out: Path, **given: Any) -> dict[str, Any]:
     return result
 
 
-def _started(run: Run, config: options.Config) -> Run | None:
-    """The run, if one with this config has begun in its folder."""
+def started(run: Run, config: options.Config, task: str, owner: str) -> Run | None:
+    """The run, if one of this task with this config has begun in its folder.
+
+    Raises:
+        FileExistsError: the folder holds another run; `owner` is who asks.
+    """
     if not run.state_path.exists():
         return None
     about = run.about()
     theirs = about["config"]
-    if about["task"] != "nbody":
+    if about["task"] != task:
         raise FileExistsError(
-            f"demo: {run.folder} must hold a run of the task nbody, got one of {about['task']}; pass another --out or "
-            "remove that folder"
+            f"{owner}: {run.folder} must hold a run of the task {task}, got one of {about['task']}; pass another --out "
+            "or remove that folder"
         )
     differences = [f"{options.flag(name)} {theirs[name]}" for name in config if theirs[name] != config[name]]
     if differences:
         raise FileExistsError(
-            f"demo: {run.folder} must hold a run with the settings asked for, got one with {', '.join(differences)}; "
-            "pass another --out or remove that folder"
+            f"{owner}: {run.folder} must hold a run with the settings asked for, got one with "
+            f"{', '.join(differences)}; pass another --out or remove that folder"
         )
     return run
 

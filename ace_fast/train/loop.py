@@ -128,7 +128,7 @@ class _Training:
         self.model = build(self.task, config, facts)
         self.relaxation = make_relaxation(self.model, config, config["epochs"] * len(self.batches))
         weights = self.relaxation.primal_parameters() if self.relaxation else list(self.model.parameters())
-        self.optimizer = _make_optimizer(weights, config)
+        self.optimizer = make_optimizer(weights, config)
         self.step, self.epoch = 0, 0  # done so far
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=config["device"])  # of this epoch's steps so far
         self.seconds = 0.0  # spent on this epoch so far
@@ -293,7 +293,7 @@ def course(schedule: str, step: int, steps: int, epochs: int) -> float:
     return 1.0
 
 
-def _make_optimizer(weights: list[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:
+def make_optimizer(weights: list[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:
     settings = {"lr": config["lr"], "weight_decay": config["weight_decay"], "fused": True}
     if config.get("optimizer", "adam") == "adam":
         return torch.optim.Adam(weights, **settings)

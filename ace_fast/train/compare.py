@@ -1,0 +1,256 @@
+"""The deciders side by side on one task: error, equivariance error and time of a step; as table, page and rows."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..report import page, png, units
+from ..report.chart import PALETTE, Bar, Bars, Chart, Lines, Series
+from . import loop, options
+from .checkpoint import write_atomic
+from .demo import started
+from .options import Config
+from .plots import measured
+from .relaxing import deployed, make_relaxation
+from .run import Run, build, check_device, use_threads
+from .tasks import find
+
+STRICT = "strict"
+_BATCHES = 8  # that the timed steps take in turn
+_FOREVER = 10**9  # steps of the timetables while steps are timed
+
+
+class Outcome(NamedTuple):
+    """One decider: its best checkpoint, of each seed."""
+
+    mode: str  # the model that it is about: "strict" or "relaxed"
+    test: list[float]
+    equivariance: list[float]
+    epochs: list[int]
+    curve: list[tuple[float, float]]  # (epoch, measure on validation data) of the first seed
+
+
+def names_of(task: str) -> tuple[str, ...]:
+    """What can be compared on a task."""
+    return (*find(task).RELAXATIONS, STRICT)
+
+
+def compare(task: str, out: Path, relaxations: Sequence[str], *, preset: str = options.DEFAULT_PRESET, seeds: int = 1,
+            repeats: int = 15, quiet: bool = False, command: str = "", **given: Any) -> dict[str, Any]:
+    """Trains a model with every decider and every seed, times their steps in turn, and writes what came out.
+
+    Runs lie in `out`/NAME-SEED; finished ones are used again, others continued. Each is judged by the checkpoint that
+    is best on validation data, of the model that the decider is about: strict, or with its branches.
+
+    Args:
+        task: "nbody", or another one.
+        out: folder of the runs, compare.json (rows for `ace-fast report`), compare.html and compare.png.
+        relaxations: of `names_of(task)`.
+        seeds: runs of each, with the seeds `seed`, `seed` + 1, ...
+        repeats: rounds of timing.
+        command: that measures it again.
+        given: settings over those of the preset; `mode` is ACE's alone.
+
+    Returns:
+        The row of compare.json.
+
+    Raises:
+        ValueError: an unknown or repeated name, or settings that do not fit; before any work.
+        FileExistsError: `out` holds a run with other settings.
+    """
+    found = find(task)
+    configs = _configs(task, relaxations, preset, seeds, repeats, given)
+    for config in itertools.chain(*configs.values()):
+        check_device(config)
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes = {name: _trained(task, preset, name, runs, out, quiet) for name, runs in configs.items()}
+    first = {name: runs[0] for name, runs in configs.items()}
+    timings, noise = _timed(found, first, repeats)
+    row = _row(task, first, outcomes, timings, noise, command)
+    from ..bench import results
+
+    results.write(out / "compare.json", [row])
+    title, drawn = f"{found.TITLE}: deciders", _charts(found, outcomes, timings)
+    write_atomic(out / "compare.png", png.picture(title, drawn), "compare")
+    write_atomic(out / "compare.html", _page(title, row, outcomes, timings, drawn), "compare")
+    _show(title, out, outcomes, timings)
+    return row
+
+
+def _configs(task: str, relaxations: Sequence[str], preset: str, seeds: int, repeats: int,
+             given: Mapping[str, Any]) -> dict[str, list[Config]]:
+    """The settings of every run, all checked."""
+    known = names_of(task)
+    wrong = [name for name in relaxations if name not in known]
+    if wrong or not relaxations or len(set(relaxations)) < len(relaxations):
+        raise ValueError(f"compare: --relaxation must be different names among {', '.join(known)}, got "
+                         f"{', '.join(relaxations) or 'none'}")
+    for name, value in (("seeds", seeds), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"compare: --{name} must be at least 1, got {value}")
+    first = given.get("seed", find(task).OPTIONS["seed"].default)
+    configs: dict[str, list[Config]] = {}
+    for name in relaxations:
+        own = {key: value for key, value in given.items() if key != "mode" or name == "ace"}
+        own |= {"relaxed": False} if name == STRICT else {"relaxed": True, "relaxation": name}
+        configs[name] = [options.make_config(find(task), preset, own | {"seed": first + i}) for i in range(seeds)]
+    return configs
+
+
+def _trained(task: str, preset: str, name: str, configs: list[Config], out: Path, quiet: bool) -> Outcome:
+    """Runs, or goes on with, a decider's runs."""
+    mode, best = deployed(configs[0]), []
+    for config in configs:
+        run = Run(out / f"{name}-{config['seed']}")
+        began = started(run, config, task, "compare")
+        rows = run.metrics() if began else []
+        if not rows or rows[-1]["epoch"] < config["epochs"]:
+            print(f"{name}, seed {config['seed']} ...", file=sys.stderr, flush=True)
+            how = {"task": task, "quiet": quiet, "resume": began is not None}
+            rows = loop.train(run.folder, preset, **how, **({} if began else config)).metrics()
+        valid = [row for row in rows if f"valid_{mode}" in row]
+        best.append(find(task).BEST(valid, key=lambda row: row[f"valid_{mode}"]))
+        if len(best) == 1:
+            curve = measured(rows, f"valid_{mode}")
+    numbers = {key: [row[f"{key}_{mode}"] for row in best] for key in ("test", "equivariance")}
+    return Outcome(mode, **numbers, epochs=[row["epoch"] for row in best], curve=curve)
+
+
+def _timed(task: Any, configs: Mapping[str, Config], repeats: int) -> tuple[dict[str, Any], float]:
+    """Milliseconds of a training step of every decider, in turn, and the noise: one of them timed twice."""
+    from ..bench import timing
+
+    config = next(iter(configs.values()))
+    use_threads(config)
+    print("timing the steps in turn ...", file=sys.stderr, flush=True)
+    data = task.load(config, "train")
+    facts = task.facts(data)
+    training = task.Training(config, facts, data)
+    batches = list(itertools.islice(iter(training.batches), _BATCHES))
+    steps = {name: _step(task, own, facts, training, batches) for name, own in configs.items()}
+    first = next(iter(steps))
+    again = {"again": _step(task, configs[first], facts, training, batches)}
+    found = timing.interleaved(steps | again, config["device"], repeats, burst=3)
+    return found, timing.noise(found[first], found["again"])
+
+
+def _step(task: Any, config: Config, facts: dict[str, Any], training: Any, batches: list[Any]) -> Callable[[], None]:
+    """One training step: loss, penalty, gradients, optimiser, decider."""
+    torch.manual_seed(config["seed"])
+    model = build(task, config, facts).train()
+    decider = make_relaxation(model, config, _FOREVER)
+    weights = decider.primal_parameters() if decider else list(model.parameters())
+    optimizer = loop.make_optimizer(weights, config)
+    turn = itertools.cycle(batches)
+
+    def step() -> None:
+        batch = next(turn)
+        loss = training.loss(model, batch)
+        turned = lambda: training.loss(model, training.turned(batch))  # noqa: E731
+        optimizer.zero_grad()
+        (loss + (decider.penalty(loss, turned) if decider else 0.0)).backward()
+        optimizer.step()
+        if decider:
+            decider.step()
+
+    return step
+
+
+def _row(task: str, configs: Mapping[str, Config], outcomes: Mapping[str, Outcome], timings: Mapping[str, Any],
+         noise: float, command: str) -> dict[str, Any]:
+    """One flat row, the deciders as its versions."""
+    from ..bench import machine
+
+    config = next(iter(configs.values()))
+    row: dict[str, Any] = {"workload": f"{task}_relaxation", "case": f"batch{config['batch_size']}",
+                           "device": config["device"], "dtype": config["dtype"], "epochs": config["epochs"],
+                           "seeds": len(next(iter(outcomes.values())).test), "noise": noise}
+    for name, one in outcomes.items():
+        timed = timings[name]
+        row |= {f"{name}_ms": timed.median, f"{name}_q20_ms": timed.q20, f"{name}_q80_ms": timed.q80,
+                "rounds": timed.rounds, f"{name}_model": one.mode}
+        for key in ("test", "equivariance"):
+            values = getattr(one, key)
+            row |= {f"{name}_{key}": statistics.fmean(values), f"{name}_{key}_std": _spread(values)}
+    row |= {"command": command} if command else {}
+    return row | machine.describe(config["device"])
+
+
+def _spread(values: list[float]) -> float:
+    """The standard deviation over seeds; 0 for one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _shown(values: list[float]) -> str:
+    mean, spread = statistics.fmean(values), _spread(values)
+    return units.digits(mean, 4) + (f" ± {units.digits(spread, 2)}" if len(values) > 1 else "")
+
+
+def _charts(task: Any, outcomes: Mapping[str, Outcome], timings: Mapping[str, Any]) -> list[Chart]:
+    colours = {name: f"c{i % PALETTE}" for i, name in enumerate(outcomes)}
+
+    def bars(title: str, key: str) -> Bars:
+        found = []
+        for name, one in outcomes.items():
+            values = getattr(one, key)
+            mean, spread = statistics.fmean(values), _spread(values)
+            found.append(Bar(f"{name} ({one.mode} model)", mean, _shown(values), colours[name], mean - spread,
+                             mean + spread))
+        return Bars(title, found)
+
+    times = [Bar(name, timings[name].median, units.time(timings[name].median), colours[name], timings[name].q20,
+                 timings[name].q80) for name in outcomes]
+    curves = [Series(name, one.curve, colours[name]) for name, one in outcomes.items()]
+    return [bars("Test", "test"), bars("Equivariance error", "equivariance"), Bars("Time of a training step", times),
+            Lines("Validation, first seed", "epoch", "measure", curves, log_y=task.BEST is min)]
+
+
+def _table(outcomes: Mapping[str, Outcome], timings: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines."""
+    base = timings.get(STRICT)
+    headings = ["decider", "model", "test", "equivariance error", "best epoch", "ms a step", "over strict"]
+    lines = []
+    for name, one in outcomes.items():
+        over = f"{timings[name].median / base.median:.2f}" if base else units.DASH
+        lines.append([name, one.mode, _shown(one.test), _shown(one.equivariance), ", ".join(map(str, one.epochs)),
+                      f"{timings[name].median:.1f}", over])
+    return headings, lines
+
+
+def _page(title: str, row: Mapping[str, Any], outcomes: Mapping[str, Outcome], timings: Mapping[str, Any],
+          drawn: Sequence[Chart]) -> str:
+    headings, lines = _table(outcomes, timings)
+    cells = [("", [page.Cell(text) for text in line]) for line in lines]
+    made = {key: row[key] for key in ("epochs", "seeds", "case", "device_name", "threads", "torch", "revision")}
+    sections = [
+        page.Section("result", "Result", "", page.table(headings, cells, "Deciders", left=2)),
+        page.Section("charts", "Charts", "Whiskers are one standard deviation over seeds, of times the middle 60 %.",
+                     page.cards(page.card(chart) for chart in drawn)),
+        page.Section("made", "Made with", "", page.pairs(made.items(), small=True)),
+    ]
+    lead = "One network, its gated branches owned by each decider in turn; steps timed in turn on one machine."
+    return page.page(title, lead, sections, foot=f"<code>{row.get('command', '')}</code>")
+
+
+def _show(title: str, out: Path, outcomes: Mapping[str, Outcome], timings: Mapping[str, Any]) -> None:
+    headings, lines = _table(outcomes, timings)
+    table = Table(*headings, title=title, title_justify="left", caption=f"{out / 'compare.html'}, compare.json")
+    for line in lines:
+        table.add_row(*line)
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(table)
+
+
+def command_of(argv: Sequence[str]) -> str:
+    """The command line in words that a shell takes."""
+    return shlex.join(["ace-fast", *argv])

@@ -1,0 +1,69 @@
+"""ace-fast compare: deciders side by side, runs used again, rows that the report reads, wrong input."""
+
+import re
+
+import pytest
+import torch
+from test_cli import TINY, failure
+
+from ace_fast import report
+from ace_fast.bench import results
+from ace_fast.train import cli, options
+from ace_fast.train.compare import compare, names_of
+
+NAMES = ["remul", "strict"]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    before = torch.get_num_threads()
+    yield TINY | {"data": str(tmp_path_factory.mktemp("data")), "epochs": 1}
+    torch.set_num_threads(before)
+
+
+def test_deciders_are_compared_in_one_command(given, tmp_path, capsys, no_plots):
+    out = tmp_path / "compared"
+    flags = [text for name, value in given.items() for text in (options.flag(name), str(value))]
+    argv = ["compare", "nbody", "--relaxation", ",".join(NAMES), "--seeds", "2", "--repeats", "2", "--out", str(out),
+            "--quiet", *flags]
+    assert cli.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in NAMES) and "equivariance error" in shown and "±" in shown
+    assert {p.name for p in out.iterdir()} == {"compare.json", "compare.html", "compare.png"} | {
+        f"{name}-{seed}" for name in NAMES for seed in (42, 43)}
+    (row,) = results.load(out / "compare.json")
+    assert row["workload"] == "nbody_relaxation" and row["seeds"] == 2 and row["command"].startswith("ace-fast compare")
+    for name, mode in zip(NAMES, ("relaxed", "strict"), strict=True):
+        assert row[f"{name}_ms"] > 0 and row[f"{name}_model"] == mode and row[f"{name}_test"] > 0
+        assert (row[f"{name}_equivariance"] > 1e-4) == (mode == "relaxed")
+    assert results.versions(row) == NAMES
+    page = (out / "compare.html").read_text()
+    assert "remul (relaxed model)" in page and "--relaxation remul,strict" in page
+    (written, _) = report.write([out / "compare.json"], tmp_path / "page.html")
+    assert "nbody_relaxation" in written.read_text()
+
+    stamp = {p: p.stat().st_mtime_ns for p in out.rglob("weights.safetensors")}
+    again = compare("nbody", out, NAMES, seeds=2, repeats=1, quiet=True, **given)  # finished runs are used again
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("weights.safetensors")} == stamp
+    assert again["remul_test"] == row["remul_test"]
+    with pytest.raises(FileExistsError, match="compare: .*remul-42 must hold a run with .*, got .*--lr"):
+        compare("nbody", out, NAMES, quiet=True, **given | {"lr": 0.5})
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["nbody", "--relaxation", "ace,rpl"], "--relaxation must be different names among ace, .*, strict, got ace, rpl"),
+    (["nbody", "--relaxation", "ace,ace"], "must be different names among"),
+    (["nbody", "--relaxation", ","], "must be different names among .*, got none"),
+    (["mocap", "--relaxation", "per"], "must be different names among ace, strict, got per"),
+    (["nbody", "--seeds", "0"], "compare: --seeds must be at least 1, got 0"),
+    (["nbody", "--epochs", "0"], "--epochs must be at least 1, got 0"),
+])
+def test_what_cannot_be_compared_is_said_before_any_work(argv, message, tmp_path, capsys):
+
+
+    line = failure(capsys, ["compare", *argv, "--out", tmp_path / "out"])
+    assert re.search(message, line) and not (tmp_path / "out").exists()
+
+
+def test_names():
+    assert names_of("nbody") == ("ace", "schedule", "rpp", "per", "remul", "strict")
