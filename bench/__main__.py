@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import compare, gpu_day, machine, protocol_cases, results, suite, workloads
+from . import compare, gpu_day, machine, protocol_cases, results, scaling, suite, workloads
 
 DESCRIPTION = """\
 Times ace_fast against the eager reference, and says how sure it is.
@@ -38,10 +38,13 @@ Protocols (--protocol): the products of the field's publications, e3nn (eager an
 cuequivariance-torch and openequivariance, what is missing with its reason; cases NAME[@ROWS]:
 {protocols}
 
+Scaling (--scaling): time and memory of every operator along edges (1e3 to 1e7), points, channels and degree, with the
+fitted exponent beside the one that the algorithm says; what grows faster beyond its scatter has an `error`.
+
 Before anything is timed its outputs and gradients are compared with the reference in float64 on the very tensors that
 are timed; what is wrong gets a row with `error` and no time, and the exit status is 1. Versions run in turn, round
 after round, in one process; the fast one runs twice, and `noise` is the difference of its two medians: nothing inside
-it is called faster or slower. Without --workload, --protocol, --operators, --op and --backend everything runs, which
+it is called faster or slower. Without an option that names some, all workloads, protocols and operators run, which
 takes hours on a small CPU; --quick takes one small case of each.
 
 A run leaves its rows in one JSON file (pytest-benchmark's format, our numbers in extra_info) and appends a line for
@@ -65,6 +68,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--operators", action="store_true", help="run the operators' large cases")
     add("--op", nargs="+", help="run these operators or rooms")
     add("--backend", choices=["cpu", "cuda", "triton", "reference"], help="run the operators on this backend alone")
+    add("--scaling", metavar="AXIS", nargs="*", choices=scaling.AXES,
+        help=f"run the operators along {', '.join(scaling.AXES)}, default all")
+    add("--roofline", action="store_true", help="measure the machine's rates in every dtype")
     add("--case", help="only this case, e.g. batch100 or nbody_100; with --workload, --protocol, --operators or --op")
     add("--device", choices=["cpu", "cuda", "all"], help="default: the GPU where there is one, else the CPU")
     add("--dtype", choices=["float32", "float64"], default="float32")
@@ -117,6 +123,8 @@ def _check(parser: argparse.ArgumentParser, a: argparse.Namespace) -> None:
     for name in ("threads", "repeats"):
         if getattr(a, name) is not None and getattr(a, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(a, name)}")
+    if a.compare and (a.scaling is not None or a.roofline):
+        parser.error("--compare takes workloads, protocols and operators; leave --scaling and --roofline out")
     if a.case and not (a.workload or a.protocol or a.operators or a.op):
         parser.error(f"--case {a.case} needs the --workload, --protocol or --op that it is of")
     if os.environ.get("TRITON_INTERPRET") == "1" and a.device != "cpu" and torch.cuda.is_available():

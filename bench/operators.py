@@ -54,7 +54,7 @@ class Ready(NamedTuple):
 
 
 @functools.cache
-def _reasons(device: str) -> dict[str, dict[str, str]]:
+def reasons(device: str) -> dict[str, dict[str, str]]:
     """{room: {backend: why it does not run natively on `device`, or ""}}, the reference last."""
     found = {room: dict(sorted(known.items(), key=lambda b: b[0] == "reference"))
              for room, known in backends_of.available(device).items()}
@@ -66,9 +66,9 @@ def _reasons(device: str) -> dict[str, dict[str, str]]:
 
 def missing(device: str) -> dict[str, str]:
     """{backend: why} of the backends that no room can run on `device`."""
-    rooms = _reasons(device).values()
+    rooms = reasons(device).values()
     names = dict.fromkeys(name for known in rooms for name in known)
-    return {name: reasons[0] for name in names if all(reasons := [known[name] for known in rooms if name in known])}
+    return {name: why[0] for name in names if all(why := [known[name] for known in rooms if name in known])}
 
 
 def jobs(device: str, dtype: torch.dtype, case: str | None = None, ops: Collection[str] | None = None,
@@ -85,7 +85,7 @@ def jobs(device: str, dtype: torch.dtype, case: str | None = None, ops: Collecti
             seen[c.op] += 1
             if quick and case is None and (seen[c.op] > 1 or repr(c).split("-")[0].endswith("_bwd")):
                 continue
-            for b in [b for b, reason in _reasons(device)[room].items() if b == backend or not (backend or reason)]:
+            for b in [b for b, reason in reasons(device)[room].items() if b == backend or not (backend or reason)]:
                 every = [Job(room, c, b, direction, device, dtype) for direction in DIRECTIONS]
                 every = [job for job in every
                          if job.direction == "forward" or hasattr(torch.ops.ace_fast, f"{job.op}_bwd")]
@@ -97,7 +97,7 @@ def jobs(device: str, dtype: torch.dtype, case: str | None = None, ops: Collecti
 def skipped(job: Job) -> str:
     """Why the case is not run, or "": the backend is missing or refuses it, or the edge tensors that plain PyTorch
     forms on the CPU would not fit beside other work."""
-    if reason := _reasons(job.device)[job.room].get(job.backend):
+    if reason := reasons(job.device)[job.room].get(job.backend):
         return f"backend {job.backend} is not available: {reason}"
     if job.backend in job.case.refused_by:
         return f"backend {job.backend} does not take this case"
@@ -111,7 +111,7 @@ def skipped(job: Job) -> str:
             f"more than {CPU_LIMIT / 2**30:.0f}")
 
 
-def _call(function: Callable, inputs: dict[str, Any], names: tuple[str, ...], direction: str) -> Callable[[], object]:
+def call(function: Callable, inputs: dict[str, Any], names: tuple[str, ...], direction: str) -> Callable[[], object]:
     """Runs `function` once; with its gradients when the direction says so."""
     if direction == "forward":
         def run():
@@ -162,7 +162,7 @@ def prepare(job: Job) -> Ready:
     first = 1e3 * (time.perf_counter() - start)
     gold, limit, sizes = _gold(case, job.device, job.dtype)
     error, worst = gate.verdict(found, gold, limit, sizes)
-    run, plain = (_call(f, inputs, case.differentiable, job.direction) for f in (mine, case.reference))
+    run, plain = (call(f, inputs, case.differentiable, job.direction) for f in (mine, case.reference))
     run()
     return Ready(run, plain, None if error else _count(job, inputs, mine), counts.rows(inputs, case.differentiable),
                  first, worst, error)

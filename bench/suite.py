@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import machine, operators, protocol_cases, protocols, results, roofline, tables, workloads
+from . import machine, operators, protocol_cases, protocols, results, roofline, scaling, tables, workloads
 from .results import Row
 
 ROUNDS, QUICK_ROUNDS = 15, 3
@@ -27,9 +27,11 @@ class Rows(list):
 
 
 def kinds(a: argparse.Namespace) -> list[str]:
-    """Which of workloads, protocols and operators run: those that an option names, all of them where none does."""
-    named = {"workloads": a.workload, "protocols": a.protocol, "operators": a.operators or a.op or a.backend}
-    return [kind for kind, wanted in named.items() if wanted] or list(named)
+    """What runs: what an option names; workloads, protocols and operators where none does."""
+    along = a.scaling is not None  # then --op and --backend say of what
+    named = {"roofline": a.roofline, "workloads": a.workload, "protocols": a.protocol,
+             "operators": a.operators or not along and (a.op or a.backend), "scaling": along}
+    return [kind for kind, wanted in named.items() if wanted] or ["workloads", "protocols", "operators"]
 
 
 def rounds(a: argparse.Namespace) -> int:
@@ -68,11 +70,18 @@ def run(a: argparse.Namespace, device: str, rows: Rows) -> None:
     """Runs what was asked for on one device, with a table for each kind."""
     tables.heading(machine.describe(device))
     wanted, roof = kinds(a), None
-    if wanted != ["workloads"]:
+    if {"protocols", "operators"} & set(wanted):
         with tables.waiting("measuring the machine"):
             roof = roofline.measure(device, getattr(torch, a.dtype), a.quick)
     for kind in wanted:
-        {"workloads": _workloads, "protocols": _protocols, "operators": _operators}[kind](a, device, rows, roof)
+        {"roofline": _roofline, "workloads": _workloads, "protocols": _protocols, "operators": _operators,
+         "scaling": _scaling}[kind](a, device, rows, roof)
+
+
+def _roofline(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Roofline | None) -> None:
+    with tables.waiting("measuring the machine"):
+        found = [row | machine.describe(device) for row in roofline.rows(device, a.quick)]
+    tables.machine_rates([rows.add(row) for row in found])
 
 
 def _workloads(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Roofline | None) -> None:
@@ -100,3 +109,14 @@ def _operators(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Ro
             budget_s = QUICK_S if a.quick else operators.BUDGET_S
             found.append(rows.add(operators.measure(job, roof, rounds(a), budget_s)))
     tables.operators(found, roof, operators.missing(device))
+
+
+def _scaling(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Roofline | None) -> None:
+    found, about = [], machine.describe(device)
+    for family in scaling.families(device, getattr(torch, a.dtype), a.op, a.scaling, a.backend):
+        if a.quick:
+            family = family._replace(axis=family.axis._replace(sizes=family.axis.sizes[:scaling.FITTED]))
+        with tables.waiting(repr(family)):
+            made = scaling.measure(family, a.repeats or scaling.ROUNDS, QUICK_S if a.quick else scaling.BUDGET_S)
+        found += [rows.add(about | row) for row in made]
+    tables.scaling(found)

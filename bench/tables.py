@@ -142,6 +142,37 @@ def compared(rows: list[dict[str, Any]], revision: str) -> None:
     _show(table, notes)
 
 
+def scaling(rows: list[dict[str, Any]]) -> None:
+    """One line per curve: its largest size, and what it grows by beside what it should."""
+    table = Table(title="Scaling: exponents over the largest sizes, and what the algorithm says", box=box.SIMPLE_HEAD)
+    columns = ("operator", "along", "up to", "ms", "MB", "time", "algorithm", "memory", "results")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i > 1 else "left", no_wrap=not i)
+    notes, curves = [], {}
+    for row in rows:  # the largest size comes last
+        curves[row["op"], row["axis"], row["direction"], row["backend"]] = row
+    for row in curves.values():
+        name = row["op"] + (" +backward" if row["direction"] != "forward" else "")
+        if row.get("error"):
+            notes.append(f"{name} along {row['axis']}: {row['error']}")
+        time_ = "-" if row["ms"] is None else f"{row['exponent']:.2f} ± {row['exponent_error']:.2f}"
+        table.add_row(name, row["axis"], f"{row['size']:,}", number(row["ms"]), number(row.get("peak_mb")), time_,
+                      *(number(row.get(k)) for k in ("expected_exponent", "memory_exponent",
+                                                     "expected_memory_exponent")),
+                      style="red" if row.get("error") else None)
+    _show(table, notes)
+
+
+def machine_rates(rows: list[dict[str, Any]]) -> None:
+    """The rates of bench/roofline.py, a line per dtype."""
+    table = Table(title="This machine", box=box.SIMPLE_HEAD)
+    for i, column in enumerate(("dtype", "copy GB/s", "multiply-add GFLOP/s", "product GFLOP/s")):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(row["case"], *(number(row[k]) for k in ("copy_gbs", "fma_gflops", "matmul_gflops")))
+    _show(table, [])
+
+
 def _show(table: Table, notes: list[str]) -> None:
     if table.row_count:
         _console.print(table)

@@ -22,7 +22,10 @@ MAX_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448}  # bytes a block m
 
 
 class Report(NamedTuple):
-    """What one compilation gave; spills are the bytes a thread stores and loads, shared_bytes is per block."""
+    """What one compilation gave; spills are the bytes a thread stores and loads, shared_bytes is per block.
+
+    `threads` of a block: the number or the most that it is launched with, 0 where it was not asked for.
+    """
 
     kernel: str
     sm: int
@@ -30,6 +33,7 @@ class Report(NamedTuple):
     spills: int
     shared_bytes: int
     seconds: float
+    threads: int = 0
 
     def over(self, case: AotCase) -> list[str]:
         """The limits that this kernel exceeds, in words."""
@@ -143,7 +147,8 @@ def compile_case(case: AotCase, capability: int) -> Report:
     seconds = time.perf_counter() - start
     usage = _cubin_usage(compiled.asm["cubin"])
     spills = _spills(compiled.asm["ptx"], capability, usage) if usage["STACK"] else 0
-    return Report(case.label, capability, usage["REG"], spills, compiled.metadata.shared, seconds)
+    threads = 32 * case.num_warps
+    return Report(case.label, capability, usage["REG"], spills, compiled.metadata.shared, seconds, threads)
 
 
 def rooms() -> tuple[str, ...]:

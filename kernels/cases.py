@@ -1,4 +1,4 @@
-"""What a case is: named inputs of one operator, small for the tests, large for the benchmarks."""
+"""What a case is: named inputs of one operator, small for the tests, large for the benchmarks; and what an axis is."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,6 +26,22 @@ class Case(NamedTuple):
 
     def __repr__(self) -> str:
         return f"{self.op._schema.name.split('::')[1]}-{self.name}"
+
+
+class Axis(NamedTuple):
+    """One size of an operator that grows while the others stay: `case(size)`, an operator that is no gradient.
+
+    Time and memory are measured along it (bench/scaling.py), forward and backward, and compared with what the algorithm
+    says: time grows as size^order for large sizes, with the counted operations where `order` is None.
+    """
+
+    name: str  # "edges", "points", "channels" or "degree"
+    sizes: tuple[int, ...]
+    case: Callable[[int], Case]
+    order: float | None = 1.0
+
+
+DECADES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
 
 def generator(seed: int = 0) -> torch.Generator:

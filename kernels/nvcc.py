@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import triton_common
 from .aot import CAPABILITIES, Report, table
 
 HERE = Path(__file__).parent
@@ -49,8 +50,8 @@ def _include() -> list[str]:
     return [f"-I{HERE}", "-isystem", str(torch / "include")]
 
 
-def compile_source(source: Path, capabilities: Sequence[int] = CAPABILITIES) -> list[Report]:
-    """One report for each kernel of a .cu file on each sm_<capability>.
+def compile_source(source: Path, capabilities: Sequence[int] = CAPABILITIES, threads: bool = False) -> list[Report]:
+    """One report for each kernel of a .cu file on each sm_<capability>; with the `threads` of its launch bounds.
 
     As in an installation (CMakeLists.txt) one PTX, of the least of them, is assembled for all: no kernel uses an
     instruction of a later one, and the PTX takes most of the time.
@@ -64,13 +65,26 @@ def compile_source(source: Path, capabilities: Sequence[int] = CAPABILITIES) -> 
         command = [find(), "-gencode", f"arch=compute_{min(capabilities)},code=[{code}]", "-fatbin", "-Xptxas", "-v"]
         command += [*FLAGS, *_include(), str(source), "-o", f"{folder}/out.fatbin"]
         done = subprocess.run(command, capture_output=True, text=True)
+        bounds = launch_bounds(Path(folder, "out.fatbin")) if threads and not done.returncode else {}
     if done.returncode:
         raise RuntimeError(f"{source.parent.name}/{source.name} does not compile for {code}:\n{done.stderr[-4000:]}")
-    return read_log(done.stderr, time.perf_counter() - start)
+    return read_log(done.stderr, time.perf_counter() - start, bounds)
 
 
-def read_log(log: str, seconds: float) -> list[Report]:
-    """The reports in what `ptxas -v` says; spills are bytes stored and loaded."""
+def launch_bounds(fatbin: Path) -> dict[str, int]:
+    """The threads a block may have of each kernel in a compiled file, by mangled name (Triton brings cuobjdump)."""
+    command = [triton_common.triton.knobs.nvidia.cuobjdump.path, "-elf", str(fatbin)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {}
+    for section in re.split(r"^\.nv\.info\.", listing, flags=re.M)[1:]:
+        bound = re.search(r"EIATTR_MAX_THREADS\s+Format:\s+\S+\s+Value:\s+0x([0-9a-f]+)", section.split("\n.", 1)[0])
+        if bound:
+            found[section.split(None, 1)[0]] = int(bound[1], 16)
+    return found
+
+
+def read_log(log: str, seconds: float, bounds: dict[str, int] | None = None) -> list[Report]:
+    """The reports in what `ptxas -v` says; spills are bytes stored and loaded, `bounds` the threads by mangled name."""
     reports = []
     for block in re.split(r"Compiling entry function ", log)[1:]:
         block = block.split("Function properties for")  # device functions that were not inlined come after the kernel
@@ -78,7 +92,8 @@ def read_log(log: str, seconds: float) -> list[Report]:
         spills = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", "".join(block))))
         registers = int(re.search(r"Used (\d+) registers", "".join(block))[1])
         shared = re.search(r"(\d+) bytes smem", "".join(block))
-        reports.append(Report(name, int(sm), registers, spills, int(shared[1]) if shared else 0, seconds))
+        threads = (bounds or {}).get(name, 0)
+        reports.append(Report(name, int(sm), registers, spills, int(shared[1]) if shared else 0, seconds, threads))
     names = demangle([r.kernel for r in reports])
     return [r._replace(kernel=name) for r, name in zip(reports, names, strict=True)]
 

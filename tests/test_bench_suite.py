@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ace_fast.kernels import ROOMS
-from bench import machine, operators, protocols, results, roofline, suite, tables, workloads
+from bench import machine, operators, protocols, results, roofline, scaling, suite, tables, workloads
 from bench.__main__ import _file, arguments, main
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,9 @@ def asked(*argv: str):
 @pytest.mark.parametrize(("argv", "kinds"), [
     ((), KINDS), (("--quick",), KINDS), (("--workload", "knn"), KINDS[:1]), (("--protocol", "O1"), KINDS[1:2]),
     (("--operators",), KINDS[2:]), (("--op", "knn"), KINDS[2:]), (("--backend", "cpu"), KINDS[2:]),
-    (("--op", "knn", "--workload", "all"), ["workloads", "operators"]),
+    (("--op", "knn", "--workload", "all"), ["workloads", "operators"]), (("--roofline",), ["roofline"]),
+    (("--scaling",), ["scaling"]), (("--scaling", "edges", "--op", "knn"), ["scaling"]),
+    (("--scaling", "--operators"), ["operators", "scaling"]),
 ])
 def test_what_runs(argv, kinds):
     assert suite.kinds(asked(*argv)) == kinds
@@ -145,3 +147,31 @@ def test_a_folder_that_cannot_be_made(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--workload", "knn", "--device", "cpu", "--json", str(tmp_path / "file" / "x.json")])
     assert "error: [Errno" in capsys.readouterr().err
+
+
+def test_rates_and_curves_are_runs_too(monkeypatch, tmp_path, capsys):
+    """--roofline and --scaling leave rows in the file and a table; a curve that grows too fast is exit status 1."""
+    rates = {"suite": "roofline", "op": "roofline", "case": "float32", "device": "cpu", "dtype": "float32",
+             "copy_gbs": 9.0, "fma_gflops": None, "matmul_gflops": 50.0, "peak_gflops": 50.0}
+    monkeypatch.setattr(roofline, "rows", lambda device, quick: [rates])
+    file = tmp_path / "rates.json"
+    assert main(["--roofline", "--quick", "--device", "cpu", "--json", str(file)]) == 0
+    (row,) = results.load(file)
+    assert row["matmul_gflops"] == 50.0 and row["revision"] and "This machine" in capsys.readouterr().out
+    curve = {"suite": "scaling", "op": "knn", "axis": "points", "backend": "cpu", "device": "cpu", "dtype": "float32",
+             "direction": "forward", "case": "points", "size": 9, "ms": 1.0, "peak_mb": 2.0, "exponent": 3.0,
+             "exponent_error": 0.0, "expected_exponent": 2.0, "memory_exponent": None, "expected_memory_exponent": 1.0,
+             "error": "time grows as size^3.00"}
+    seen = []
+    monkeypatch.setattr(scaling, "measure", lambda *a: seen.append(a) or [curve])
+    arguments_ = ["--scaling", "points", "--op", "knn", "--quick", "--device", "cpu", "--json", str(file)]
+    assert main(arguments_) == 1
+    assert "time grows as size^3.00" in " ".join(capsys.readouterr().out.split())
+    ((family, rounds, budget_s),) = seen
+    assert len(family.axis.sizes) == scaling.FITTED and (rounds, budget_s) == (scaling.ROUNDS, suite.QUICK_S)
+
+
+def test_curves_are_not_compared(capsys):
+    with pytest.raises(SystemExit):
+        main(["--compare", "HEAD", "--scaling"])
+    assert "--compare takes workloads, protocols and operators" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import torch
 
 from ...graph import Graph
-from ..cases import Case
+from ..cases import DECADES, Axis, Case
 from . import reference
 from .basis import KINDS, bessel_basis, expnorm_basis, gaussian_basis
 from .op import (
@@ -158,4 +158,19 @@ LARGE = [
             (16, 269, 128), "beads", hidden=128, orders=1, **_QM9 | {"cutoff": 14.0}),
     *_cases("nnpops_1000", "NNPOps' width for one molecule, here of 1000 atoms", (1, 1000, 128), "atoms", hidden=128,
             orders=1, **_QM9),
+]
+
+
+def _growing(name: str, note: str, edges: int, channels: int, family: str) -> Case:
+    return _cases(name, note, (edges // 90, 10, channels), hidden=channels, count=16, knots=64, orders=1,
+                  families=family, basis="gaussian")[0]
+
+
+_EDGES = tuple(90 * (n // 90) for n in DECADES)
+SCALING = [
+    Axis("edges", _EDGES, lambda n: _growing(f"edges_{n}", "molecules of ten atoms, 4 filters", n, 4, "n")),
+    Axis("edges", _EDGES, lambda n: _growing(f"edges_{n}", "molecules of ten atoms, 4 filters", n, 4, "s")),
+    Axis("channels", (16, 32, 64, 128, 256), lambda c: _growing(
+        f"channels_{c}", "1800 edges, as many hidden units as filters", 1800, c, "n"), 2),
+    Axis("channels", (16, 64, 256, 1024), lambda c: _growing(f"channels_{c}", "1800 edges", 1800, c, "s")),
 ]

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cases import Case
+from ..cases import DECADES, Axis, Case
 from . import reference
 from .op import dual_update_op
 from .reference import ROWS, Rule
@@ -47,3 +47,5 @@ LARGE = [
     _case("segnn_nbody", "8 gammas: the launch is the cost", 8, Rule(lr=5e-3, dual_lr=5e-3, augmentation=1.0)),
     _case("per_channel", "4096 gammas, resilient with Adam", 4096, _RESILIENT._replace(adam=True, dual_adam=True)),
 ]
+
+SCALING = [Axis("channels", DECADES[:4], lambda n: _case(f"channels_{n}", "a gamma a channel", n, _RESILIENT))]

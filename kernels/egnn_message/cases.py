@@ -3,7 +3,7 @@
 import torch
 
 from ...graph import Graph
-from ..cases import Case
+from ..cases import DECADES, Axis, Case
 from . import reference
 from .op import NAMES, egnn_message_bwd, egnn_message_op
 
@@ -119,4 +119,17 @@ LARGE = [
     *_cases("mocap_128", "EGNO, 128 samples", 19840, 83200, _EGNO, kind="skeletons", needs=TRAINING),
     *_cases("nbody_100", "EGNN N-body, 100 systems: 500 nodes, 2000 edges", 500, 2000, (64, 2, 64, 64, 64),
             mean=False, needs=TRAINING),
+]
+
+
+def _growing(name: str, note: str, edges: int, widths: tuple[int, int, int, int, int], kind: str) -> Case:
+    nodes = _SKELETON * (edges // 130) if kind == "skeletons" else edges // 4
+    return _cases(name, note, nodes, edges, widths, kind=kind, keep=False)[0]
+
+
+SCALING = [
+    Axis("edges", tuple(130 * n // 125 for n in DECADES), lambda n: _growing(
+        f"edges_{n}", "skeletons, 4 channels", n, (4, 0, 4, 4, 4), "skeletons")),
+    Axis("channels", (16, 32, 64, 128, 256), lambda c: _growing(
+        f"channels_{c}", "skeletons, 1040 edges", 1040, (c, 2, c, c, c), "skeletons"), 2),
 ]

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cases import Case
+from ..cases import Axis, Case
 from . import reference
 from .op import knn_op
 
@@ -56,4 +56,10 @@ LARGE = [
     _cloud("scan", "one large cloud, k 64", 1, 16384, 3, 64),
     _cloud("dgnn", "the first graph of dgNN's protocol, k 40", 64, 1024, 3, 40),
     _cloud("dgnn", "the later graphs of dgNN's protocol, k 40", 64, 1024, 64, 40),
+]
+
+SCALING = [
+    Axis("points", (500, 1000, 2000, 4000, 8000, 16000),
+         lambda n: _cloud("points", "one cloud, all its pairs", 1, n, 3, 20), 2),
+    Axis("channels", (16, 64, 256, 1024), lambda c: _cloud("channels", "one cloud of 1000 points", 1, 1000, c, 20)),
 ]

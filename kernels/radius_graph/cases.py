@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cases import Case
+from ..cases import Axis, Case
 from . import reference
 from .op import radius_graph_op
 
@@ -77,3 +77,5 @@ def _crystal(atoms: int) -> Case:
 
 
 LARGE = [_molecules(256), _crystal(10_000), _molecules(4096), _crystal(100_000)]
+# 52 neighbours an atom: 5e4 to 1e7 edges
+SCALING = [Axis("points", (1_000, 10_000, 50_000, 200_000), _crystal)]

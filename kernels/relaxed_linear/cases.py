@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cases import Case, generator
+from ..cases import DECADES, Axis, Case, generator
 from . import reference
 from .op import relaxed_linear_bwd, relaxed_linear_op
 
@@ -122,4 +122,9 @@ LARGE = [
     case
     for i, o in ((324, 324), (324, 162), (162, 162))
     for case in _pair(f"qm9_1024_{i}_{o}", "SEGNN QM9, 1024 molecules: 18.4k nodes", (18400, i, o), "gelu", "bgar")
+]
+
+SCALING = [
+    Axis("points", DECADES[:4], lambda n: _pair(f"points_{n}", "32 to 32 channels", (n, 32, 32))[0]),
+    Axis("channels", (64, 128, 256, 512, 1024), lambda c: _pair(f"channels_{c}", "1000 rows", (1000, c, c))[0], 2),
 ]

@@ -3,7 +3,7 @@
 import torch
 
 from ...graph import segments
-from ..cases import Case
+from ..cases import DECADES, Axis, Case
 from . import reference
 from .op import segment_sum_bwd, segment_sum_op
 
@@ -11,7 +11,7 @@ from .op import segment_sum_bwd, segment_sum_op
 def _inputs(edges: int, nodes: int, channels: int, adjoint: bool, index=None):
     def make(g: torch.Generator) -> dict:
         drawn = torch.randint(0, max(nodes, 1), (edges,), generator=g)
-        index_ = drawn if index is None else torch.tensor(index, dtype=torch.int64)
+        index_ = drawn if index is None else torch.as_tensor(index, dtype=torch.int64)
         s = segments(index_, nodes)
         x = torch.randn(nodes if adjoint else edges, channels, generator=g, dtype=torch.float64)
         return {"g" if adjoint else "x": x, "index": s.index, "order": s.order, "ptr": s.ptr}
@@ -39,4 +39,11 @@ LARGE = [
     *_pair("nbody_100", "SEGNN N-body, 100 graphs: 2000 edges, 500 nodes, 128 channels", 2000, 500, 128),
     *_pair("nbody_1000", "SEGNN N-body, 1000 graphs", 20000, 5000, 128),
     *_pair("qm9_1024", "SEGNN QM9, 1024 molecules: 48k edges, 18.4k nodes, 162 channels", 48000, 18400, 162),
+]
+
+SCALING = [
+    Axis("edges", DECADES, lambda n: _pair(
+        f"edges_{n}", "four edges a node, sorted by it, 4 channels", n, n // 4, 4, torch.arange(n) // 4)[0]),
+    Axis("channels", (16, 64, 256, 1024), lambda c: _pair(
+        f"channels_{c}", "5000 nodes, four edges each", 20000, 5000, c, torch.arange(20000) // 4)[0]),
 ]

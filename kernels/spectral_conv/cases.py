@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cases import Case
+from ..cases import DECADES, Axis, Case
 from . import reference
 from .op import spectral_conv_bwd, spectral_conv_op, time_conv_bwd, time_conv_op
 
@@ -76,3 +76,11 @@ LARGE = [
                     3 * 31 * batch, 2, 2, slope=1.0),
     )
 ] + _pair("modes_33", "all 33 modes of 64 time steps", 64, 372, 64, 64, 33)
+
+SCALING = [
+    Axis("points", DECADES[:4], lambda n: _pair(f"points_{n}", "5 steps, 2 modes, 8 channels", 5, n, 8, 8, 2)[0]),
+    Axis("channels", (32, 64, 128, 256, 512), lambda c: _pair(
+        f"channels_{c}", "5 steps, 2 modes, 200 nodes", 5, 200, c, c, 2)[0], 2),
+    Axis("points", DECADES[:4], lambda n: _time_pair(
+        f"points_{n}", "5 steps, 2 modes, 8 channels", 5, n, 8, 2, steady=True)[0]),
+]

@@ -4,8 +4,8 @@ import torch
 from e3nn import o3
 
 from ...graph import Graph
-from ..cases import Case
-from ..tensor_product.cases import gate_input, gate_table, table
+from ..cases import DECADES, Axis, Case
+from ..tensor_product.cases import degrees, gate_input, gate_table, table
 from ..tensor_product.table import ProductTable, unpack
 from . import cost, reference
 from .op import NAMES, steerable_message_bwd, steerable_message_op
@@ -140,4 +140,17 @@ LARGE = [
     *_cases("qm9_128", "SEGNN QM9, 128 molecules", 2315, 6088, *_QM9, kind="molecules", factor="auto", needs=TRAINING),
     *_cases("qm9_1024", "SEGNN QM9, 1024 molecules", 18400, 48000, *_QM9, kind="molecules", factor="auto",
             needs=TRAINING),
+]
+
+
+def _growing(name: str, note: str, edges: int, hidden: str, attr: str = _VECTORS) -> Case:
+    return _cases(name, note, edges // 4, edges, hidden, attr, "1x0e", kind="molecules", factor="auto")[0]
+
+
+SCALING = [
+    Axis("edges", DECADES, lambda n: _growing(f"edges_{n}", "four edges a node, 2x0e+2x1o", n, "2x0e+2x1o")),
+    Axis("channels", (8, 16, 32, 64, 128), lambda c: _growing(
+        f"channels_{c}", "1000 edges, scalars and vectors", 1000, f"{c}x0e+{c}x1o"), 2),
+    Axis("degree", (1, 2, 3, 4), lambda l: _growing(
+        f"degree_{l}", "1000 edges, 8 channels of every degree", 1000, degrees(l, 8), degrees(l)), None),
 ]

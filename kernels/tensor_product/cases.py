@@ -6,7 +6,7 @@ import torch
 from e3nn import o3
 from e3nn.math import normalize2mom
 
-from ..cases import Case
+from ..cases import DECADES, Axis, Case
 from . import reference
 from .epilogue import gate_bwd, gate_op, norm_activation_bwd, norm_activation_op
 from .op import (
@@ -388,4 +388,19 @@ LARGE = [
     *_network("nbody_1000", "SEGNN N-body, 1000 graphs", 20000, 5000, "32x0e+32x1o", _VECTORS, "2x0e"),
     *_network("qm9_1024", "SEGNN QM9, 1024 molecules", 48000, 18400, "18x0e+18x1o+18x2e", "1x0e+1x1o+1x2e+1x3o",
               "1x0e"),
+]
+
+
+def degrees(most: int, channels: int = 1) -> str:
+    """Irreps of every degree up to `most`, of the parity of the spherical harmonics."""
+    return "+".join(f"{channels}x{l}{'eo'[l % 2]}" for l in range(most + 1))
+
+
+SCALING = [
+    Axis("edges", DECADES, lambda n: _cases(f"edges_{n}", "2x0e+2x1o", n, "2x0e+2x1o", _VECTORS, "2x0e+2x1o")[0]),
+    Axis("channels", (16, 32, 64, 128, 256), lambda c: _cases(
+        f"channels_{c}", "1000 rows, scalars and vectors", 1000, f"{c}x0e+{c}x1o", _VECTORS, f"{c}x0e+{c}x1o")[0], 2),
+    Axis("degree", (1, 2, 3, 4, 5, 6), lambda l: _mode_cases(
+        f"degree_{l}", "1000 rows of 16 channels, every path up to the degree", 1000,
+        channel_table(degrees(l, 16), degrees(l), l))[0], None),
 ]

@@ -6,8 +6,8 @@ import torch
 from e3nn import o3
 
 from ...graph import Graph
-from ..cases import Case
-from ..tensor_product.cases import MODE_IRREPS, mode_table, table
+from ..cases import DECADES, Axis, Case
+from ..tensor_product.cases import MODE_IRREPS, channel_table, degrees, mode_table, table
 from ..tensor_product.table import ProductTable
 from . import reference
 from .op import tensor_product_conv_bwd, tensor_product_conv_op
@@ -167,4 +167,16 @@ LARGE = [
             _fully_connected(SEGNN), shared=True, needs=(True, False, True)),
     *_cases("segnn_qm9_1024", "SEGNN QM9's second message, shared uvw; positions constant", 18400,
             _random(18400, 18400, 48000), _fully_connected(QM9), shared=True, needs=(True, False, True)),
+]
+
+SCALING = [
+    Axis("edges", DECADES, lambda n: _cases(
+        f"edges_{n}", "16 neighbours a node, 4x0e+4x1o, shared weights", n // 16, lambda g: lattice(n // 16, 16),
+        _uvu("4x0e+4x1o", _VECTORS, "1x0e+1x1o"), shared=True)[0]),
+    Axis("channels", (16, 64, 256, 1024), lambda c: _cases(
+        f"channels_{c}", "256 nodes of 16 neighbours", 256, lambda g: lattice(256, 16),
+        _uvu(f"{c}x0e+{c}x1o", _VECTORS, "1x0e+1x1o"))[0]),
+    Axis("degree", (1, 2, 3, 4, 5), lambda l: _cases(
+        f"degree_{l}", "64 nodes of 16 neighbours, 16 channels, every path up to the degree", 64,
+        lambda g: lattice(64, 16), lambda: channel_table(degrees(l, 16), degrees(l), l))[0], None),
 ]

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cases import Case
+from ..cases import Axis, Case
 from ..vn_linear.cases import apart, randn, vectors
 from . import reference
 from .op import vn_edge_conv_bwd, vn_edge_conv_op, vn_edge_select_op, vn_edge_stats_bwd, vn_edge_stats_op
@@ -99,3 +99,17 @@ LARGE = [
     for case in _cases(f"modelnet_{clouds}x{points}_{channels}", "VN-DGCNN's edge convolutions, k 20",
                        (clouds, points, 20, channels), "large")
 ] + _cases("modelnet_8x300_85_max", "max pooling", (8, 300, 20, 85), "large", pooled="max")
+
+
+def _growing(name: str, note: str, clouds: int, neighbours: int, channels: int) -> Case:
+    return _cases(name, note, (clouds, 300, neighbours, channels), "large")[0]
+
+
+SCALING = [
+    Axis("points", (300, 1200, 4800, 19200), lambda n: _growing(
+        f"points_{n}", "clouds of 300 points, 20 neighbours, 16 vectors", n // 300, 20, 16)),
+    Axis("edges", tuple(1200 * k for k in (5, 20, 80)), lambda n: _growing(
+        f"edges_{n}", "4 clouds of 300 points, 16 vectors", 4, n // 1200, 16)),
+    Axis("channels", (16, 32, 64, 128), lambda c: _growing(
+        f"channels_{c}", "4 clouds of 300 points, 20 neighbours", 4, 20, c)),
+]

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cases import Case, generator
+from ..cases import DECADES, Axis, Case, generator
 from . import reference
 from .op import (
     vn_leaky_relu_bwd,
@@ -194,4 +194,12 @@ LARGE = [
         *([] if shared else _stats_pair(name, "norms at VN-DGCNN's nodes", clouds * points, channels)),
         *_relu_pair(name, "VN-DGCNN's node layers", clouds * points, channels, shared, large=True),
     ]
+]
+
+SCALING = [
+    Axis("points", DECADES[:3], lambda n: _linear_pair(
+        f"points_{n}", "21 to 42 vectors, relaxed, as on edges", (n, 21, 42, 1), "dbg", True)[0]),
+    Axis("channels", (16, 32, 64, 128, 256), lambda c: _linear_pair(
+        f"channels_{c}", "300 rows, relaxed", (300, c, c, 1), "dbg")[0], 2),
+    Axis("points", DECADES[:3], lambda n: _relu_pair(f"points_{n}", "21 vectors and directions", n, 21, large=True)[0]),
 ]

@@ -56,13 +56,14 @@ def test_spills_are_found(tmp_path):
 def test_static_shared_memory_is_found(tmp_path):
     source = tmp_path / "cuda.cu"
     source.write_text("""
-__global__ void wide_kernel(float* x) {
+__global__ void __launch_bounds__(192) wide_kernel(float* x) {
   __shared__ float y[4096];
   y[threadIdx.x] = x[threadIdx.x];
   __syncthreads();
   x[threadIdx.x] = y[255 - threadIdx.x];
 }""")
-    (report,) = nvcc.compile_source(source, [80])
+    (report,) = nvcc.compile_source(source, [80], threads=True)
+    assert report.threads == 192
     assert nvcc.over(report)[0].endswith("on sm_80 has 16384 bytes of static shared memory, allowed 8192")
 
 
