@@ -42,6 +42,16 @@ def scaling():
                      "expected_exponent": 1.0, "memory_exponent": None} for size in (1000, 10_000, 100_000)]
 
 
+def deciders():
+    """A row of `ace-fast compare` with two deciders and a strict model."""
+    row = ABOUT | {"workload": "nbody_relaxation", "case": "batch10", "epochs": 2, "seeds": 2, "noise": 0.03,
+                   "command": "ace-fast compare nbody --seeds 2"}
+    for name, test in (("ace", 0.2), ("per", 0.3), ("strict", 0.4)):
+        row |= {f"{name}_ms": 5.0, f"{name}_q20_ms": 4.0, f"{name}_q80_ms": 6.0, f"{name}_model": "strict",
+                f"{name}_test": test, f"{name}_test_std": 0.01, f"{name}_equivariance": 1e-6}
+    return row
+
+
 def everything():
     return [
         step(), step("batch1000", graphs=1000, eager_ms=1600.0, fast_ms=390.0, compiled_ms=1000.0),
@@ -49,9 +59,10 @@ def everything():
         step(workload="knn", case="8x300_3", clouds=8),
         product(), product("wrong<b>@5000", fast_ms=None, error="fast: wrong: output is wrong: 1e-3 > 1e-6"),
         product("third@5000"), operator(), operator("qm9", backend="triton", ms=None, skipped="needs 9 GiB"),
-        *scaling(),
+        *scaling(), deciders(),
         GPU | {k: v for k, v in step().items() if k not in ABOUT} | {"graph_ms": 8.0},
         GPU | {k: v for k, v in operator().items() if k not in ABOUT} | {"backend": "triton"},
+        GPU | {k: v for k, v in operator().items() if k not in ABOUT} | {"backend": "cuda", "ms": 0.25},
         GPU | {"op": "segment_sum", "case": "nbody_100", "backend": "triton", "direction": "forward", "ms": 2.0,
                "device_name": "NVIDIA GeForce RTX 4090", "projected": True, "flops": 1e6, "bytes": 4e7,
                "error_factor": 1.5, "error_factor_q90": 2.8},

@@ -37,8 +37,10 @@ def test_every_bar_leads_to_its_command(page):
     assert len(targets) > 40 and set(targets) == set(commands)
     assert "python -m bench --workload nbody_segnn --case batch100 --device cpu --no-compile" in commands.values()
     assert "python -m bench --protocol O1 --case mace@5000 --direction forward --device cpu" in commands.values()
-    operators = "python -m bench --operators --op segment_sum --case nbody_100 --backend cpu --device cpu"
-    assert operators in commands.values()
+    operator = "python -m bench --op segment_sum --case nbody_100 --backend cpu --direction forward --device cpu"
+    assert operator in commands.values()
+    assert "ace-fast compare nbody --seeds 2" in commands.values()
+    assert "python -m bench --scaling edges --op segment_sum --backend cpu --device cpu" in commands.values()
     assert len(re.findall(r'id="([^"]+)"', page)) == len(set(re.findall(r'id="([^"]+)"', page)))
 
 
@@ -54,6 +56,21 @@ def test_ratios_come_with_their_noise(page):
     assert "Noise 2.0 % (the same version timed twice) · 2,500 graphs a second" in page
     assert "20× faster than eager" in page  # by the CUDA graph
     assert "exponent 1.01, expected 1.00" in page
+
+
+def test_deciders_and_languages_stand_side_by_side(page):
+    assert "per: 0.3000; strict model, ± 0.010 over the seeds" in page and "strict: 1.0 × 10⁻⁶; strict model" in page
+    assert "nbody_relaxation batch10" in page and "no eager time" not in page
+    row = next(line for line in page.splitlines() if "4.0× faster</td>" in line)
+    assert all(text in row for text in ("segment_sum nbody_100", '<td class="l">CUDA</td>', "250 µs", "1.00 ms"))
+
+
+def test_commands_are_those_of_the_benchmarks():
+    from ace_fast.bench.__main__ import arguments
+
+    for row in (step(), step(dtype="float64"), product(), operator()):
+        assert rows.command(row).startswith("python -m bench ")
+        arguments().parse_args(rows.command(row).split()[3:])
 
 
 def test_projections_are_marked_and_give_way(page, tmp_path):

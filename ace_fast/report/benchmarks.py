@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 
-from . import operators, page, rows, units, workloads
+from . import deciders, languages, operators, page, rows, units, workloads
 from .chart import Bar, Bars, Chart
 from .page import Section
 from .rows import Row
@@ -29,7 +29,10 @@ TEXTS = {  # anchor of a section -> (heading, what it shows)
     "scaling": ("Scaling", "Throughput, time and memory as the problem grows, both axes logarithmic."),
     "roofline": ("Roofline", "What the operators achieve, against what the machine's measured copy bandwidth and "
                  "arithmetic allow. Small cases stay in cache and may lie above the slope."),
-    "languages": ("Triton or CUDA", "Which GPU language each fused operator uses, and why."),
+    "deciders": ("Deciders of symmetry", "One network, its gated branches owned by each decider in turn; whiskers are "
+                 "a standard deviation over the seeds, of times the middle 60 %."),
+    "languages": ("Triton or CUDA", "Which GPU language each fused operator takes by itself where both are there, "
+                  "and what the other one needs for the same case."),
     "errors": ("Errors", "The largest error of outputs, loss and gradients against float64, relative to the largest "
                "element of each tensor."),
     "reproduce": ("How to measure again", "In a checkout; an installation has <code>ace-fast bench</code> in place of "
@@ -44,7 +47,7 @@ def write(found: Sequence[Row]) -> str:
     of = {name: [row for row in found if rows.device(row) == name] for name in keys}
     every = lambda make: [part for name, members in of.items() for part in make(members, keys[name])]  # noqa: E731
     top = "\n".join(_about(name, members, keys[name]) for name, members in of.items())
-    return page.page(TITLE, LEAD, _sections(found, keys, every), top, _choices(keys), _foot(found))
+    return page.page(TITLE, LEAD, _sections(found, keys, every), top, _choices(found, keys), _foot(found))
 
 
 def _sections(found: Sequence[Row], keys: dict[str, str], every) -> list[Section]:
@@ -58,15 +61,18 @@ def _sections(found: Sequence[Row], keys: dict[str, str], every) -> list[Section
         "scaling": page.cards(every(workloads.scaling) + every(operators.scaling)),
         "roofline": page.cards(every(operators.roofline), "wide")
         + _fold("All operators", operators.operators_table(found, keys)),
-        "languages": _languages(found),
+        "deciders": deciders.section(every),
+        "languages": languages.table(found, keys),
         "errors": page.cards(every(operators.exactness)) + operators.errors_table(found, keys),
         "reproduce": _commands(found, keys),
     }
     return [Section(anchor, *TEXTS[anchor], body) for anchor, body in bodies.items()]
 
 
-def _choices(keys: dict[str, str]) -> list[tuple[str, str]]:
-    return [*((key, name) for name, key in keys.items()), ("all", "All devices")] if len(keys) > 1 else []
+def _choices(found: Sequence[Row], keys: dict[str, str]) -> list[tuple[str, str, str]]:
+    projected = {rows.device(row) for row in found if row.get("projected")}
+    shown = [(key, name, "projections" if name in projected else "") for name, key in keys.items()]
+    return [*shown, ("all", "All devices", "together")] if len(keys) > 1 else []
 
 
 def _about(name: str, members: Sequence[Row], key: str) -> str:
@@ -108,16 +114,6 @@ def _named(row: Row) -> str:
     return " ".join(str(row[name]) for name in names if row.get(name))
 
 
-def _languages(found: Sequence[Row]) -> str:
-    """Rows with a `language`: which one an operator uses, and why, with the times of both where they were measured."""
-    members = [row for row in found if row.get("language")]
-    lines = [("", [page.Cell(row.get("op", "")), page.Cell(row["case"]), page.Cell(row["language"]),
-                   page.Cell(units.time(row.get("triton_ms")), row.get("triton_ms")),
-                   page.Cell(units.time(row.get("cuda_ms")), row.get("cuda_ms")),
-                   page.Cell(str(row.get("why", "")), kind="long")]) for row in members]
-    return page.table(("operator", "case", "uses", "Triton", "CUDA", "why"), lines, "GPU languages", 3) if lines else ""
-
-
 def _commands(found: Sequence[Row], keys: dict[str, str]) -> str:
     """Every command once, with where and at which revision it was run."""
     once: dict[str, Row] = {}
@@ -133,8 +129,9 @@ def _commands(found: Sequence[Row], keys: dict[str, str]) -> str:
 
 
 def _foot(found: Sequence[Row]) -> str:
-    files = dict.fromkeys(row["file"] for row in found)
-    return f"{len(found)} rows from {escape(', '.join(files))}. Drawn by <code>ace-fast report</code>."
+    files = list(dict.fromkeys(row["file"] for row in found))
+    named = ", ".join(files) if len(files) < 4 else f"{len(files)} files"
+    return f"{len(found)} rows from {escape(named)}. Drawn by <code>ace-fast report</code>."
 
 
 def picture(found: Sequence[Row]) -> tuple[str, list[Chart], str]:

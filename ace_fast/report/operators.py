@@ -139,7 +139,8 @@ def roofline(found: Sequence[Row], key: str) -> list[str]:
         line = [_roof_line(members, copy, peak)] if copy and peak else []
         rates = f"{units.count(copy)} GB/s copied and {units.count(peak)} GFLOP/s"
         note = f"Every mark is one case; the line is what {rates} allow." if line else "Every mark is one case."
-        cards.append(page.card(Lines(f"Roofline, {dtype}", "flops a byte", "GFLOP/s",
+        title = f"Roofline, {dtype}" + (", projected" if all(row.get("projected") for row in members) else "")
+        cards.append(page.card(Lines(title, "flops a byte", "GFLOP/s",
                                      [*line, *series], True, True, note=note), key))
     return cards
 

@@ -26,8 +26,6 @@ const show = (device) => {
     link.parentElement.hidden = section.hidden;
   }
   for (const choice of choices) choice.checked = choice.value === device;
-  const said = document.querySelector("#chosen");
-  if (said) said.textContent = choices.find((choice) => choice.checked).dataset.name;
 };
 for (const choice of choices) choice.addEventListener("change", () => show(choice.value));
 if (choices.length) show((choices.find((choice) => choice.checked) || choices[0]).value);

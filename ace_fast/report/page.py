@@ -39,15 +39,15 @@ class Cell:
     kind: str = ""
 
 
-def page(title: str, lead: str, sections: Sequence[Section], top: str = "", devices: Sequence[tuple[str, str]] = (),
-         foot: str = "") -> str:
+def page(title: str, lead: str, sections: Sequence[Section], top: str = "",
+         devices: Sequence[tuple[str, str, str]] = (), foot: str = "") -> str:
     """The whole document.
 
     Args:
         title, lead: the heading and the paragraph below it (lead is HTML).
         sections: in order; those without a body are left out.
         top: HTML between the lead and the first section.
-        devices: (key, name) of the device selector; parts of the page carry data-device="key".
+        devices: (key, name, group) of the device selector; parts of the page carry data-device="key".
         foot: HTML of the last line.
     """
     shown = [section for section in sections if section.body]
@@ -74,13 +74,15 @@ def _file(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _bar(devices: Sequence[tuple[str, str]]) -> str:
-    """The device selector and the button of the theme."""
-    chosen = "".join(
-        f'<label class="choice"><input type="radio" name="device" value="{key}" data-name="{escape(name)}"'
-        f'{" checked" if not number else ""}>{escape(name)}</label>'
-        for number, (key, name) in enumerate(devices)
-    )
+def _bar(devices: Sequence[tuple[str, str, str]]) -> str:
+    """The device selector, with a word before every further group, and the button of the theme."""
+    chosen, before = "", ""
+    for key, name, group in devices:
+        chosen += f"<span>{escape(group)}</span>" if group != before else ""
+        checked = "" if chosen else " checked"
+        chosen += (f'<label class="choice"><input type="radio" name="device" value="{key}"{checked}>'
+                   f'{escape(name.removesuffix(" (projection)"))}</label>')
+        before = group
     field = f"<fieldset><legend>Device</legend>{chosen}</fieldset>" if len(devices) > 1 else ""
     return f'<div class="bar"><div>{field}<button class="theme" type="button" hidden>Theme: system</button></div></div>'
 

@@ -156,12 +156,15 @@ def command(row: Row) -> str:
     if row.get("projected"):
         return "python -m bench.projection"
     parts = ["python", "-m", "bench"]
-    if "workload" in row:
+    if row.get("suite") == "scaling":
+        parts += ["--scaling", row["axis"], "--op", row["op"], "--backend", row.get("backend", "reference")]
+    elif "workload" in row:
         parts += ["--workload", row["workload"], "--case", row["case"]]
     elif "protocol" in row:
         parts += ["--protocol", row["protocol"], "--case", row["case"], "--direction", row.get("direction", "forward")]
     else:
-        parts += ["--operators", "--op", row["op"], "--case", row["case"], "--backend", row.get("backend", "reference")]
+        parts += ["--op", row["op"], "--case", row["case"], "--backend", row.get("backend", "reference"), "--direction",
+                  row.get("direction", "forward")]
     parts += ["--device", row["device"]]
     parts += ["--dtype", row["dtype"]] if row.get("dtype", "float32") != "float32" else []
     parts += ["--no-compile"] if "--no-compile" in str(row.get("compiled_reason")) else []

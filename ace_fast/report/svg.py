@@ -92,7 +92,7 @@ def _bar(bar: Bar, y: float, per: float) -> str:
                    text(0, y + 28, _cut(bar.note, BARS), "bad" if bar.state == "error" else "why")]
     else:
         length = max(bar.value * per, 1.5)
-        hollow = " hollow" if bar.state == "projected" else ""
+        hollow = " hollow projected" if bar.state == "projected" else ""
         inside += [text(0, y + 13, bar.label), text(BARS, y + 13, bar.shown, "value", "end"),
                    rect(0, y + 19, BARS, 11, "track"), rect(0, y + 19, length, 11, f"fill {bar.colour}{hollow}")]
         if bar.low is not None and bar.high is not None:

@@ -8,6 +8,7 @@ from html import escape
 
 from . import page, rows, svg, units
 from .chart import Bar, Bars, Lines, Series
+from .deciders import is_comparison
 from .rows import Row
 
 # name -> (title, what it is, what its samples are)
@@ -32,7 +33,7 @@ def title(row: Row) -> str:
 
 def of_kind(found: Sequence[Row], layers: bool) -> list[Row]:
     """The rows of training steps, or of layers, in the order of TITLES."""
-    chosen = [row for row in found if "workload" in row and not row.get("suite")]
+    chosen = [row for row in found if "workload" in row and not row.get("suite") and not is_comparison(row)]
     chosen = [row for row in chosen if (row["workload"] in LAYERS) == layers]
     order = {name: number for number, name in enumerate(TITLES)}
     return sorted(chosen, key=lambda row: order.get(row["workload"], len(order)))
