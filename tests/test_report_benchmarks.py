@@ -74,7 +74,7 @@ def test_commands_are_those_of_the_benchmarks():
 
 
 def test_projections_are_marked_and_give_way(page, tmp_path):
-    assert "NVIDIA GeForce RTX 4090 (projection)" in page and "Nothing here was measured on this device" in page
+    assert "NVIDIA GeForce RTX 4090 (projection)" in page and "None of these cases was measured on this device" in page
     assert "factor 1.5, one in ten 2.8" in page and "python -m bench.projection" in page
     guess = operator(backend="triton", device="cuda", device_name="NVIDIA H200", projected=True, ms=3.0)
     measured = guess | {"projected": False, "ms": 2.0}

@@ -17,8 +17,8 @@ LEAD = (
     "torch.compile, and against the libraries of the field. Every version is compared with float64 on the very "
     "tensors that are timed, all versions run in turn in one process, and a ratio inside the measured noise is none."
 )
-_PROJECTION = ("Nothing here was measured on this device: the times follow from counted bytes and flops, the compiled "
-               "kernels and the data sheet.")
+_PROJECTION = ("None of these cases was measured on this device: their times follow from counted bytes and flops, the "
+               "compiled kernels and the data sheet.")
 TEXTS = {  # anchor of a section -> (heading, what it shows)
     "failures": ("What failed", "These rows have an error and therefore no time."),
     "steps": ("Training steps", "One optimiser step: forward, loss, backward, optimiser, dual step. Bars lead to the "

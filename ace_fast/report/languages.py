@@ -46,10 +46,10 @@ def _line(pair: dict[str, Row], keys: dict[str, str]) -> tuple[str, list[Cell]]:
 def _why(pair: dict[str, Row], taken: str) -> str:
     """How much faster the language that is taken is here."""
     if len(pair) < 2:
-        return "the only one timed here"
+        return "the only one here"
     other = next(name for name in pair if name != taken)
     ratio = pair[other]["ms"] / pair[taken]["ms"]
     noise = max(row.get("noise") or row.get("error_factor", 1.0) - 1.0 for row in pair.values())
     if units.within_noise(ratio, noise):
-        return "as fast, within " + ("the projection's error" if pair[taken].get("projected") else "noise")
+        return "within the projection's error" if pair[taken].get("projected") else "within noise"
     return f"{units.ratio(ratio)} faster" if ratio > 1 else f"{units.ratio(1 / ratio)} slower here"
