@@ -47,12 +47,13 @@ def test_runs_are_compared_over_their_seeds(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "runs")]) == 0
     assert capsys.readouterr().out.split()[1] == str(tmp_path / "runs" / "report.html")
     page = (tmp_path / "runs" / "report.html").read_text()
-    assert "3 runs of 2 kinds: ace, strict" in page and "ace: 0.250; 2 runs, 0.200 to 0.300" in page
+    assert "3 runs of 2 kinds: ace (strict model), strict" in page
+    assert "ace (strict model): 0.250; 2 runs, 0.200 to 0.300" in page
     assert "± 0.071 over 2 seeds" in page and '<a href="strict/report.html">strict</a>' in page
-    for title in ("Test: strict model", "Equivariance error", "Time of a training step", "Accuracy against symmetry",
+    for title in ("Test", "Equivariance error", "Time of a training step", "Test against symmetry",
                   "Validation"):
         assert f"<h3>{title}</h3>" in page
-    assert "ace: 375 ms; 2 runs, 375 ms to 375 ms" in page  # the median of 500 and 250
+    assert "ace (strict model): 375 ms; 2 runs, 375 ms to 375 ms" in page  # the median of 500 and 250
 
 
 def test_folders_that_are_no_runs_are_named(run, tmp_path, capsys):

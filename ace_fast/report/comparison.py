@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -17,28 +17,35 @@ Entry = Mapping[str, Any]
 NUMBERS: dict[str, tuple[str, Callable[[float], str]]] = {
     "test": ("test", units.digits),
     "equivariance": ("equivariance error", units.power),
+    "epoch": ("best epoch", lambda epoch: f"{epoch:.0f}"),
     "ms": ("a training step", units.time),
 }
 
 
-def write(title: str, entries: Sequence[Entry], foot: str = "") -> str:
+def write(title: str, entries: Sequence[Entry], drawn: Sequence[Chart], lead: str = "", foot: str = "",
+          made: Iterable[tuple[str, object]] = ()) -> str:
     """The page of a comparison.
 
     Args:
         title: the heading.
-        entries: one for each run, with "group" (what is compared, in words), "seed", "run" (its name), "measure" (what
-            "test" is, in words), and where they are known "test", "equivariance", "ms" (milliseconds of a training
-            step), "valid" ([(epoch, value)]) and "href" (the run's own page).
-        foot: HTML of the last line.
+        entries: one for each run, with "group" (what is compared, in words), "seed", "run" (its name), and where they
+            are known "test", "equivariance", "epoch" (that these are of), "ms" (milliseconds of a training step),
+            "valid" ([(epoch, value)]) and "href" (the run's own page).
+        drawn: their `charts`.
+        lead: a sentence below the heading (HTML).
+        foot: the last line (HTML).
+        made: (what, value) of how the numbers came about.
     """
     names = groups(entries)
-    lead = f"{len(entries)} runs of {len(names)} kinds: {escape(', '.join(names))}. Bars are means over the seeds."
+    kinds = escape(", ".join(names))
+    said = f"{len(entries)} runs of {len(names)} kinds: {kinds}. Bars are means over the seeds. {lead}"
     sections = [
         page.Section("compared", "Compared", "Whiskers reach from the smallest to the largest seed.",
-                     page.cards(page.card(chart) for chart in charts(entries))),
+                     page.cards(page.card(chart) for chart in drawn)),
         page.Section("runs", "Runs", "", _table(entries)),
+        page.Section("made", "Made with", "", page.pairs(made, small=True) if made else ""),
     ]
-    return page.page(title, lead, sections, _tiles(names), foot=foot)
+    return page.page(title, said, sections, _tiles(names), foot=foot)
 
 
 def groups(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -49,20 +56,22 @@ def groups(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     return found
 
 
-def charts(entries: Sequence[Entry]) -> list[Chart]:
-    """Test measure, equivariance error and time of every group, one against the other, and the way there."""
+def charts(entries: Sequence[Entry], log: bool = False) -> list[Chart]:
+    """Test measure, equivariance error and time of every group, one against the other, and the way there.
+
+    `log`: whether the measure is an error, that a logarithmic axis suits.
+    """
     names = groups(entries)
-    measure = next((entry["measure"] for entry in entries if entry.get("measure")), "test")
     found: list[Chart] = [_bars(title, names, key) for key, title in (
-        ("test", f"Test: {measure}"), ("equivariance", "Equivariance error"), ("ms", "Time of a training step"))]
+        ("test", "Test"), ("equivariance", "Equivariance error"), ("ms", "Time of a training step"))]
     found = [chart for chart in found if any(bar.value is not None for bar in chart.bars)]
     scattered = [Series(name, [(entry["equivariance"], entry["test"]) for entry in members if _both(entry)],
                         f"c{i % PALETTE}", line=False) for i, (name, members) in enumerate(names.items())]
     if any(series.points for series in scattered):
-        found.append(Lines("Accuracy against symmetry", "equivariance error", measure, scattered, log_x=True))
+        found.append(Lines("Test against symmetry", "equivariance error", "test", scattered, log_x=True))
     curves = [Series(name, entry["valid"], f"c{i % PALETTE}") for i, (name, members) in enumerate(names.items())
               for entry in members if entry.get("valid")]
-    return [*found, *([Lines("Validation", "epoch", measure, curves)] if curves else [])]
+    return [*found, *([Lines("Validation", "epoch", "validation", curves, log_y=log)] if curves else [])]
 
 
 def _both(entry: Entry) -> bool:

@@ -7,6 +7,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +15,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..report import page, png, units
-from ..report.chart import PALETTE, Bar, Bars, Chart, Lines, Series
+from ..report import comparison, save, units
 from . import loop, options
-from .checkpoint import write_atomic
+from .comparing import best_row, entry
 from .demo import started
 from .options import Config
-from .plots import measured
 from .relaxing import deployed, make_relaxation
 from .run import Run, build, check_device, use_threads
 from .tasks import find
@@ -37,7 +36,6 @@ class Outcome(NamedTuple):
     test: list[float]
     equivariance: list[float]
     epochs: list[int]
-    curve: list[tuple[float, float]]  # (epoch, measure on validation data) of the first seed
 
 
 def names_of(task: str) -> tuple[str, ...]:
@@ -80,11 +78,26 @@ def compare(task: str, out: Path, relaxations: Sequence[str], *, preset: str = o
     from ..bench import results
 
     results.write(out / "compare.json", [row])
-    title, drawn = f"{found.TITLE}: deciders", _charts(found, outcomes, timings)
-    write_atomic(out / "compare.png", png.picture(title, drawn), "compare")
-    write_atomic(out / "compare.html", _page(title, row, outcomes, timings, drawn), "compare")
+    title = f"{found.TITLE}: deciders"
+    _draw(title, out, row, configs, timings, found.BEST is min)
     _show(title, out, outcomes, timings)
     return row
+
+
+def _draw(title: str, out: Path, row: Mapping[str, Any], configs: Mapping[str, list[Config]],
+          timings: Mapping[str, Any], log: bool) -> None:
+    """compare.html and compare.png: the runs' own numbers, the time of a step as timed in turn."""
+    runs = [(name, Run(_folder(out, name, config))) for name, seeds in configs.items() for config in seeds]
+    entries = [entry(run, out) | {"ms": timings[name].median} for name, run in runs]
+    drawn = comparison.charts(entries, log)
+    made = {key: row[key] for key in ("epochs", "seeds", "case", "device_name", "threads", "torch", "revision")}
+    lead = f"Steps were timed in turn on one machine; the noise of their times is {units.percent(row['noise'])}."
+    foot = f"<code>{escape(row.get('command', ''))}</code>"
+    save(out / "compare.html", comparison.write(title, entries, drawn, lead, foot, made.items()), title, drawn)
+
+
+def _folder(out: Path, name: str, config: Config) -> Path:
+    return out / f"{name}-{config['seed']}"
 
 
 def _configs(task: str, relaxations: Sequence[str], preset: str, seeds: int, repeats: int,
@@ -111,19 +124,16 @@ def _trained(task: str, preset: str, name: str, configs: list[Config], out: Path
     """Runs, or goes on with, a decider's runs."""
     mode, best = deployed(configs[0]), []
     for config in configs:
-        run = Run(out / f"{name}-{config['seed']}")
+        run = Run(_folder(out, name, config))
         began = started(run, config, task, "compare")
         rows = run.metrics() if began else []
         if not rows or rows[-1]["epoch"] < config["epochs"]:
             print(f"{name}, seed {config['seed']} ...", file=sys.stderr, flush=True)
             how = {"task": task, "quiet": quiet, "resume": began is not None}
             rows = loop.train(run.folder, preset, **how, **({} if began else config)).metrics()
-        valid = [row for row in rows if f"valid_{mode}" in row]
-        best.append(find(task).BEST(valid, key=lambda row: row[f"valid_{mode}"]))
-        if len(best) == 1:
-            curve = measured(rows, f"valid_{mode}")
+        best.append(best_row(find(task), rows, mode))
     numbers = {key: [row[f"{key}_{mode}"] for row in best] for key in ("test", "equivariance")}
-    return Outcome(mode, **numbers, epochs=[row["epoch"] for row in best], curve=curve)
+    return Outcome(mode, **numbers, epochs=[row["epoch"] for row in best])
 
 
 def _timed(task: Any, configs: Mapping[str, Config], repeats: int) -> tuple[dict[str, Any], float]:
@@ -196,25 +206,6 @@ def _shown(values: list[float]) -> str:
     return units.digits(mean, 4) + (f" ± {units.digits(spread, 2)}" if len(values) > 1 else "")
 
 
-def _charts(task: Any, outcomes: Mapping[str, Outcome], timings: Mapping[str, Any]) -> list[Chart]:
-    colours = {name: f"c{i % PALETTE}" for i, name in enumerate(outcomes)}
-
-    def bars(title: str, key: str) -> Bars:
-        found = []
-        for name, one in outcomes.items():
-            values = getattr(one, key)
-            mean, spread = statistics.fmean(values), _spread(values)
-            found.append(Bar(f"{name} ({one.mode} model)", mean, _shown(values), colours[name], mean - spread,
-                             mean + spread))
-        return Bars(title, found)
-
-    times = [Bar(name, timings[name].median, units.time(timings[name].median), colours[name], timings[name].q20,
-                 timings[name].q80) for name in outcomes]
-    curves = [Series(name, one.curve, colours[name]) for name, one in outcomes.items()]
-    return [bars("Test", "test"), bars("Equivariance error", "equivariance"), Bars("Time of a training step", times),
-            Lines("Validation, first seed", "epoch", "measure", curves, log_y=task.BEST is min)]
-
-
 def _table(outcomes: Mapping[str, Outcome], timings: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and lines."""
     base = timings.get(STRICT)
@@ -225,21 +216,6 @@ def _table(outcomes: Mapping[str, Outcome], timings: Mapping[str, Any]) -> tuple
         lines.append([name, one.mode, _shown(one.test), _shown(one.equivariance), ", ".join(map(str, one.epochs)),
                       f"{timings[name].median:.1f}", over])
     return headings, lines
-
-
-def _page(title: str, row: Mapping[str, Any], outcomes: Mapping[str, Outcome], timings: Mapping[str, Any],
-          drawn: Sequence[Chart]) -> str:
-    headings, lines = _table(outcomes, timings)
-    cells = [("", [page.Cell(text) for text in line]) for line in lines]
-    made = {key: row[key] for key in ("epochs", "seeds", "case", "device_name", "threads", "torch", "revision")}
-    sections = [
-        page.Section("result", "Result", "", page.table(headings, cells, "Deciders", left=2)),
-        page.Section("charts", "Charts", "Whiskers are one standard deviation over seeds, of times the middle 60 %.",
-                     page.cards(page.card(chart) for chart in drawn)),
-        page.Section("made", "Made with", "", page.pairs(made.items(), small=True)),
-    ]
-    lead = "One network, its gated branches owned by each decider in turn; steps timed in turn on one machine."
-    return page.page(title, lead, sections, foot=f"<code>{row.get('command', '')}</code>")
 
 
 def _show(title: str, out: Path, outcomes: Mapping[str, Outcome], timings: Mapping[str, Any]) -> None:

@@ -6,11 +6,13 @@ import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .. import report
 from ..report import comparison
 from . import plots
+from .relaxing import deployed
 from .run import Run
 
 
@@ -27,34 +29,39 @@ def write(runs: Sequence[Run], out: Path) -> list[Path]:
                          "apart")
     entries = [entry(run, out.parent) for run in runs]
     title = f"{runs[0].task().TITLE}: {len(runs)} runs"
+    drawn = comparison.charts(entries, runs[0].task().BEST is min)
     foot = "Drawn by <code>ace-fast report RUN RUN ...</code>."
-    return report.save(out, comparison.write(title, entries, foot), title, comparison.charts(entries))
+    return report.save(out, comparison.write(title, entries, drawn, foot=foot), title, drawn)
 
 
 def entry(run: Run, beside: Path) -> dict[str, Any]:
-    """What of a run is compared; `beside` is the folder of the page, for the link to the run's own."""
+    """What of a run is compared, at its best epoch; `beside` is the folder of the page, for the link to the run's own.
+
+    A run that was never measured has neither test measure nor equivariance error.
+    """
     config, rows = run.about()["config"], run.metrics()
-    latest = {key: row[key] for row in rows for key in row} | run.evaluation()
-    mode = model_of(config)
+    mode = deployed(config)
+    best = best_row(run.task(), rows, mode) or {}
     found: dict[str, Any] = {"run": run.folder.name, "group": kind(config), "seed": config["seed"],
-                             "measure": f"{mode} model", "valid": plots.measured(rows, f"valid_{mode}"),
-                             "test": latest.get(f"test_{mode}"), "equivariance": latest.get(f"equivariance_{mode}"),
+                             "valid": plots.measured(rows, f"valid_{mode}"), "test": best.get(f"test_{mode}"),
+                             "equivariance": best.get(f"equivariance_{mode}"), "epoch": best.get("epoch"),
                              "ms": step_ms(rows)}
     page = run.folder / "report.html"
     return found | ({"href": os.path.relpath(page, beside)} if page.exists() else {})
 
 
+def best_row(task: ModuleType, rows: plots.Rows, mode: str) -> dict[str, Any] | None:
+    """The epoch that is best on validation data, of the model that the run is about."""
+    measured = [row for row in rows if f"valid_{mode}" in row]
+    return task.BEST(measured, key=lambda row: row[f"valid_{mode}"]) if measured else None
+
+
 def kind(config: dict[str, Any]) -> str:
-    """Who decides how much symmetry stays, in a word or two."""
+    """Who decides how much symmetry stays, and which model the run is about."""
     if not config["relaxed"]:
         return "strict"
-    name = config.get("relaxation", "ace")
-    return f"{config['mode']} {name}" if config["mode"] != "equality" else name
-
-
-def model_of(config: dict[str, Any]) -> str:
-    """The model that a run is about: "strict", or "relaxed" where its branches stay on."""
-    return "relaxed" if config["relaxed"] and config["mode"] == "resilient" else "strict"
+    name = config["relaxation"] if config["mode"] == "equality" else f"{config['mode']} {config['relaxation']}"
+    return f"{name} ({deployed(config)} model)"
 
 
 def step_ms(rows: plots.Rows) -> float | None:
