@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from e3nn import o3
 from torch import Tensor, nn
+
+from ..data import Batch
 
 SEED = 7  # of the rotations and of what else is drawn: the same in every run, so that curves can be compared
 
@@ -27,20 +29,30 @@ def draw_o3(count: int, dtype: torch.dtype) -> Tensor:
     return (q * r.diagonal(dim1=1, dim2=2).sign()[:, None]).to(dtype)
 
 
-def turn(x: Tensor, irreps: o3.Irreps | str, elements: Tensor) -> Tensor:
-    """Features x [N, irreps.dim] turned by each row's own element of O(3), [N, 3, 3]."""
+def turn(x: Tensor, irreps: o3.Irreps | str, elements: Tensor, index: Tensor) -> Tensor:
+    """Features x [N, irreps.dim], each row n turned by elements[index[n]] of O(3), [G, 3, 3]."""
     parts = []
     irreps = o3.Irreps(irreps)
     for (mul, ir), place in zip(irreps, irreps.slices(), strict=True):
         part = x[:, place]
-        if ir.l == 1:
-            own = elements if ir.p < 0 else torch.linalg.det(elements)[:, None, None] * elements
-            part = torch.einsum("nij,nuj->nui", own, part.unflatten(1, (mul, 3))).flatten(1)
+        if ir == o3.Irrep("1o"):
+            own = elements
         elif ir != o3.Irrep("0e"):
             own = ir.D_from_matrix(elements.cpu()).to(x)
-            part = torch.einsum("nij,nuj->nui", own, part.unflatten(1, (mul, ir.dim))).flatten(1)
+        if ir != o3.Irrep("0e"):
+            part = torch.einsum("nij,nuj->nui", own[index], part.unflatten(1, (mul, ir.dim))).flatten(1)
         parts.append(part)
     return torch.cat(parts, 1)
+
+
+def turned(batch: Batch, node: Mapping[str, o3.Irreps | str], edge: Mapping[str, o3.Irreps | str]) -> Batch:
+    """A batch of graphs, each turned by its own random element of O(3): node and edge arrays by their irreps."""
+    first = getattr(batch, next(iter(node)))
+    elements = draw_o3(batch.num_graphs, first.dtype).to(first.device)
+    arrays = {name: getattr(batch, name) for name in batch.names}
+    for irreps, index in ((node, batch.batch), (edge, batch.batch[batch.edge_index[1]])):
+        arrays |= {name: turn(arrays[name], own, elements, index) for name, own in irreps.items()}
+    return Batch(arrays, batch.edge_index, batch.batch, batch.ptr, batch.structure_key, batch.symmetric)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ...data.frames import UNITS
 from ...models.branches import GAMMAS
 from ...report.chart import Chart, Lines
 from .. import plots as draw
-from ..measure import SEED, random_o3
+from ..measure import SEED, random_o3, turned
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from . import md17_model
 from .md17_model import Forward, inputs_of, physical
@@ -31,7 +31,7 @@ DATA_HELP = "conformations of a molecule with energies and forces"
 BEST = min  # of the mean absolute error of forces on validation data
 CURVES = True
 EQUIVARIANCE = "||E(gx) - E(x)|| / ||E(x)||"
-RELAXATIONS = ("ace", "schedule", "rpp", "per")
+RELAXATIONS = ("ace", "schedule", "rpp", "per", "remul")
 MEV = 1e3  # of an eV
 _CHUNK = 128  # conformations per forward
 _PROBE = 64  # conformations that the equivariance error and the branch ratios are measured on
@@ -165,6 +165,11 @@ class Training:
             return of_energies * (self._forward.energies(model, batch) - batch.y).square().mean()
         energy, forces = self._forward(model, batch, train=True)
         return of_energies * (energy - batch.y).square().mean() + of_forces * (forces - batch.y_forces).square().mean()
+
+
+    def turned(self, batch: Batch) -> Batch:
+        """The batch with every conformation turned by its own random element of O(3), its forces with it."""
+        return turned(batch, {"pos": "1o", "y_forces": "1o"}, {})
 
 
 class _Split(NamedTuple):

@@ -18,7 +18,7 @@ from ...graph import Graph, Segments, segments
 from ...models.segnn import SEGNN, nbody_graph
 from ...report.chart import Chart, Lines
 from .. import plots as draw
-from ..measure import SEED, draw_o3, random_o3, turn
+from ..measure import SEED, random_o3, turned
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, flag
 from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
@@ -75,6 +75,7 @@ PRESET_HELP = {
     "original_code": "as paper, with Adam on gammas and multipliers as the authors' scripts",
 }
 
+INPUTS = "2x1o + 1x0e"  # position, velocity, speed
 EDGE_ATTRIBUTES = ("edge_attr", "additional_message_features")
 _CHUNK = 500  # graphs per forward
 _PROBE = 50  # graphs that the equivariance error and the branch ratios are measured on
@@ -106,7 +107,7 @@ def build_model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
     half = config["hidden"] // 2
     attributes = " + ".join(f"1x{l}{'eo'[l % 2]}" for l in range(config["lmax_attr"] + 1))
     return SEGNN(
-        "2x1o + 1x0e",  # position, velocity, speed
+        INPUTS,
         f"{half}x0e + {half}x1o",
         "1x1o",  # the displacement
         attributes,
@@ -215,15 +216,9 @@ class Training:
 
     def turned(self, batch: Batch) -> Batch:
         """The batch with every graph turned by its own random element of O(3), attributes and target with it."""
-        elements = draw_o3(batch.num_graphs, batch.pos.dtype).to(batch.pos.device)  # [G, 3, 3]
-        of_node = elements[batch.batch]
-        vectors = torch.einsum("nij,nkj->nki", of_node, torch.stack([batch.pos, batch.target], 1))
-        arrays = {name: getattr(batch, name) for name in batch.names}
-        arrays |= {"pos": vectors[:, 0], "target": vectors[:, 1], "x": turn(batch.x, "2x1o + 1x0e", of_node)}
         attributes = o3.Irreps.spherical_harmonics(math.isqrt(batch.node_attr.shape[1]) - 1)
-        arrays["node_attr"] = turn(batch.node_attr, attributes, of_node)
-        arrays["edge_attr"] = turn(batch.edge_attr, attributes, of_node[batch.edge_index[1]])
-        return Batch(arrays, batch.edge_index, batch.batch, batch.ptr, batch.structure_key, batch.symmetric)
+        node = {"pos": "1o", "target": "1o", "x": INPUTS, "node_attr": attributes}
+        return turned(batch, node, {"edge_attr": attributes})
 
 
 class Evaluation:

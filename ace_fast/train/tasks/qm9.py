@@ -15,7 +15,7 @@ from ...data.qm9 import SCHEMES
 from ...data.qm9_targets import REFERENCES, TARGETS, atom_sums
 from ...report.chart import Chart
 from .. import plots as draw
-from ..measure import SEED, random_o3
+from ..measure import SEED, random_o3, turned
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from ..progress import data_progress
 from .qm9_models import MODELS, radius_of, scaling
@@ -30,7 +30,7 @@ DATA_HELP = "QM9's molecules and their edges"
 BEST = min  # of the mean absolute error on validation data
 CURVES = True
 EQUIVARIANCE = "||f(gx) - f(x)|| / ||f(x)||"
-RELAXATIONS = ("ace", "schedule", "rpp", "per")
+RELAXATIONS = ("ace", "schedule", "rpp", "per", "remul")
 _CHUNK = 256  # molecules per forward
 _PROBE = 64  # molecules that the equivariance error and the branch ratios are measured on
 _TOGETHER = 4_096  # training molecules whose attributes are held at a time to measure them
@@ -196,7 +196,7 @@ class Training:
                 f"train: {flag('batch_size')} must be at most the {len(data)} training molecules, got "
                 f"{config['batch_size']}; pass {flag('batch_size')} {len(data)} or less, or more data"
             )
-        self._model = MODELS[config["model"]]
+        self._model, self._config = MODELS[config["model"]], config
         prepared = self._model.prepare(without_targets(data), config)
         dtype = getattr(torch, config["dtype"])
         prepared.graph["y"] = _scaled(data, *scaling(config, facts)).to(config["device"], dtype)
@@ -204,6 +204,10 @@ class Training:
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return (model(*self._model.inputs(batch))[:, 0] - batch.y).abs().mean()
+
+    def turned(self, batch: Any) -> Any:
+        """The batch with every molecule turned by its own random element of O(3)."""
+        return turned(batch, *self._model.irreps(self._config))
 
 
 def without_targets(data: FlatDataset) -> FlatDataset:

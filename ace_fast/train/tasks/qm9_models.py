@@ -28,6 +28,7 @@ class Model(NamedTuple):
         prepare: (molecules with z and pos, config) -> the same on the run's device, with all that depends on inputs
             alone.
         inputs: batch of these -> the arguments of the model.
+        irreps: config -> those of its node and of its edge arrays that turn with the molecule.
         radius: of the edges, in Å, where no other is asked for.
         options: those of this model alone.
     """
@@ -35,6 +36,7 @@ class Model(NamedTuple):
     build: Callable[[Config], nn.Module]
     prepare: Callable[[FlatDataset, Config], FlatDataset]
     inputs: Callable[[Batch], tuple[Any, ...]]
+    irreps: Callable[[Config], tuple[dict[str, o3.Irreps], dict[str, o3.Irreps]]]
     radius: float
     options: Options
 
@@ -98,6 +100,11 @@ def _segnn_inputs(batch: Batch) -> tuple[SimpleNamespace]:
     ),)
 
 
+def _segnn_irreps(config: Config) -> tuple[dict[str, o3.Irreps], dict[str, o3.Irreps]]:
+    attributes = o3.Irreps.spherical_harmonics(config["lmax_attr"])
+    return {"node_attr": attributes}, {"edge_attr": attributes}
+
+
 def _build_schnet(config: Config) -> SchNet:
     return SchNet(
         config["hidden"],
@@ -143,6 +150,7 @@ _SCHNET: Options = {
 }
 
 MODELS: dict[str, Model] = {
-    "segnn": Model(_build_segnn, _prepare_segnn, _segnn_inputs, 2.0, _SEGNN),
-    "schnet": Model(_build_schnet, _prepare_schnet, _schnet_inputs, 10.0, _SCHNET),
+    "segnn": Model(_build_segnn, _prepare_segnn, _segnn_inputs, _segnn_irreps, 2.0, _SEGNN),
+    "schnet": Model(_build_schnet, _prepare_schnet, _schnet_inputs, lambda config: ({"pos": o3.Irreps("1o")}, {}), 10.0,
+                    _SCHNET),
 }
