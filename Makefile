@@ -12,12 +12,13 @@ PIP := $(PY) -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
 TRITON := $(shell sed -n 's/^triton==/&/p' constraints.txt)
 
-.PHONY: help setup demo emulated test bench wheel lint clean
+.PHONY: help setup demo emulated test stress bench wheel lint clean
 
 help:
 	@echo "make setup   environment in $(VENV), dependencies, native library"
 	@echo "make demo    N-body data, training, evaluation, comparison, report in runs/demo"
 	@echo "make test    the whole test suite"
+	@echo "make stress  training runs killed at random moments, twenty times"
 	@echo "make emulated   the CUDA kernels compiled for the host, which the tests run"
 	@echo "make bench   operators, workloads and protocols; BENCH=--quick for a look, BENCH=--help for more"
 	@echo "make wheel   dist/*.whl"
@@ -62,6 +63,10 @@ emulated: setup
 test: emulated
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 ACE_FAST_EMULATE=1 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 	TRITON_INTERPRET=0 ACE_FAST_EMULATE=0 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/aot
+
+stress: setup
+	@place=$$(mktemp -d) && OMP_NUM_THREADS=1 $(PY) tests/training_processes.py $$place together interrupted lost killed=20; \
+		status=$$?; rm -rf $$place; exit $$status
 
 bench: setup
 	$(BIN)/ace-fast bench $(BENCH)

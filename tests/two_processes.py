@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ace_fast import ACE
 from ace_fast.models import SchNet
-from ace_fast.nn import affine_chain, moments, moments_of_all
+from ace_fast.nn import VNBatchNorm, VNLinearLeakyReLU, affine_chain, moments, moments_of_all
+from ace_fast.nn.sync_norm import synchronise
 
 SHARES = {"uneven": 15, "no_rows": 0}  # of 40 rows, what the first process has
 synced = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -106,6 +107,28 @@ def check_schnet(rank):
         close(a, b)
 
 
+def check_batch_norms(rank):
+    """Norms of vectors, at nodes and on edges, and torch's own, on the CPU: outputs, gradients, running statistics."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, 3, 6)
+    for make in (lambda: VNBatchNorm(4, 4), lambda: VNLinearLeakyReLU(4, 3, dim=4),
+                 lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(72)), lambda: nn.BatchNorm2d(4)):
+        torch.manual_seed(1)
+        gold = make()
+        model = synchronise(copy.deepcopy(gold))
+        for _ in range(2):
+            whole, out = gold(x), model(mine(x, rank, 2))
+            close(out, mine(whole, rank, 2))
+        (whole * x.flatten(1)[:, :1].view(-1, *[1] * (whole.dim() - 1))).sin().sum().backward()
+        own = mine(x, rank, 2)
+        (out * own.flatten(1)[:, :1].view(-1, *[1] * (out.dim() - 1))).sin().sum().backward()
+        for (name, a), b in zip(model.named_parameters(), gold.parameters(), strict=True):
+            assert (total(a.grad) - b.grad).abs().max() <= 1e-11 * max(1, b.grad.abs().max()), name
+        for a, b in zip(model.buffers(), gold.buffers(), strict=True):
+            close(a, b)
+        close(model.eval()(own), mine(gold.eval()(x), rank, 2))
+
+
 def check_data_parallel(rank):
     """BatchNorm1d under DistributedDataParallel: own statistics, mean gradients; networks' gates, ACE's multipliers."""
     torch.manual_seed(0)
@@ -169,6 +192,7 @@ def main(rank, store):
     check_moments(rank)
     check_norms_of_one_process(rank)
     check_schnet(rank)
+    check_batch_norms(rank)
     check_data_parallel(rank)
     check_switched_branches(rank)
     dist.destroy_process_group()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..graph import Graph, Segments, SymmetricGraph
 from .checks import as_integer, as_tensor, check_edges, check_finite, check_names, check_shapes
+from .shares import shares
 
 
 class Batch:
@@ -264,6 +265,9 @@ class Batcher:
         seed: of the order, >= 0.
         drop_last: leave out the last batch where it is not full.
 
+    Attributes:
+        weight, last: of the batch handed out last, see `shard`; 1.0 and True of a whole one.
+
     Raises:
         ValueError: batch_size or seed out of range, or a state of other data or another batch size.
 
@@ -287,6 +291,10 @@ class Batcher:
         self.seed, self.drop_last, self.epoch = seed, drop_last, 0
         self._position = 0  # batches of this epoch handed out so far
         self._resume = 0  # where the next iteration begins
+        self._number = 0  # of the present batch in its epoch, from 1
+        self._shares: tuple[int, ...] = (0, 1, 1, 1)  # as `shard` was given them
+        self._index = torch.zeros(0, dtype=torch.int64)  # what was handed out last
+        self.weight, self.last = 1.0, True
         self._shared: dict[int, Batch] = {}  # batch size -> a batch with the structure tensors to use again
 
     def __len__(self) -> int:
@@ -302,13 +310,34 @@ class Batcher:
     def __iter__(self) -> Iterator[Batch]:
         order, start, self._resume = self.order(), self._resume, 0
         for position in range(start, len(self)):
-            index = order[position * self.batch_size : (position + 1) * self.batch_size]
-            batch = self.dataset.batch(index, like=self._shared.get(index.numel()))
-            if self.dataset.uniform and index.numel() not in self._shared:
-                self._shared[index.numel()] = Batch({}, batch.edge_index, batch.batch, batch.ptr, batch.structure_key)
-            self._position = position + 1
-            yield batch
+            whole, self._number = order[position * self.batch_size : (position + 1) * self.batch_size], position + 1
+            parts = shares(whole.numel(), *self._shares)
+            for number, (part, self.weight) in enumerate(parts, 1):
+                self.last, self._index = number == len(parts), whole[part]
+                batch = self._form(self._index)
+                if self.last:
+                    self._position = position + 1
+                yield batch
         self.epoch, self._position = self.epoch + 1, 0
+
+    def _form(self, index: Tensor) -> Batch:
+        batch = self.dataset.batch(index, like=self._shared.get(index.numel()))
+        if self.dataset.uniform and index.numel() not in self._shared:
+            self._shared[index.numel()] = Batch({}, batch.edge_index, batch.batch, batch.ptr, batch.structure_key)
+        return batch
+
+    def shard(self, rank: int = 0, world: int = 1, accumulate: int = 1, least: int = 1) -> None:
+        """From now on hand out what process `rank` of `world` takes of every batch, in `accumulate` parts: `shares`.
+
+        All processes go through the batches of one and the same order, so that a state is good for any number of them.
+        With each part `weight` is its share of the whole batch, and `last` whether it ends this process's share.
+        """
+        self._shares = rank, world, accumulate, least
+
+    def split(self, count: int) -> Iterator[tuple[Batch, float]]:
+        """What was handed out last once more, in `count` parts or fewer, each with its weight."""
+        for part, share in shares(self._index.numel(), 0, 1, count, self._shares[3]):
+            yield self._form(self._index[part]), share * self.weight
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch; the current epoch, or one just loaded, stays where it is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -173,12 +173,9 @@ class CloudBatcher(Batcher):
             raise ValueError(f"CloudBatcher: sampling must be first or random, got {sampling!r}")
         self.clouds, self.num_points, self.sampling = clouds, n, sampling
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for index in super().__iter__():
-            # Beginning at 1: numpy takes a last 0 for nothing, and the draw would be that of the order.
-            yield self._take(index, [self.seed, self.epoch, self._position])
-
-    def _take(self, index: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
+    def _form(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        # Numbers begin at 1: numpy takes a last 0 for nothing, and the draw would be that of the order.
+        seeds = [self.seed, self.epoch, self._number]
         points, n, index = self.clouds.points, self.num_points, index.to(self.clouds.points.device)
         labels = self.clouds.labels.index_select(0, index)
         if self.sampling == "first" or n == points.shape[1]:

@@ -66,18 +66,36 @@ def moments_of_all(own: Moments, group: "dist.ProcessGroup | None" = None) -> Mo
     gradient of a process's rows is that of the sum of all losses, as for torch.nn.SyncBatchNorm. Source: Chan, Golub
     and LeVeque 1979, for more than two parts.
     """
-    size, place = own.mean.shape[0], dist.get_rank(group)
-    row = torch.cat([own.mean.new_full((1,), float(own.count)), own.mean, own.covariance.reshape(-1)])
-    below = dist.get_world_size(group) - 1 - place
-    table = nn.functional.pad(row[None], (0, 0, place, below))
-    table = _Sum.apply(table, group)
-    counts, means, covariances = table[:, 0].detach(), table[:, 1:1 + size], table[:, 1 + size:]
-    count = counts.sum()
-    share = counts / count.clamp(min=1)  # [P]
+    size = own.mean.shape[0]
+    count, share, means, covariances = _gathered(own.count, own.mean, own.covariance.reshape(-1), group)
     mean = share @ means
     apart = means - mean
     covariance = (share @ covariances).view(size, size) + apart.t() @ (share[:, None] * apart)
-    return Moments(int(count) if count.device.type == "cpu" else count, mean, covariance)
+    return Moments(count, mean, covariance)
+
+
+def statistics_of_all(
+    mean: Tensor, var: Tensor, count: int, group: "dist.ProcessGroup | None" = None
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Mean, biased variance [C] and number of the values of all processes from those of each; as `moments_of_all`."""
+    found, share, means, variances = _gathered(count, mean.double(), var.double(), group)
+    whole = share @ means
+    return whole.to(mean), (share @ (variances + (means - whole).square())).to(var), found
+
+
+def _gathered(
+    count: int, first: Tensor, second: Tensor, group: "dist.ProcessGroup | None"
+) -> tuple[int | Tensor, Tensor, Tensor, Tensor]:
+    """The number of rows of all, the share [P] of each process in it, and what each has, [P, F] and [P, S]."""
+    row = torch.cat([first.new_full((1,), float(count)), first, second])
+    place = dist.get_rank(group)
+    below = dist.get_world_size(group) - 1 - place
+    table = _Sum.apply(nn.functional.pad(row[None], (0, 0, place, below)), group)
+    counts, size = table[:, 0].detach(), first.shape[0]
+    found = counts.sum()
+    share = counts / found.clamp(min=1)
+    count = int(found) if found.device.type == "cpu" else found
+    return count, share, table[:, 1:1 + size], table[:, 1 + size:]
 
 
 def affine_chain(x: Tensor, first: nn.Linear, blocks: Iterable, *, weights: Sequence[Tensor] | None = None,
@@ -175,7 +193,7 @@ def _takes_batch(norm: nn.Module) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def _group(norm: nn.Module) -> "dist.ProcessGroup | None":
+def group_of(norm: nn.Module) -> "dist.ProcessGroup | None":
     """The processes whose rows the norm sees; None: its own alone."""
     if not isinstance(norm, nn.SyncBatchNorm) or not (norm.training and dist.is_available() and dist.is_initialized()):
         return None
@@ -185,7 +203,7 @@ def _group(norm: nn.Module) -> "dist.ProcessGroup | None":
 
 def _moments(x: Tensor, pairs: list) -> Moments:
     """Of the rows that the norms see."""
-    groups = [_group(norm) for norm, _ in pairs if _takes_batch(norm)]
+    groups = [group_of(norm) for norm, _ in pairs if _takes_batch(norm)]
     group = groups[0]
     if any(other is not group for other in groups):
         raise ValueError("affine_chain: blocks must have norms that take the statistics of the same processes, got "
@@ -197,7 +215,7 @@ def _normed(norm: nn.Module, weight: Tensor, bias: Tensor, batch: Moments | None
     """The map after the norm. On centred rows the bias is the mean over the batch, which the norm removes."""
     if _takes_batch(norm):
         var = ((weight @ batch.covariance) * weight).sum(1)
-        _track(norm, bias, var, batch.count)
+        track(norm, bias, var, batch.count)
         centred = 0 * bias  # its gradient is zero, not missing: optimisers and DistributedDataParallel see to it
     else:
         var, centred = norm.running_var, bias - norm.running_mean
@@ -209,7 +227,7 @@ def _normed(norm: nn.Module, weight: Tensor, bias: Tensor, batch: Moments | None
 
 
 @torch.no_grad()
-def _track(norm: nn.Module, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
+def track(norm: nn.Module, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
     """Running statistics, as torch's norms: an empty batch counts and changes nothing else."""
     if not (norm.training and norm.track_running_stats) or norm.running_mean is None:
         return

@@ -5,6 +5,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from .. import functional
+from .affine_chain import group_of, statistics_of_all
 from .gates import Seen, add_gates
 
 _SHAPES = {3: "[B, {}, 3]", 4: "[B, {}, 3, N]", 5: "[B, {}, 3, N, K]"}
@@ -151,13 +152,15 @@ def norm_vectors(bn: nn.Module, p: Tensor, count: int, statistics) -> tuple[Tens
     """Mean, variance, weight and bias [C] that the batch norm `bn` applies to the norms of p, as torch's would.
 
     In training (or without running statistics) mean and variance are `statistics()`, of `count` values a channel, and
-    the running ones are updated.
+    the running ones are updated; for a SyncBatchNorm they are those of all processes.
     """
     if bn.training or bn.running_mean is None:
         if count == 1:
             raise ValueError(f"VNBatchNorm: expected more than 1 value per channel when training, got {list(p.shape)} "
                              "(rows, xyz, channels); use a larger batch or .eval()")
         mean, var = statistics()
+        if (group := group_of(bn)) is not None:
+            mean, var, count = statistics_of_all(mean, var, count, group)
         if bn.training and bn.track_running_stats and bn.running_mean is not None:
             _update(bn, mean, var, count)
     else:
@@ -169,7 +172,7 @@ def norm_vectors(bn: nn.Module, p: Tensor, count: int, statistics) -> tuple[Tens
 
 
 @torch.no_grad()
-def _update(bn: nn.Module, mean: Tensor, var: Tensor, count: int) -> None:
+def _update(bn: nn.Module, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
     # inside a backward pass only activation checkpointing runs a forward, for the second time
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         return
@@ -178,7 +181,7 @@ def _update(bn: nn.Module, mean: Tensor, var: Tensor, count: int) -> None:
         bn.num_batches_tracked.add_(1)
         if bn.momentum is None:
             factor = 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
-    if count > 1:
+    if isinstance(count, Tensor) or count > 1:
         bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), factor)
         bn.running_var.lerp_((var * (count / (count - 1))).to(bn.running_var.dtype), factor)
 

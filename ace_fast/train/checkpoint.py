@@ -1,10 +1,12 @@
 """Trees of tensors and plain values as safetensors files with a checksum.
 
-A file is written beside its place and renamed, so that a kill leaves the old file or the new one.
+A file is written beside its place, flushed to the disk and renamed, so that a kill or a power failure leaves the old
+file or the new one.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,19 +24,36 @@ _REMEDY = "use the run's other checkpoint (--checkpoint best or last), or train 
 
 
 def write_atomic(path: Path, content: bytes | str, who: str = "train") -> None:
-    """Writes a temporary file beside `path` and renames it; an error names the command `who`."""
+    """Writes a temporary file beside `path`, flushes it and renames it; an error names the command `who`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         # OSError picks its subclass by the number, so the caller still gets a PermissionError.
-        raise OSError(
-            error.errno, f"{who}: {path} cannot be written ({error.strerror}); pass --out a folder you may write to"
-        ) from error
+        raise OSError(error.errno, f"{who}: {path} cannot be written ({error.strerror}); {_remedy(error)}") from error
     finally:
         if os.access(path.parent, os.W_OK):
             temporary.unlink(missing_ok=True)
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "what was there before is whole: make room and go on with --resume"
+    return "pass --out a folder you may write to"
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name is on the disk, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

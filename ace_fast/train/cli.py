@@ -64,6 +64,11 @@ def _parser() -> _Parser:
                           help="with the branches off (the default unless trained with --mode resilient)")
     predict.set_defaults(run=_predict)
 
+    replay = commands.add_parser("replay", help="compute once more the batch that stopped a run, and see where")
+    replay.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    _add_place(replay)
+    replay.set_defaults(run=_replay)
+
     data = commands.add_parser("data", help="prepare and cache data sets")
     kinds = data.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
     for name, task in TASKS.items():
@@ -136,10 +141,14 @@ def _presets_text(task: ModuleType) -> str:
     return "\n".join(lines)
 
 
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: that of the run)")
     parser.add_argument("--backend", choices=RUN["backend"].choices,
                         help="implementation of the operators (default: that of the run)")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    _add_place(parser)
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best",
                         help="best by the strict model on validation data, or last (default: best)")
 
@@ -149,12 +158,31 @@ def _given(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from . import processes
     from .loop import train
     from .report import show
 
     how = {"task": arguments.task, "resume": arguments.resume, "quiet": arguments.quiet}
+    if arguments.resume and arguments.out is not None:
+        _check_task(arguments.out, arguments.task)
     run = train(arguments.out, arguments.preset, **how, **_given(arguments))
-    show(run)
+    if processes.from_environment().first:
+        show(run)
+
+
+def _check_task(folder: Path, task: str) -> None:
+    from .run import Run
+
+    theirs = Run(folder).about()["task"]
+    if theirs != task:
+        raise ValueError(f"train: --out must be a run of {task}, got one of {theirs}; resume it with: ace-fast train "
+                         f"{theirs} --resume --out {folder}")
+
+
+def _replay(arguments: argparse.Namespace) -> None:
+    from .replay import replay
+
+    print("\n".join(replay(arguments.folder, device=arguments.device, backend=arguments.backend)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -29,8 +29,9 @@ Options = dict[str, Option]
 
 DEFAULT_PRESET = "demo"
 SEED = 2**63 - 1  # the largest one that torch takes
+COMPILERS = ("inductor", "aot_eager")
 _STEPS = ("sgd", "adam")
-_SCHEDULES = ("constant", "cosine", "multistep")
+_SCHEDULES = ("constant", "cosine", "multistep", "step")
 
 # The defaults are those of N-body's preset "demo"; a task changes them with `changed`.
 RELAXED = Option("model", True, "unconstrained branches gamma * f_neq beside the equivariant maps")
@@ -40,8 +41,22 @@ OPTIMISATION: Options = {
     "batch_size": Option("optimisation", 100, "samples per step", least=1),
     "lr": Option("optimisation", 3e-3, "step size of Adam on the weights", above=0),
     "lr_schedule": Option("optimisation", "cosine", "course of that step size (multistep: a tenth from 80 % of "
-                          "the epochs on, a hundredth from 90 %) over the run", _SCHEDULES),
+                          "the epochs on, a hundredth from 90 %; step: --decay-by every --decay-every epochs) over the "
+                          "run", _SCHEDULES),
+    "decay_every": Option("optimisation", 10, "epochs between two steps of --lr-schedule step", least=1),
+    "decay_by": Option("optimisation", 0.5, "factor of each of them", above=0, most=1),
+    "warmup": Option("optimisation", 0.0, "epochs in which that step size grows linearly to what it is then", least=0),
+    "lr_scaling": Option("optimisation", "none", "how that step size grows with --batch-size over --lr-batch: like it, "
+                         "or like its square root", ("none", "linear", "sqrt")),
+    "lr_batch": Option("optimisation", 0, "batch size that --lr is meant for; 0: that of the preset", least=0),
     "weight_decay": Option("optimisation", 0.0, "L2 decay of the weights (the gammas have none)", least=0),
+    "clip": Option("optimisation", 0.0, "largest norm of the weights' gradient; 0: any", least=0),
+    "accumulate": Option("optimisation", 1, "parts that each process takes its share of a batch in, to save memory; "
+                         "their gradients are summed", least=1),
+    "ema": Option("optimisation", 0.0, "share of the old average in the moving average of the weights, which is then "
+                  "what is measured and kept; 0: none", least=0, most=0.99999),
+    "patience": Option("optimisation", 0, "evaluations without a better measure on validation data after which the run "
+                       "ends; 0: never", least=0),
 }
 
 SYMMETRY: Options = {
@@ -92,7 +107,25 @@ RUN: Options = {
     "device": Option("run", "cpu", "where the tensors live: cpu, cuda, cuda:1 ..."),
     "backend": Option("run", "auto", "implementation of the operators", ("auto", "reference", "cpu", "triton", "cuda")),
     "threads": Option("run", 0, "threads of the CPU kernels; 0: as torch chooses", least=0, most=1024),
+    "precision": Option("run", "full", "bfloat16: what torch's autocast runs in it, the operators in float32",
+                        ("full", "bfloat16")),
+    "compile": Option("run", "none", "backend of torch.compile that the model runs on", ("none", *COMPILERS)),
+    "cuda_graphs": Option("run", False, "forward and backward replayed from a CUDA graph; batches of one shape"),
+    "sync_batch_norm": Option("run", False, "batch norms take the statistics of all processes"),
+    "nan": Option("run", "stop", "what a batch with a loss or gradient that is not finite does: stop the run, or be "
+                  "left out", ("stop", "skip")),
+    "checkpoint_every": Option("run", 0, "steps from one checkpoint to the next within an epoch; 0: at its end alone",
+                               least=0),
+    "keep": Option("run", 1, "training states kept, the latest ones", least=1),
+    "tensorboard": Option("run", False, "the metrics for TensorBoard too, in the run folder's tensorboard/"),
+    "wandb": Option("run", False, "the metrics for Weights & Biases too"),
 }
+
+# Run folders from before there were these settings had their defaults.
+LATER = ("decay_every", "decay_by", "warmup", "lr_scaling", "lr_batch", "clip", "accumulate", "ema", "patience",
+         "precision", "compile", "cuda_graphs", "sync_batch_norm", "nan", "checkpoint_every", "keep", "tensorboard",
+         "wandb", "relaxation", "lie", "branch_init", "prior_branch", "prior_equivariant", "groups", "strength",
+         "adjust", "beta", "balance", "gamma_groups", "dual_warmup", "snap", "tolerance", "gate_patience", "look_every")
 
 
 def changed(options: Options, **defaults: Any) -> Options:
@@ -141,9 +174,50 @@ def make_config(task: ModuleType, preset: str, given: Mapping[str, Any]) -> Conf
     config |= presets_of(task, given.get("model"))[preset] | dict(given)
     for name, option in task.OPTIONS.items():
         config[name] = _checked(name, option, config[name])
+    if config["lr_scaling"] != "none" and not config["lr_batch"]:
+        config["lr_batch"] = presets_of(task, given.get("model"))[preset].get(
+            "batch_size", task.OPTIONS["batch_size"].default)
     task.check(config)
     check_relaxation(task, config)
+    _check_training(config)
     return config
+
+
+def with_later(task: ModuleType, config: Mapping[str, Any]) -> Config:
+    """The config of a run folder with the defaults of the settings that are younger than it."""
+    return {name: task.OPTIONS[name].default for name in LATER if name in task.OPTIONS} | dict(config)
+
+
+def _check_training(config: Config) -> None:
+    """Raises ValueError where settings of the loop contradict each other."""
+    cuda = config["device"].partition(":")[0] == "cuda"
+    wrong = {
+        "warmup": (config["warmup"] > config["epochs"], f"at most the {config['epochs']} epochs"),
+        "precision": (config["precision"] != "full" and config["dtype"] == "float64", "full with --dtype float64"),
+        "cuda_graphs": (config["cuda_graphs"] and not cuda, f"off with --device {config['device']}"),
+        "compile": (config["compile"] != "none" and config["cuda_graphs"], "none with --cuda-graphs"),
+        "accumulate": (config["batch_size"] % config["accumulate"] != 0,
+                       f"a divisor of the {config['batch_size']} samples of a step"),
+    }
+    for name, (found, expected) in wrong.items():
+        if found:
+            raise ValueError(f"train: {flag(name)} must be {expected}, got {config[name]}; change one of the two")
+    if config["sync_batch_norm"] and config.get("norm") == "batch":
+        raise ValueError("train: --norm must be instance or none with --sync-batch-norm, got batch: e3nn's batch norm "
+                         "takes the statistics of its own process")
+    if config["cuda_graphs"] and config["snap"]:
+        raise ValueError("train: --cuda-graphs must be off with --snap, which switches branches while a run trains, "
+                         "got it; leave one of the two out")
+    if config["relaxed"] and config["relaxation"] == "remul":
+        if config["cuda_graphs"]:
+            raise ValueError("train: --cuda-graphs must be off with --relaxation remul, which draws rotations on the "
+                             "host, got it; leave one of the two out")
+        if config["balance"] != "constant" and config["accumulate"] > 1:
+            raise ValueError(f"train: --accumulate must be 1 with --balance {config['balance']}, which reads gradients "
+                             f"of a whole batch, got {config['accumulate']}; leave one of the two out")
+    if config.get("gammas") == "nn" and config["relaxed"] and config["cuda_graphs"]:
+        raise ValueError("train: --cuda-graphs must be off where networks compute the gates, got --gammas nn; leave "
+                         "one of the two out")
 
 
 def of_group(options: Options, group: str) -> Options:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -25,8 +27,9 @@ def describe(row: dict[str, Any], brief: bool = False) -> str:
 class EpochProgress:
     """Use as a context; `step` after every step, `epoch` after every epoch with its metrics."""
 
-    def __init__(self, first: int, epochs: int, steps: int, quiet: bool = False) -> None:
-        self.epochs, self.steps, self.quiet = epochs, steps, quiet
+    def __init__(self, first: int, epochs: int, steps: int, quiet: bool = False, samples: int = 0) -> None:
+        self.first, self.epochs, self.steps, self.quiet, self.samples = first, epochs, steps, quiet, samples
+        self.start = time.monotonic()
         self.console = Console(stderr=True)
         self.every = max(1, epochs // 10)
         self.last: dict[str, Any] = {}
@@ -53,9 +56,20 @@ class EpochProgress:
         self.last |= row  # keeps the test measure of the latest evaluation on show
         done = row["epoch"]
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, text=describe(self.last, brief=True))
+            text = " ".join([describe(self.last, brief=True), *self._pace(row, eta=False)])
+            self.bar.update(self.task, completed=done, text=text)
         elif not self.quiet and (done % self.every == 0 or done == self.epochs):
-            print(f"epoch {done}/{self.epochs}  {describe(self.last)}", file=sys.stderr, flush=True)
+            parts = [f"epoch {done}/{self.epochs}", describe(self.last), *self._pace(row)]
+            print("  ".join(parts), file=sys.stderr, flush=True)
+
+    def _pace(self, row: dict[str, Any], eta: bool = True) -> list[str]:
+        """Samples a second in training, and the time left, evaluations included."""
+        parts = [f"{self.samples / row['seconds']:.4g} samples/s"] if self.samples and row.get("seconds") else []
+        done = row["epoch"]
+        if eta and self.samples and self.first < done < self.epochs:
+            left = (time.monotonic() - self.start) / (done - self.first) * (self.epochs - done)
+            parts.append(f"eta {timedelta(seconds=round(left))}")
+        return parts
 
 
 def data_progress(split: str, quiet: bool = False, verb: str = "simulat", what: str = "trajectories"):

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -18,14 +19,14 @@ import torch
 from torch import nn
 
 from .checkpoint import load_tree, load_weights, save_tree, save_weights, write_atomic
-from .options import Config, make_config
+from .options import Config, make_config, with_later
 from .predict import PredictorBase
 from .relaxing import deployed
-from .tasks import find
+from .tasks import TASKS, find
 
 FORMAT = 1  # of config.json and state.safetensors
 # What a kill leaves of a file that write_atomic was writing.
-_TEMPORARY = re.compile(r"\.(\w+\.json|metrics\.jsonl|report\.(html|png)|\w+\.safetensors)\.[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"\.([\w-]+)\.(jsonl?|html|png|safetensors)\.[0-9a-f]{32}")
 _REPAIR = "repair that file or train the run again"
 CHECKPOINTS = {"best": "best.safetensors", "last": "weights.safetensors"}
 
@@ -89,10 +90,11 @@ class Run:
     """Reads and writes the files of one run folder.
 
     config.json, metrics.jsonl (one line per epoch), weights.safetensors (last), best.safetensors (best validation
-    measure of the strict model), state.safetensors (all that resuming needs), diagnosis.json (what the gates said at
-    the last evaluation), report.html and report.png. A task with curves adds evaluation.json (the best checkpoint
-    measured at the end), and where the batch norms are recalibrated, strict.safetensors (that checkpoint with the
-    statistics of the strict model).
+    measure of the strict model), state.safetensors (all that resuming needs; with --keep also state-STEP.safetensors),
+    diagnosis.json (what the gates said at the last evaluation), report.html and report.png. A batch that stopped the
+    run is in diverged-RANK.safetensors. A task with curves adds evaluation.json (the best checkpoint measured at the
+    end), and where the batch norms are recalibrated, strict.safetensors (that checkpoint with the statistics of the
+    strict model).
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -150,6 +152,8 @@ class Run:
             raise ValueError(f"run: {path} must be of format {FORMAT}, got another; train the run again")
         # Folders from before there was a second task name none.
         about = {"task": "nbody", "facts": {}} | about
+        if about["task"] in TASKS and isinstance(about.get("config"), dict):
+            about["config"] = with_later(find(about["task"]), about["config"])
         _check_about(about, path)
         return about
 
@@ -184,8 +188,15 @@ class Run:
             path.unlink(missing_ok=True)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        path = self.folder / "metrics.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, f"train: {path} cannot be written ({error.strerror}); the last checkpoint is "
+                          "whole: make room and go on with --resume") from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that a kill cut off is left out.
@@ -206,8 +217,8 @@ class Run:
     def keep_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
-    def save(self, model: torch.nn.Module, state: dict[str, Any], best: bool) -> None:
-        """Weights and training state; a kill between the files does no harm.
+    def save(self, model: torch.nn.Module, state: dict[str, Any], best: bool, keep: int = 1) -> None:
+        """Weights and training state, of which the `keep` latest stay; a kill between the files does no harm.
 
         Resuming reads the state alone. Killed before it is written, the run repeats the epoch and writes the best
         weights again; killed after it, `save_last` is what resuming does first.
@@ -215,7 +226,21 @@ class Run:
         if best:
             save_weights(self.folder / CHECKPOINTS["best"], model, {"epoch": state["epoch"], "step": state["step"]})
         save_tree(self.state_path, state)
+        self._keep_state(state["step"], keep)
         self.save_last(model, state["epoch"], state["step"])
+
+    def _keep_state(self, step: int, keep: int) -> None:
+        """A second name for the state just written, and away with the ones beyond `keep`."""
+        if keep > 1:
+            name = self.folder / f"state-{step:09d}.safetensors"
+            name.unlink(missing_ok=True)
+            os.link(self.state_path, name)
+        for path in self.states()[keep if keep > 1 else 0:]:
+            path.unlink()
+
+    def states(self) -> list[Path]:
+        """The training states kept beside state.safetensors, the latest first."""
+        return sorted(self.folder.glob("state-*.safetensors"), reverse=True)
 
     def save_last(self, model: torch.nn.Module, epoch: int, step: int) -> None:
         save_weights(self.folder / CHECKPOINTS["last"], model, {"epoch": epoch, "step": step})
@@ -224,11 +249,17 @@ class Run:
         """All that resuming needs; None for a run that was stopped before its first checkpoint."""
         if not self.begun():
             return None
-        if not self.state_path.exists():
+        paths = [path for path in (self.state_path, *self.states()) if path.exists()]
+        if not paths:
             raise FileNotFoundError(
                 f"train: {self.folder} must hold a checkpoint to resume, got none; start afresh with another --out"
             )
-        return load_tree(self.state_path)
+        for path in paths[:-1]:
+            try:
+                return load_tree(path)
+            except ValueError as error:
+                warnings.warn(f"{error}; an earlier one is tried", stacklevel=2)
+        return load_tree(paths[-1])
 
     def checkpoint(self, which: str) -> Path:
         """The file of checkpoint "best" or "last"; the last where no evaluation has chosen a best one yet."""

@@ -12,8 +12,10 @@ A task module defines
     load(config, split, quiet)            the data of "train", "valid" or "test"
     facts(data)                           what model and predictions need to know of the training data, as JSON
     build_model(config, facts)            with get_gammas(), set_equivariance(flag), relaxed and probe()
-    Training(config, facts, data)         .batches (an iterable with len, state_dict and load_state_dict) and
-                                          .loss(model, batch); .inputs() where the config says `recalibrate`;
+    LEAST                                 samples that a batch must have, where that is more than 1
+    Training(config, facts, data)         .batches (as `Batcher`: an iterable with len, shard, split, weight, last,
+                                          state_dict and load_state_dict) and .loss(model, batch), the mean over the
+                                          batch's samples; .inputs() where the config says `recalibrate`;
                                           .turned(batch), each sample turned by its own random element of the group,
                                           where RELAXATIONS has remul
     Evaluation(config, facts, valid, test)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...data import CloudBatcher, drop_points, rotate
+from ...data.shares import shares
 
 
 class Clouds:
@@ -17,6 +18,7 @@ class Clouds:
     def __init__(self, batches: CloudBatcher, rotation: str, drop: float, dtype: torch.dtype, seed: int) -> None:
         self._batches, self._rotation, self._drop, self._dtype = batches, rotation, drop, dtype
         self._generator = torch.Generator(batches.clouds.points.device).manual_seed(seed)
+        self.shard()
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -26,7 +28,22 @@ class Clouds:
             points = rotate(points.to(self._dtype), self._rotation, self._generator)
             if self._drop:
                 points = drop_points(points, self._drop, generator=self._generator)
-            yield points, labels
+            # Every process draws for all, so that their number changes nothing.
+            parts = shares(len(labels), *self._shares)
+            for number, (part, self.weight) in enumerate(parts, 1):
+                self.last, self._own = number == len(parts), (points[part], labels[part])
+                yield self._own
+
+    def shard(self, rank: int = 0, world: int = 1, accumulate: int = 1, least: int = 1) -> None:
+        """As that of `Batcher`."""
+        self._shares = rank, world, accumulate, least
+        self.weight, self.last = 1.0, True
+
+    def split(self, count: int) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
+        """As that of `Batcher`."""
+        points, labels = self._own
+        for part, share in shares(len(labels), 0, 1, count, self._shares[3]):
+            yield (points[part], labels[part]), share * self.weight
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches": self._batches.state_dict(), "generator": self._generator.get_state()}

@@ -98,6 +98,9 @@ def check(config: Config) -> None:
             f"{config['batch_size']}; pass {flag('batch_size')} {config['train_samples']} or less, or more "
             f"{flag('train_samples')}"
         )
+    if config["compile"] != "none" and config["force_weight"]:
+        raise ValueError(f"train: {flag('compile')} must be none where forces are learned, as torch.compile has no "
+                         f"second derivatives, got {config['compile']}; leave it out")
     if config["energy_weight"] + config["force_weight"] == 0:
         raise ValueError(f"train: {flag('energy_weight')} or {flag('force_weight')} must be more than 0, got 0 for "
                          "both")

@@ -55,10 +55,9 @@ OPTIONS: Options = {
                                        "as the authors' code, of the batch; none: without", HEIGHTS),
     "gammas": Option("model", "layer", "gates: two of each layer, two for all, or networks that compute them", GAMMAS),
     "relaxed": RELAXED,
-    **changed(OPTIMISATION, epochs=150),
+    **changed(OPTIMISATION, epochs=150, clip=1.0),
     "batch_size": Option("optimisation", 12, "moments per step; a last batch that is not full is left out", least=1),
     "lr": Option("optimisation", 1e-3, "step size of Adam on the weights", above=0),
-    "clip": Option("optimisation", 1.0, "largest norm of the weights' gradient; 0: any", least=0),
     **changed(SYMMETRY, bound="none"),
     **changed(RUN, eval_every=10),
 }
@@ -100,6 +99,9 @@ def check(config: Config) -> None:
             f"train: {flag('batch_size')} must be at most the {config['train_samples']} training moments, got "
             f"{config['batch_size']}; pass a smaller one or more {flag('train_samples')}"
         )
+    if config["height"] == "batch" and config["accumulate"] > 1:
+        raise ValueError(f"train: {flag('accumulate')} must be 1 with {flag('height')} batch, whose samples depend on "
+                         f"each other, got {config['accumulate']}; pass {flag('height')} train")
     if config["bound"] != "none":
         raise ValueError(f"train: {flag('bound')} must be none for EGNO, whose branches have spectral norms of their "
                          f"own, got {config['bound']}")

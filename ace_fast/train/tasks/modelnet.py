@@ -30,6 +30,7 @@ DESCRIPTION = "Trains ACE-VN-DGCNN to classify point clouds."
 DATA_HELP = "labelled point clouds"
 BEST = max  # of the accuracy on validation data
 CURVES = True
+LEAST = 2  # clouds that the batch norms of the classifier need
 EQUIVARIANCE = "||f(gx) - f(x)|| / ||f(x)||"
 RELAXATIONS = ("ace", "schedule", "rpp", "per", "remul")
 DROPPED = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85)  # shares of points that the accuracy is measured at
