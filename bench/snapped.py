@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name:10s} {row[f'{name}_ms']:8.3f} ms  {row[f'{name}_over_strict']:.3f} x strict  "
               f"{row[f'{name}_calls']} operator calls")
     print(f"noise {row['noise']:.1%}; ace.step() {1e3 * row['ace_ms']:.0f} us, {1e3 * row['ace_bound_ms']:.0f} us with "
-          f"the spectral bound; once in {EVERY} steps, measuring costs {row['measuring_share']:.2%} of the relaxed step, "
+          f"the spectral bound; once in {EVERY} steps measuring is {row['measuring_share']:.2%} of the relaxed step, "
           f"trying {row['trying_share']:.2%} of the strict one")
     if a.json:
         results.write(Path(a.json), [row])
