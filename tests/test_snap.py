@@ -6,14 +6,15 @@ import gc
 import pytest
 import torch
 from ace_toys import Toy, run
+from e3nn import o3
 from gated_models import NAMES, inputs, make, output
 from torch import nn
 
-from ace_fast import ACE
+from ace_fast import ACE, relax
 from ace_fast.kernels.dual_update import Rule
 from ace_fast.nn import RelaxedLinear
 from ace_fast.relaxation.rules import Rules, parse_groups
-from bench import snapped
+from bench import eager_vn, snapped
 from bench.workloads import calls
 
 
@@ -68,6 +69,27 @@ def test_with_all_branches_off_a_whole_step_makes_the_strict_models_calls(name):
         counts.append(calls(step))
     assert ace.snapped == [True] * len(ace.names) and not ace.gammas.any() and ace.steps == 4
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(("fresh", "shape"), [(lambda: o3.Linear("4x0e+4x1o", "4x0e+4x1o"), (5, 16)),
+                                              (lambda: eager_vn.VNLinear(4, 5), (2, 4, 3, 6))], ids=["e3nn", "vnn"])
+def test_branches_that_relax_added_are_switched_off_too(fresh, shape):
+    strict, relaxed = (nn.Sequential(fresh()).double() for _ in range(2))
+    relax(relaxed)
+    ace, x = ACE(relaxed, snap=True, tolerance=1e9, patience=1, look_every=1), torch.randn(shape)
+
+    def step(model, owner=None):
+        model(x).square().sum().backward()
+        model.zero_grad()
+        return owner.step() if owner else False
+
+    said = []
+    for _ in range(3):
+        relaxed(x).square().sum().backward()
+        said.append(ace.step())
+    step(strict)
+    assert said == [False, True, False]
+    assert calls(lambda: step(strict)) == calls(lambda: step(relaxed, ace))
 
 
 @pytest.mark.parametrize("options", [{}, {"mode": "resilient", "gamma_optimizer": "adam"}, {"snap": True},

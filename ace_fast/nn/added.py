@@ -88,6 +88,8 @@ class VectorBranch(SteerableBranch):
 
     def forward(self, x: Tensor, base: Tensor) -> Tensor:
         """x [..., 3, ..., C], base [..., 3, ..., O] -> the shape of base."""
+        if not self.relaxed or self.snapped[0]:
+            return base
         xyz = min(2, x.dim() - 2)
         vectors = base.movedim(xyz, -1)  # [..., O, 3]
         joined = super().forward(x.movedim(xyz, -1).flatten(-2), vectors.flatten(-2))
