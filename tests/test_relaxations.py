@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from e3nn import o3
 from gated_models import inputs, make, output
 from torch import nn
@@ -251,6 +252,21 @@ def test_gradnorm_moves_the_weights_by_its_rule():
         penalty = decider.penalty(loss, other)
         assert torch.allclose(decider.metrics()["weights"], weights, rtol=1e-12)
         assert torch.allclose(loss + penalty, (weights * losses).sum(), rtol=1e-12)
+
+
+def test_gradnorm_weighs_alike_on_all_processes(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    other = torch.tensor([[7.0, 3.0], [1.0, 2.0]])  # losses and norms of the other process
+    monkeypatch.setattr(dist, "all_reduce", lambda x: x.add_(other))
+    model = Two()
+    decider = Remul(model, balance="gradnorm", lr=0.01, shared=[model.head])
+    loss = model.head.square().sum()
+    decider.penalty(loss, lambda: model.head.sum() * 3)
+    assert decider.metrics()["losses"].tolist() == [(5 + 7) / 2, (9 + 3) / 2]
+    norms = (torch.tensor([20**0.5, 3 * 2**0.5]) + other[1]) / 2
+    new = 1 - 0.01 * (norms - norms.mean()).sign() * norms
+    assert torch.allclose(decider.metrics()["weights"], 2 * new / new.sum(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", RELAXATIONS)

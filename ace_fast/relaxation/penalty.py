@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .decider import Decider
@@ -77,6 +78,7 @@ class Remul(Decider):
         grads = [torch.autograd.grad(x, self._shared, retain_graph=True, allow_unused=True) for x in losses]
         norms = torch.stack([_norm(g, self._weights) for g in grads])
         with torch.no_grad():
+            self._latest, norms = _mean_of_all(torch.stack([self._latest, norms]))
             self._first = torch.where(self._first == 0, self._latest, self._first)
             rate = self._latest / self._first
             target = (self._weights * norms).mean() * (rate / rate.mean()) ** self.exponent
@@ -92,6 +94,14 @@ class Remul(Decider):
     def state_dict(self) -> dict:
         return super().state_dict() | {"balance": self.balance, "weights": self._weights.clone(),
                                        "first": self._first.clone()}
+
+
+def _mean_of_all(x: Tensor) -> Tensor:
+    """The mean over processes, so that all of them weigh alike."""
+    if dist.is_available() and dist.is_initialized() and (count := dist.get_world_size()) > 1:
+        dist.all_reduce(x)
+        x = x / count
+    return x
 
 
 def _norm(grads: tuple[Tensor | None, ...], like: Tensor) -> Tensor:
