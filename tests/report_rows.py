@@ -42,6 +42,12 @@ def scaling():
                      "expected_exponent": 1.0, "memory_exponent": None} for size in (1000, 10_000, 100_000)]
 
 
+def rates():
+    """What a machine was measured to do."""
+    return ABOUT | {"suite": "roofline", "op": "roofline", "case": "float64", "dtype": "float64", "copy_gbs": 50.0,
+                    "fma_gflops": 240.0, "matmul_gflops": None}
+
+
 def deciders():
     """A row of `ace-fast compare` with two deciders and a strict model."""
     row = ABOUT | {"workload": "nbody_relaxation", "case": "batch10", "epochs": 2, "seeds": 2, "noise": 0.03,
@@ -59,7 +65,7 @@ def everything():
         step(workload="knn", case="8x300_3", clouds=8),
         product(), product("wrong<b>@5000", fast_ms=None, error="fast: wrong: output is wrong: 1e-3 > 1e-6"),
         product("third@5000"), operator(), operator("qm9", backend="triton", ms=None, skipped="needs 9 GiB"),
-        *scaling(), deciders(),
+        *scaling(), deciders(), rates(),
         GPU | {k: v for k, v in step().items() if k not in ABOUT} | {"graph_ms": 8.0},
         GPU | {k: v for k, v in operator().items() if k not in ABOUT} | {"backend": "triton"},
         GPU | {k: v for k, v in operator().items() if k not in ABOUT} | {"backend": "cuda", "ms": 0.25},

@@ -56,6 +56,7 @@ def test_ratios_come_with_their_noise(page):
     assert "Noise 2.0 % (the same version timed twice) · 2,500 graphs a second" in page
     assert "20× faster than eager" in page  # by the CUDA graph
     assert "exponent 1.01, expected 1.00" in page
+    assert "50.0 GB/s" in page and "240 GFLOP/s" in page and "python -m bench --roofline --device cpu<" in page
 
 
 def test_deciders_and_languages_stand_side_by_side(page):

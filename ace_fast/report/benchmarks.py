@@ -59,7 +59,7 @@ def _sections(found: Sequence[Row], keys: dict[str, str], every) -> list[Section
         "products": page.cards(every(operators.products))
         + _fold("All products", operators.products_table(found, keys)),
         "scaling": page.cards(every(workloads.scaling) + every(operators.scaling)),
-        "roofline": page.cards(every(operators.roofline), "wide")
+        "roofline": page.cards(every(operators.roofline), "wide") + operators.rates_table(found, keys)
         + _fold("All operators", operators.operators_table(found, keys)),
         "deciders": deciders.section(every),
         "languages": languages.table(found, keys),

@@ -167,6 +167,19 @@ def _largest(groups: dict[str, list[Row]]) -> dict[str, list[Row]]:
     return kept | ({"others": rest} if rest else {})
 
 
+def rates_table(found: Sequence[Row], keys: dict[str, str]) -> str:
+    """What the machines were measured to do, dtype by dtype (`python -m bench --roofline`)."""
+    members = [row for row in found if row.get("suite") == "roofline"]
+    headings = ("dtype", "device", "copy", "multiply-adds", "matrix product")
+    lines = []
+    for row in members:
+        rates = [page.Cell(units.DASH if row.get(name) is None else units.count(row[name], unit), row.get(name))
+                 for name, unit in (("copy_gbs", "GB/s"), ("fma_gflops", "GFLOP/s"), ("matmul_gflops", "GFLOP/s"))]
+        lines.append((of_workloads.attributes(row, keys),
+                      [of_workloads.link(row, row["case"]), page.Cell(rows.device(row)), *rates]))
+    return page.table(headings, lines, "Measured rates", left=2) if lines else ""
+
+
 def _roof(members: Sequence[Row]) -> tuple[float, float]:
     """Copy GB/s and peak GFLOP/s: the rows' own, else what their percentages imply; 0 where neither is known.
 

@@ -158,6 +158,8 @@ def command(row: Row) -> str:
     parts = ["python", "-m", "bench"]
     if row.get("suite") == "scaling":
         parts += ["--scaling", row["axis"], "--op", row["op"], "--backend", row.get("backend", "reference")]
+    elif row.get("suite") == "roofline":
+        parts += ["--roofline"]
     elif "workload" in row:
         parts += ["--workload", row["workload"], "--case", row["case"]]
     elif "protocol" in row:
@@ -166,7 +168,8 @@ def command(row: Row) -> str:
         parts += ["--op", row["op"], "--case", row["case"], "--backend", row.get("backend", "reference"), "--direction",
                   row.get("direction", "forward")]
     parts += ["--device", row["device"]]
-    parts += ["--dtype", row["dtype"]] if row.get("dtype", "float32") != "float32" else []
+    named = row.get("dtype", "float32") != "float32" and row.get("suite") != "roofline"  # which measures every dtype
+    parts += ["--dtype", row["dtype"]] if named else []
     parts += ["--no-compile"] if "--no-compile" in str(row.get("compiled_reason")) else []
     return shlex.join(map(str, parts))
 

@@ -87,22 +87,24 @@ def _parser() -> _Parser:
     add_options(demo, nbody.OPTIONS)
     demo.set_defaults(run=_demo, task="nbody")
 
-    report = commands.add_parser("report", help="a page and a picture of benchmark results, or of runs")
-    report.add_argument("results", type=Path, nargs="*", metavar="RESULTS",
-                        help="JSON files of the benchmarks and folders of them (default: the results committed in this "
-                             "checkout); or a run folder; or several runs, or a folder of them, to compare")
-    report.add_argument("--out", type=Path, help="page to write, .html; the .png lies beside it (default: "
-                                                 "ace-fast-report.html, or report.html in the folder of the runs)")
-    report.add_argument("--readme", action="store_true",
-                        help="in a checkout: write the table and the figure of README.md from bench/results")
-    report.set_defaults(run=_report)
-
+    _add_report(commands.add_parser("report", help="a page and a picture of benchmark results, or of runs"))
     bench = commands.add_parser("bench", help="benchmarks against the eager reference; see ace-fast bench --help",
                                 add_help=False)
     bench.set_defaults(run=_bench)
     info = commands.add_parser("info", help="operators, backends, versions, threads, native library")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", type=Path, nargs="*", metavar="RESULTS",
+                        help="JSON files of the benchmarks and folders of them (default: the results committed in this "
+                             "checkout); or a run folder; or several runs, or a folder of them, to compare")
+    parser.add_argument("--out", type=Path, help="page to write, .html; the .png lies beside it (default: "
+                                                 "ace-fast-report.html, or report.html in the folder of the runs)")
+    parser.add_argument("--readme", action="store_true",
+                        help="in a checkout: write the table and the figure of README.md from bench/results")
+    parser.set_defaults(run=_report)
 
 
 def _add_task(parser: argparse.ArgumentParser, name: str, task: ModuleType) -> None:
