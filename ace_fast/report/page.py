@@ -121,7 +121,7 @@ def pairs(values: Iterable[tuple[str, object]], small: bool = False) -> str:
 
 def tile(what: str, big: str, below: Sequence[str]) -> str:
     """A number to be seen first, and the lines below it."""
-    words = " words" if len(big) > 5 else ""
+    words = " words" if len(big) > 6 else ""
     lines = "".join(f"<p>{escape(line)}</p>" for line in below)
     return f'<li class="tile"><h3>{escape(what)}</h3><p class="big{words}">{escape(big)}</p>{lines}</li>'
 
