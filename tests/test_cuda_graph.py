@@ -34,7 +34,7 @@ def ready(workload, case: str, device: str):
     return model, lambda call: task.loss(call(data.graph), data.graph, data.target)
 
 
-@pytest.mark.parametrize("options", [{}, {"bound": "spectral", "augmentation": 1.0}, {"mode": "resilient"},
+@pytest.mark.parametrize("options", [{}, {"bound": "spectral", "augmentation": 1.0},
                                      {"snap": True, "groups": {"layers.0.*": {"mode": "resilient"}}, "warmup": 9}],
                          ids=str)
 @pytest.mark.parametrize("workload", [nbody_segnn, qm9_segnn], ids=lambda w: w.__name__)

@@ -75,6 +75,9 @@ def test_branches_are_switched_off_in_training_and_stay_off_when_resumed(setting
     row = whole.metrics()[-1]
     assert row["verdicts"] == ["symmetric"] * 2 and row["equivariance_relaxed"] == row["equivariance_strict"]
     assert row["gammas"][1] == row["branch_ratios"][1] == 0 and row["snapped"][1] and row["truncation"] < 1e-3
+    kept = load(whole.folder)  # the resilient branch; that of the other gamma, constrained to 0, is dropped
+    assert kept.relaxed and kept.model.layers[0].snapped == (False, True)
+    assert load(whole.folder, relaxed=True).model.layers[0].snapped == (False, False)
     train(tmp_path / "part", **options | {"epochs": 1})
     train(tmp_path / "part", resume=True, epochs=2)
     for one, other in zip(whole.metrics(), Run(tmp_path / "part").metrics(), strict=True):

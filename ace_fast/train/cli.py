@@ -61,8 +61,8 @@ def _parser() -> _Parser:
     branches = predict.add_mutually_exclusive_group()
     branches.add_argument("--relaxed", action="store_true", default=None, help="with the branches on")
     branches.add_argument("--strict", action="store_false", dest="relaxed",
-                          help="with the branches off (the default unless trained with --mode resilient, or with a "
-                               "--relaxation that keeps them: rpp, per, remul)")
+                          help="with the branches off (the default unless gammas are resilient, or with a --relaxation "
+                               "that keeps them: rpp, per, remul)")
     predict.set_defaults(run=_predict)
 
     replay = commands.add_parser("replay", help="compute once more the batch that stopped a run, and see where")

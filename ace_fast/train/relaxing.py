@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from .. import relaxation
+from ..kernels.dual_update import Rule
+from ..nn.gates import gated_layers
 from ..relaxation.family import KEPT, TIMED
 from ..relaxation.groups import check_groups
-from ..relaxation.rules import parse_groups
+from ..relaxation.rules import Rules, parse_groups
 
 if TYPE_CHECKING:
     from .options import Config
@@ -56,6 +58,27 @@ def depends_on_epochs(config: Config) -> bool:
 def deployed(config: Config) -> str:
     """The model that a run is about, whose validation measure chooses the best checkpoint: "strict" or "relaxed"."""
     return "relaxed" if config["relaxed"] and config["relaxation"] in KEPT else "strict"
+
+
+def keeps_branches(config: Config) -> bool:
+    """Whether the trained model has branches: those of a decider that keeps them, or of resilient gammas."""
+    rules = [{"mode": config["mode"]}, *parse_groups(config["gamma_groups"]).values()]
+    return config["relaxed"] and (deployed(config) == "relaxed" or any(r.get("mode") == "resilient" for r in rules))
+
+
+def switch_off_equal(model: nn.Module, config: Config) -> None:
+    """Switches off the branches whose gammas are constrained to zero, where `groups` has both kinds."""
+    if not config["gamma_groups"]:
+        return
+    names = {id(p): name for name, p in model.named_parameters()}
+    layers = gated_layers(model)
+    gates = [(layer, [names[id(gamma)] for gamma in layer.get_gammas()]) for layer in layers]
+    own = [name for _, found in gates for name in found]
+    rules = Rules(Rule(resilient=config["mode"] == "resilient", epsilon=config["epsilon"]),
+                  parse_groups(config["gamma_groups"]), own, 0)
+    kept = {name: rules.may_return(i) for i, name in enumerate(own)}
+    for layer, found in gates:
+        layer.snapped = tuple(not kept[name] for name in found)
 
 
 def make_relaxation(model: nn.Module, config: Config, steps: int) -> relaxation.Relaxation | None:

@@ -21,7 +21,7 @@ from torch import nn
 from .checkpoint import load_tree, load_weights, save_tree, save_weights, write_atomic
 from .options import Config, make_config, with_later
 from .predict import PredictorBase
-from .relaxing import deployed
+from .relaxing import keeps_branches, switch_off_equal
 from .tasks import TASKS, find
 
 FORMAT = 1  # of config.json and state.safetensors
@@ -312,8 +312,8 @@ def load(
     Args:
         run: the folder.
         checkpoint: "best" (by the strict model on validation data) or "last".
-        relaxed: whether the branches are on; None: on where the run was trained with mode resilient or by a decider
-            that keeps them (rpp, per, remul), otherwise off.
+        relaxed: whether the branches are on; None: those of resilient gammas are, and all where the run's decider
+            keeps them (rpp, per, remul).
         device, backend: other than the run was trained with.
 
     Returns:
@@ -334,13 +334,14 @@ def load(
     task, config = find(about["task"]), dict(about["config"])
     config |= {name: value for name, value in (("device", device), ("backend", backend)) if value is not None}
     check_device(config)
-    if relaxed is None:
-        relaxed = deployed(config) == "relaxed" or config["relaxed"] and config["mode"] == "resilient"
+    chosen, relaxed = relaxed is None, keeps_branches(config) if relaxed is None else relaxed
     path = found.checkpoint(checkpoint)
     recalibrated = checkpoint == "best" and not relaxed and found.strict_path.exists()
     predictor = task.Predictor(config, about["facts"], build(task, config, about["facts"]))
     header = load_weights(found.strict_path if recalibrated else path, predictor.model)
     predictor.epoch = header.get("epoch")
     predictor.set_relaxed(relaxed)
+    if chosen and relaxed:
+        switch_off_equal(predictor.model, config)
     predictor.recalibrated = recalibrated
     return predictor
