@@ -199,6 +199,16 @@ def test_every_decider_takes_the_model(relaxation, name):
     assert all(not key.endswith("gamma") for key in ace_fast.strict(model).state_dict())
 
 
+def test_irreps_of_plain_maps():
+    model = nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 1))
+    ace_fast.relax(model, "*[01]", irreps={"0": ("2x1o", "1x1o"), "1": ("1o", "0e")}, gamma_init=1.0)
+    decider = make("per", model, steps=4, groups=["SO3"])
+    matrix = model[0].lin_noneq.maps[0].weight.detach()
+    mean = torch.stack([matrix[:, :3].diagonal().mean() * torch.eye(3), matrix[:, 3:].diagonal().mean() * torch.eye(3)])
+    rest = (matrix - torch.cat(list(mean), 1)).square().sum() + model[0].lin_noneq.maps[0].bias.square().sum()
+    assert torch.allclose(2 * decider.gaps()[0], rest + model[1].lin_noneq.maps[0].weight.square().sum())
+
+
 def test_a_shared_layer_gets_one_branch():
     layer = o3.Linear(HIDDEN, HIDDEN)
     model, x = nn.Sequential(layer, layer), torch.randn(2, 13)
@@ -279,6 +289,9 @@ def _twice():
     (lambda: nn.DataParallel(_small()), {}, "must not be compiled or wrapped yet, got DataParallel; relax it first"),
     (_small, {"hidden": (0,)}, "hidden must be positive widths, got"),
     (_small, {"gamma_init": float("nan")}, "gamma_init must be finite, got nan"),
+    (lambda: nn.Sequential(nn.Linear(3, 1)), {"modules": "0", "irreps": {"0": ("1o", "1o")}},
+     "irreps of '0' must be two, of the dimensions of a torch.nn.Linear that has none yet, got 1x1o, 1x1o for Linear"),
+    (_small, {"irreps": {"lin2": ("1o", "1o")}}, "irreps must be of layers that get a branch, got 'lin2'"),
     (lambda: "model", {}, "model must be a torch.nn.Module, got str"),
 ])
 def test_what_relax_refuses(make_model, options, message):

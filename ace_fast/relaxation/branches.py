@@ -64,7 +64,7 @@ def find_branches(model: nn.Module, owner: str, irreps: bool = False) -> list[Br
                                  "relaxation 'ace' or 'remul'")
             known = layer.gate_irreps(gate) if hasattr(layer, "gate_irreps") else None
             if irreps and known is None:
-                raise ValueError(f"{what} with irreps, {got}, which has none; give them to ace_fast.relax, or take "
+                raise ValueError(f"{what} with irreps, {got}, which has none; give ace_fast.relax its irreps, or take "
                                  "relaxation 'ace', 'rpp' or 'remul'")
             found.append(Branch(layer, gate, maps, known))
     if not found:

@@ -1,11 +1,12 @@
 """Gated branches for somebody's own strict model, and the strict model back without a trace."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
+from e3nn import o3
 from torch import nn
 
 from ..nn.added import NAME, hang, join, take_off
@@ -28,7 +29,7 @@ class Relaxed(NamedTuple):
 
 
 def relax(model: nn.Module, modules: Choice | None = None, *, hidden: Iterable[int] = (), gamma_init: float = 1.0,
-          bias: bool = True, backend: str = "auto") -> Relaxed:
+          bias: bool = True, irreps: Mapping[str, tuple[str, str]] | None = None, backend: str = "auto") -> Relaxed:
     r"""Adds a gated unconstrained branch to layers of a strict model, in place: f(x) becomes f(x) + gamma n(x).
 
     The model keeps its modules, their types and parameters; a layer gets a child `lin_noneq` and a forward hook, or,
@@ -53,6 +54,7 @@ def relax(model: nn.Module, modules: Choice | None = None, *, hidden: Iterable[i
             (2 D, D). The fused branches of vector neurons have none.
         gamma_init: every gate at the start. While it is 0 the outputs are those of the strict model, to the bit.
         bias: of the branch's maps.
+        irreps: of input and output of torch.nn.Linear layers, by their names: what "schedule" and "per" need to know.
         backend: which implementation of the operators the branches run.
 
     Returns:
@@ -60,7 +62,7 @@ def relax(model: nn.Module, modules: Choice | None = None, *, hidden: Iterable[i
 
     Raises:
         ValueError: a model that is relaxed, wrapped or compiled, or has a switch of its own (relaxed=True); no layer
-            chosen, or one that cannot take a branch.
+            chosen, or one that cannot take a branch; irreps that do not fit.
 
     Example:
         >>> model = torch.nn.Sequential(e3nn.o3.Linear("4x0e+4x1o", "4x0e+4x1o"))
@@ -74,6 +76,7 @@ def relax(model: nn.Module, modules: Choice | None = None, *, hidden: Iterable[i
         raise ValueError(f"relax: gamma_init must be finite, got {gamma_init}")
     _check_model(model)
     chosen = _chosen(model, modules)
+    chosen = _with_irreps(chosen, dict(irreps or {}))
     fused = [name for name, _, kind in chosen if kind.fused]
     if hidden and fused:
         raise ValueError(f"relax: hidden must be () for ace_fast's vector neurons, got {hidden} for {fused[0]!r}")
@@ -185,6 +188,25 @@ def _kind(model: nn.Module, name: str, module: nn.Module) -> Kind:
         raise ValueError(f"relax: modules must be layers that can take a branch (e3nn's Linear and products, vector "
                          f"neurons, EGNN layers, torch.nn.Linear), got {name!r}, a {type(module).__name__}: {kind}")
     return kind
+
+
+def _with_irreps(chosen: list[tuple[str, nn.Module, Kind]],
+                 irreps: dict[str, tuple[str, str]]) -> list[tuple[str, nn.Module, Kind]]:
+    """The same with the irreps that the user gave."""
+    found = []
+    for name, layer, kind in chosen:
+        if given := irreps.pop(name, None):
+            rows, ends = kind.rows.get(""), tuple(o3.Irreps(i) for i in given)
+            sizes = None if rows is None else (rows.inputs, rows.outputs)
+            if rows is None or rows.irreps is not None or len(ends) != 2 or tuple(i.dim for i in ends) != sizes:
+                raise ValueError(f"relax: irreps of {name!r} must be two, of the dimensions of a torch.nn.Linear that "
+                                 f"has none yet, got {', '.join(map(str, ends))} for {layer}")
+            kind = kind._replace(rows={"": rows._replace(irreps=ends)})
+        found.append((name, layer, kind))
+    if irreps:
+        raise ValueError(f"relax: irreps must be of layers that get a branch, got {', '.join(map(repr, irreps))}; "
+                         "choose them with modules=")
+    return found
 
 
 def _like(layer: nn.Module, model: nn.Module) -> torch.Tensor:
