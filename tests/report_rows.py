@@ -62,6 +62,7 @@ def everything():
     return [
         step(), step("batch1000", graphs=1000, eager_ms=1600.0, fast_ms=390.0, compiled_ms=1000.0),
         step("batch10", fast_ms=158.0, speedup=1.01, noise=0.05),
+        step("batch7", fast_ms=None, eager_ms=None, error="RuntimeError: boom"),
         step(workload="knn", case="8x300_3", clouds=8),
         product(), product("wrong<b>@5000", fast_ms=None, error="fast: wrong: output is wrong: 1e-3 > 1e-6"),
         product("third@5000"), operator(), operator("qm9", backend="triton", ms=None, skipped="needs 9 GiB"),

@@ -46,6 +46,8 @@ def test_every_bar_leads_to_its_command(page):
 
 def test_failing_rows_and_missing_peers_stay_with_their_reason(page):
     assert '<section id="failures"' in page and page.count("fast: wrong: output is wrong: 1e-3 &gt; 1e-6") >= 3
+    assert 'class="card failed"' in page and "Not timed: RuntimeError: boom" in page
+    assert 'class="failed"><th scope="row"><a' in page and "ace_fast: no value; RuntimeError: boom" in page
     assert "torch.compile: no value; not asked for (--no-compile)" in page
     assert "openequivariance, 3 of 3: it takes CUDA tensors" in page and "needs 9 GiB" in page
     assert "wrong&lt;b&gt;@5000" in page and "wrong<b>" not in page  # text of a file is never markup

@@ -32,7 +32,7 @@ TEXTS = {  # anchor of a section -> (heading, what it shows)
     "deciders": ("Deciders of symmetry", "One network, its gated branches owned by each decider in turn; whiskers are "
                  "a standard deviation over the seeds, of times the middle 60 %."),
     "languages": ("Triton or CUDA", "Which GPU language each fused operator takes by itself where both are there, "
-                  "and what the other one needs for the same case."),
+                  "and what the other one needs for the same case. docs/performance.md has the reasons."),
     "errors": ("Errors", "The largest error of outputs, loss and gradients against float64, relative to the largest "
                "element of each tensor."),
     "reproduce": ("How to measure again", "In a checkout; an installation has <code>ace-fast bench</code> in place of "

@@ -85,7 +85,7 @@ def products_table(found: Sequence[Row], keys: dict[str, str]) -> str:
 def _rates(row: Row, memory: str) -> list[page.Cell]:
     share = row.get("roofline_percent")
     return [page.Cell(units.percent(row.get("noise")), row.get("noise")),
-            page.Cell(units.DASH if share is None else f"{share:.0f} %", share),
+            page.Cell(units.percent(None if share is None else share / 100), share),
             page.Cell(units.memory(row.get(memory)), row.get(memory))]
 
 

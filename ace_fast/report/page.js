@@ -43,13 +43,13 @@ const reveal = () => {
 addEventListener("hashchange", reveal);
 reveal();
 
-// Tables: a click on a heading sorts by data-value (numbers) or text; missing values stay at the end.
+// Tables: a click on a heading sorts by data-value (numbers), where one has it, or by text; without a number comes last.
 const compare = (column, sign) => (a, b) => {
   const [x, y] = [a, b].map((row) => row.cells[column]);
-  const [p, q] = [x, y].map((cell) => ("value" in cell.dataset ? cell.dataset.value : cell.textContent.trim()));
-  if (p === "" || q === "") return (p === "") - (q === "");
-  const numbers = "value" in x.dataset && "value" in y.dataset;
-  return sign * (numbers ? p - q : p.localeCompare(q, "en", { numeric: true }));
+  const [p, q] = [x, y].map((cell) => cell.dataset.value);
+  if (p === undefined && q === undefined) return sign * x.textContent.localeCompare(y.textContent, "en", { numeric: true });
+  if (p === undefined || q === undefined) return (p === undefined) - (q === undefined);
+  return sign * (p - q);
 };
 for (const button of all("th button")) {
   button.addEventListener("click", () => {
