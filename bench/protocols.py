@@ -32,7 +32,7 @@ PLAIN = ("eager", "compiled", "torch_scatter")  # with edge tensors and outer pr
 LOOSE = 100  # times the gate's bound; the fast version has to keep the bound itself
 BUDGET_S = {"cpu": 12.0, "cuda": 1.0}  # of timing for one row
 BLOCK = {"cpu": 2**30, "cuda": 2**33}  # bytes of a block of the float64 reference
-QUICK_ROWS = 128
+QUICK_ROWS = 64
 CPU_LIMIT = 12 * 2**30  # bytes that e3nn's eager step may need where memory is not the accelerator's
 SEEN = {FORWARD: ("output",), BOTH: ("output", "gradient of"), DOUBLE: ("output", "gradient of", "second gradient of")}
 
@@ -58,15 +58,18 @@ def jobs(protocols: list[str], device: str, dtype: torch.dtype, case: str | None
          compiled: bool = True, quick: bool = False) -> Iterator[Case]:
     """All cases, the first of every protocol first, so that a run that is stopped has seen all of them.
 
-    `quick` takes the first case of each, on the CPU with QUICK_ROWS rows.
+    `quick` takes the first case of each, on the CPU the product with the fewest paths, on a sixteenth of its
+    rows and not more than QUICK_ROWS.
     """
     found = []
     for protocol in protocols:
         names = [case] if case else cases_of.cases(protocol, device)[:1 if quick else None]
+        if quick and not case and device == "cpu":
+            fewest = min(PROTOCOLS[protocol].problems, key=lambda problem: len(problem.instructions))
+            names = [f"{fewest.name}@{min(QUICK_ROWS, PROTOCOLS[protocol].cpu_rows[0] // 16)}"]
         directions = tuple(d for d in PROTOCOLS[protocol].directions if direction in (None, d))
         for place, name in enumerate(names if directions else ()):
             problem, rows = cases_of.find(protocol, name, device)
-            rows = min(rows, QUICK_ROWS) if quick and not case and device == "cpu" else rows
             case_ = Case(protocol, f"{problem.name}@{rows}", problem, rows, device, dtype, directions, compiled)
             found.append((place, case_))
     yield from (case_ for _, case_ in sorted(found, key=lambda pair: pair[0]))

@@ -33,6 +33,11 @@ def number(x: float | None, digits: int = 3) -> str:
     return f"{x:,.0f}" if abs(x) >= 10**digits else f"{x:.{digits}g}"
 
 
+def _asked(reason: str | None) -> bool:
+    """Whether a reason is news: nobody has to be told of what was left out by an option."""
+    return bool(reason) and not reason.startswith("not asked for")
+
+
 def ratio(row: dict[str, Any]) -> str:
     """The row's speedup; what its noise does not tell from 1 is called neither faster nor slower."""
     speedup, noise = row.get("speedup"), row.get("noise")
@@ -54,7 +59,7 @@ def workloads(rows: list[dict[str, Any]]) -> None:
             table.add_row(name, *["-"] * (len(columns) - 1), style="red")
             notes.append(f"{name}: {row['error']}")
             continue
-        if row.get("compiled_reason"):
+        if _asked(row.get("compiled_reason")):
             notes.append(f"{name}: no compiled time: {row['compiled_reason']}")
         if "end_to_end_share" in row:
             notes.append(f"{name}: end to end {number(row['end_to_end_samples_per_s'])} samples/s, "
@@ -114,7 +119,7 @@ def protocols(rows: list[dict[str, Any]], roof: Roofline) -> None:
         )
         if row.get("error"):
             notes[f"{name}: {row['error']}"] = None
-        reasons = {k.removesuffix("_reason"): v for k, v in row.items() if k.endswith("_reason")}
+        reasons = {k.removesuffix("_reason"): v for k, v in row.items() if k.endswith("_reason") and _asked(v)}
         notes |= dict.fromkeys(f"{case}: no {v} time: {why}" for v, why in reasons.items())
         notes |= dict.fromkeys(f"{name}: * {k.removesuffix('_loose')} is less exact: {v}" for k, v in row.items()
                                if k.endswith("_loose"))

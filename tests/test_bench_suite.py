@@ -45,6 +45,8 @@ def test_a_look_is_at_one_case_of_every_protocol_and_operator():
     found = list(suite.protocol_jobs(asked("--quick"), "cpu"))
     assert [case.protocol for case in found] == list(protocols.PROTOCOLS)
     assert all(case.rows <= protocols.QUICK_ROWS and not case.compiled for case in found)
+    assert [(case.name, len(case.problem.instructions)) for case in found if case.protocol in ("F1", "J1")] == [
+        ("4_32_1@64", 10), ("square-128@4", 15)]
     assert next(suite.protocol_jobs(asked("--quick", "--protocol", "O1"), "cuda")).rows == 50_000
     jobs = list(suite.operator_jobs(asked("--quick", "--backend", "reference"), "cpu"))
     assert {job.room for job in jobs} == set(ROOMS)
