@@ -2,9 +2,10 @@
 
 Each room names its axes (`SCALING` in its cases.py). The smallest case of an axis is compared with the reference in
 float64, as everything that is timed; then all sizes are called in turn, round after round, and the exponent is the
-slope of log time against log size over the largest sizes, where launches and Python no longer count. Memory likewise;
-what it may grow as is the result, or gradient, that grows most. What grows faster than that by more than its scatter
-between rounds and MARGIN has an `error`.
+slope of log time against log size over the largest sizes, where launches and Python no longer count. On the CPU it is
+that of processor time (`cpu_ms`), which other processes lengthen less. Memory likewise; what it may grow as is the
+argument, result or gradient that grows most. What grows faster than that by more than its scatter between rounds and
+MARGIN has an `error`.
 """
 
 import importlib
@@ -66,7 +67,7 @@ class Point(NamedTuple):
     case: Case
     run: Callable[[], object]
     flops: int
-    results: tuple[int, ...]  # bytes of each output, and of each gradient
+    tensors: tuple[int, ...]  # bytes of each argument, output and gradient
     peak_mb: float
     memory_method: str
 
@@ -113,13 +114,13 @@ def points(family: Family) -> list[Point]:
         case = family.axis.case(size)
         inputs = cast(case.inputs(generator()), case, family.dtype, family.device)
         mine = lambda case=case, **a: case.op(*a.values(), family.backend)  # noqa: E731
-        results: tuple[int, ...] = ()
+        tensors = tuple(counts.nbytes(x) for x in counts.tensors(inputs.values()))
         for direction in family.directions:
             run = operators.call(mine, inputs, case.differentiable, direction)
-            results += tuple(counts.nbytes(x) for x in counts.tensors(run()))
+            tensors += tuple(counts.nbytes(x) for x in counts.tensors(run()))
             flops = _flops(family.op, inputs, direction)
             peak, method = memory.peak_mb(run, family.device)
-            found.append(Point(size, direction, case, run, flops, results, peak, method))
+            found.append(Point(size, direction, case, run, flops, tensors, peak, method))
     return found
 
 
@@ -144,30 +145,38 @@ def measure(family: Family, repeats: int = ROUNDS, budget_s: float = BUDGET_S) -
                      "ms": None, "error": error}]
 
 
-def _rounds(found: list[Point], device: str, repeats: int, budget_s: float) -> tuple[list[Point], list[list[float]]]:
-    """Milliseconds of each point in each round; at least two rounds, further ones while `budget_s` lasts."""
+def _rounds(
+    found: list[Point], device: str, repeats: int, budget_s: float
+) -> tuple[list[Point], list[list[float]], list[list[float]]]:
+    """Milliseconds of each point in each round, and of processor time; at least two rounds, further ones while
+    `budget_s` lasts."""
     watch, end = timing.Stopwatch(device, wall=False), time.perf_counter() + budget_s
     ms: list[list[float]] = [[] for _ in found]
+    cpu: list[list[float]] = [[] for _ in found]
     for i in range(max(2, repeats)):
         if i >= 2 and time.perf_counter() > end:
             break
-        for point, times in zip(found, ms, strict=True):
-            times.append(watch.ms(point.run))
-    return found, ms
+        for i, point in enumerate(found):
+            before = time.process_time()
+            ms[i].append(watch.ms(point.run))
+            cpu[i].append(1e3 * (time.process_time() - before))
+    return found, ms, cpu
 
 
-def rows(family: Family, about: dict[str, Any], found: list[Point], ms: list[list[float]]) -> list[dict[str, Any]]:
+def rows(family: Family, about: dict[str, Any], found: list[Point], ms: list[list[float]],
+         cpu: list[list[float]]) -> list[dict[str, Any]]:
     """A row a point; the exponents of its curve in each, `error` in the row of the largest size."""
-    made = []
+    made, on_cpu = [], family.device == "cpu"
     for direction in family.directions:
-        curve = [(point, times) for point, times in zip(found, ms, strict=True) if point.direction == direction]
-        fitted = _exponents(family.axis, [point for point, _ in curve], [times for _, times in curve])
-        for point, times in curve:
+        curve = [part for part in zip(found, ms, cpu, strict=True) if part[0].direction == direction]
+        fitted = _exponents(family.axis, [point for point, *_ in curve], [part[2 if on_cpu else 1] for part in curve])
+        for point, times, used in curve:
             timed = timing.summary(times)
             made.append(about | {
                 "case": point.case.name, "note": point.case.note, "direction": direction, "size": point.size,
                 "ms": timed.median, "q20_ms": timed.q20, "q80_ms": timed.q80, "rounds": timed.rounds,
-                "peak_mb": point.peak_mb, "memory_method": point.memory_method, "flops": point.flops, **fitted})
+                "cpu_ms": statistics.median(used) if on_cpu else None, "peak_mb": point.peak_mb,
+                "memory_method": point.memory_method, "flops": point.flops, **fitted})
         error = too_fast(fitted)
         if error:
             made[-1]["error"] = error
@@ -183,7 +192,7 @@ def _exponents(axis: Axis, curve: list[Point], ms: list[list[float]]) -> dict[st
         "exponent": time_.exponent, "exponent_error": time_.error,
         "expected_exponent": of([p.flops for p in large]) if axis.order is None else float(axis.order),
         "memory_exponent": of(peaks) if min(peaks) >= SMALLEST_MB else None,
-        "expected_memory_exponent": max(map(of, zip(*(p.results for p in large), strict=True)), default=0.0),
+        "expected_memory_exponent": max(map(of, zip(*(p.tensors for p in large), strict=True)), default=0.0),
     }
 
 
@@ -195,6 +204,6 @@ def too_fast(fitted: dict[str, float | None]) -> str:
                      f"its algorithm as size^{fitted['expected_exponent']:.2f}")
     grown = fitted["memory_exponent"]
     if grown is not None and grown > fitted["expected_memory_exponent"] + MARGIN:
-        found.append(f"memory grows as size^{grown:.2f}, its results at most as "
+        found.append(f"memory grows as size^{grown:.2f}, its tensors at most as "
                      f"size^{fitted['expected_memory_exponent']:.2f}")
     return "; ".join(found)

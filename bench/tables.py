@@ -150,7 +150,7 @@ def compared(rows: list[dict[str, Any]], revision: str) -> None:
 def scaling(rows: list[dict[str, Any]]) -> None:
     """One line per curve: its largest size, and what it grows by beside what it should."""
     table = Table(title="Scaling: exponents over the largest sizes, and what the algorithm says", box=box.SIMPLE_HEAD)
-    columns = ("operator", "along", "up to", "ms", "MB", "time", "algorithm", "memory", "results")
+    columns = ("operator", "along", "up to", "ms", "MB", "time", "algorithm", "memory", "tensors")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i > 1 else "left", no_wrap=not i)
     notes, curves = [], {}

@@ -176,7 +176,7 @@ SCALING = [
     Axis("channels", (16, 64, 256, 1024), lambda c: _cases(
         f"channels_{c}", "256 nodes of 16 neighbours", 256, lambda g: lattice(256, 16),
         _uvu(f"{c}x0e+{c}x1o", _VECTORS, "1x0e+1x1o"))[0]),
-    Axis("degree", (1, 2, 3, 4, 5), lambda l: _cases(
+    Axis("degree", (1, 2, 3, 4, 5, 6), lambda l: _cases(
         f"degree_{l}", "64 nodes of 16 neighbours, 16 channels, every path up to the degree", 64,
         lambda g: lattice(64, 16), lambda: channel_table(degrees(l, 16), degrees(l), l))[0], None),
 ]
