@@ -36,6 +36,8 @@ def write(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
     """
     if out is not None and (out.suffix != ".html" or out.is_dir()):
         raise ValueError(f"report: --out must be a file that ends in .html, got {out}")
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"report: --out must be in a folder that exists, got {out}; make {out.parent} first")
     found = [runs_in(path) for path in paths]
     if not any(found):
         return _benchmarks(list(paths), out or Path(PAGE))

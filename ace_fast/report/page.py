@@ -145,7 +145,7 @@ def legend(chart: Chart) -> str:
     else:
         entries = [(s.name, s.colour, f"stroke{' dashed' * s.dash}" if s.line else "") for s in chart.series if s.name]
     entries = list(dict.fromkeys(entries))  # curves of several seeds share a name
-    if len(entries) < 2:
+    if not entries:
         return ""
     items = "".join(f'<li><i class="{colour} {kind}"></i>{escape(name)}</li>' for name, colour, kind in entries)
     return f'<ul class="legend">{items}</ul>\n'
