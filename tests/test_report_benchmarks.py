@@ -118,7 +118,7 @@ def test_wrong_files_are_named(tmp_path, content, message):
     (["nowhere.json"], "report: results must be files or folders that exist, got nowhere.json"),
     (["."], "report: . must be a run or hold .json files of results, got a folder without"),
     (["rows.json", "--out", "page.txt"], "report: --out must be a file that ends in .html, got page.txt"),
-    (["rows.json", "--out", "no/page.html"], "report: --out must be in a folder that exists, got no/page.html; make no"),
+    (["rows.json", "--out", "no/page.html"], "report: --out must be in a folder that exists, got no/page.html; make"),
     (["--readme", "rows.json"], "report: --readme must be used alone, got results or --out with it"),
 ])
 def test_wrong_arguments_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
