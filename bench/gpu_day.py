@@ -61,6 +61,7 @@ def parts(root: Path, folder: Path) -> dict[str, Part]:
         "float64": Part([*bench, *brief, "--protocol", "O1", "O2", "O8", "F1", "--dtype", "float64",
                          *rows("float64")], 150),
         "other-protocols": Part([*bench, *brief, "--protocol", "O3", "O5", "J1", *rows("other-protocols")], 120),
+        "scaling": Part([*bench, "--roofline", "--scaling", *rows("scaling")], 240),
         "compiled": Part([*bench, "--workload", "all", "--protocol", "all", "--quick", "--compile", "--repeats",
                           "15", *rows("compiled")], BUDGET_S),
     }

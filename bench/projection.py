@@ -227,9 +227,13 @@ def project(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Writes the projections and the table of the docs."""
+    """Writes the projections and the table of the docs; 2 outside of a checkout."""
     from . import projection_docs
 
+    if not projection_docs.PAGE.exists():
+        print(f"projection: must run in a checkout, got an installation without {projection_docs.PAGE.name}; run it in "
+              "a clone of the repository", file=sys.stderr)
+        return 2
     rows = load_results()
     made = project(rows)
     results.write(FILE, made, max(filter(None, (row.get("datetime") for row in rows)), default=None))

@@ -243,3 +243,18 @@ def test_the_page_says_which_language_a_room_is_in():
             for cells in (line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `"))}
     assert said == {room: projection.languages(room) for room in ROOMS}
     assert all(len(line.split("|")) == 6 and "||" not in line for line in page.splitlines() if line.startswith("| `"))
+
+
+def test_the_command_writes_the_file_and_the_table(committed, monkeypatch, tmp_path, capsys):
+    rows, made = committed
+    page = tmp_path / "performance.md"
+    monkeypatch.setattr(projection, "FILE", tmp_path / "projections.json")
+    monkeypatch.setattr(projection, "load_results", lambda: rows)
+    monkeypatch.setattr(projection, "project", lambda given: made)
+    monkeypatch.setattr(projection_docs, "PAGE", page)
+    assert projection.main() == 2 and "must run in a checkout" in capsys.readouterr().err
+    page.write_text(f"before\n{projection_docs.START}\nold\n{projection_docs.END}\nafter\n")
+    assert projection.main() == 0 and f"{len(made)} projections" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "~" in text
+    assert results.load(projection.FILE) == made
