@@ -8,6 +8,7 @@ import e3nn.nn
 import pytest
 import torch
 from e3nn import o3
+from e3nn.nn.models.v2106.gate_points_message_passing import MessagePassing
 from torch import nn
 
 import ace_fast
@@ -148,6 +149,18 @@ def test_there_and_back(name):
     assert ace_fast.strict(model) is model and torch.equal(model(*arguments), gold)
     model.zero_grad()
     assert trace(model) == before and all(p is q for p, q in zip(model.parameters(), parameters, strict=True))
+
+
+def test_a_network_of_e3nn_itself():
+    torch.manual_seed(0)
+    model = MessagePassing(["2x0e", "1x1o"], "0e", "0e+1o", [3, 4], num_neighbors=2.0)
+    ends = torch.randint(0, 4, (2, 9))
+    arguments = torch.randn(4, 2), torch.ones(4, 1), *ends, torch.randn(9, 4), torch.randn(9, 3)
+    gold, keys = model(*arguments), list(model.state_dict())
+    gammas = ace_fast.relax(model).gammas
+    assert {name.split(".")[-3] for name in gammas} == {"lin1", "tp", "lin2", "alpha"}  # sc has no path
+    assert (model(*arguments) - gold).abs().max() > 1e-3
+    assert torch.equal(ace_fast.strict(model)(*arguments), gold) and list(model.state_dict()) == keys
 
 
 def test_the_branch_is_the_map_of_the_first_input():
