@@ -67,11 +67,16 @@ class Processes(NamedTuple):
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         """The first process of every machine goes before the others, which find what it has cached."""
-        if self.world > 1 and self.local > 0:
-            dist.barrier()
+        if self.local > 0:
+            self._meet()
         yield
-        if self.world > 1 and self.local == 0:
-            dist.barrier()
+        if self.local == 0:
+            self._meet()
+
+    def _meet(self) -> None:
+        """Waits for the others; by a CPU tensor, as nccl's barrier needs a GPU for each."""
+        if self.world > 1:
+            dist.all_reduce(torch.zeros(()))
 
     def share_weights(self, model: nn.Module) -> None:
         """Parameters and buffers of process 0 for all."""
@@ -125,7 +130,7 @@ def joined() -> Iterator[Processes]:
     if group.world == 1 or dist.is_initialized():
         yield group
         return
-    if torch.cuda.is_available():
+    if group.local < torch.cuda.device_count():
         torch.cuda.set_device(group.local)
     store, rank, world = next(dist.rendezvous("env://", timeout=_TIMEOUT))
     # torchrun's store outlives its processes: the addresses of those before a restart are still in it.

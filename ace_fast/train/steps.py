@@ -189,7 +189,9 @@ class _Reading:
 
     def __init__(self, flags: Tensor, failure: Failure) -> None:
         self.failure = failure
-        self._flags = flags.detach().to("cpu", non_blocking=True)
+        # Pinned: the host waits for a copy into other memory.
+        host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=flags.is_cuda)
+        self._flags = host.copy_(flags.detach(), non_blocking=True)
         self._copied = torch.cuda.Event() if flags.is_cuda else None
         if self._copied:
             self._copied.record()
