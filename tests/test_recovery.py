@@ -52,9 +52,9 @@ def flip(path, where):
     path.write_bytes(content)
 
 
-# config; state, last; then per epoch: best, state, last (the file of the metrics is appended to).
+# config; state, last; then per epoch: diagnosis, best, state, last (the file of the metrics is appended to).
 @pytest.mark.parametrize("half", [False, True], ids=["before", "half_written"])
-@pytest.mark.parametrize("writes", range(1, 9))
+@pytest.mark.parametrize("writes", range(1, 11))
 def test_a_kill_at_any_point_changes_nothing(writes, half, finished, settings, tmp_path, monkeypatch):
     """Killed instead of the write after `writes` of them, or leaving half of it in its temporary file."""
     done, plain = [], checkpoint.write_atomic
@@ -62,7 +62,7 @@ def test_a_kill_at_any_point_changes_nothing(writes, half, finished, settings, t
     def write(path, content):
         if len(done) == writes:
             if half:
-                path.with_name(f".{path.name}.{'0' * 32}").write_bytes(content[:50])
+                path.with_name(f".{path.name}.{'0' * 32}").write_text(str(content[:50]))
             raise Killed
         plain(path, content)
         done.append(path.name)

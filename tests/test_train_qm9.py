@@ -118,7 +118,7 @@ def test_the_gammas_follow_the_schedule_where_they_shall(data, tmp_path, no_plot
     for follow, last in ((True, 1e-2), (False, 1.0)):
         run = train(tmp_path / str(follow), gammas_follow=follow, **given)
         assert [row["lr"] / 3e-3 for row in run.metrics()] == pytest.approx([1.0] * 8 + [0.1, 0.01])
-        rule = run.load_state()["ace"]["rule"]
+        rule = run.load_state()["relaxation"]["rule"]
         assert rule["lr"] == pytest.approx(last * 5e-3) and rule["slack_lr"] == pytest.approx(last * 5e-3)
         assert rule["dual_lr"] == 5e-3
 
@@ -204,7 +204,7 @@ def test_samples_are_the_first_of_each_split(data, tmp_path):
     ({"batch_size": 46}, "--batch-size must be at most the 45 training molecules, got 46; pass --batch-size 45 or"),
     ({"train_samples": 8}, "--batch-size must be at most the 8 training molecules, got 16; .* or more --train-samples"),
     ({"model": "gcn"}, "--model must be one of segnn, schnet, got 'gcn'"),
-    ({"lr_schedule": "step"}, "--lr-schedule must be one of constant, cosine, multistep, got 'step'"),
+    ({"lr_schedule": "linear"}, "--lr-schedule must be one of constant, cosine, multistep, step, got 'linear'"),
     ({"lmax_attr": 9}, "--lmax-attr must be at most 6, got 9"),
     ({"data": "/nowhere"}, "nowhere must hold gdb9.sdf and gdb9.sdf.csv"),
 ])
