@@ -4,7 +4,9 @@ Run it as `python -m ace_fast.kernels.aot [room ...] [--sm 80 90]`.
 """
 
 import argparse
+import contextlib
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from . import triton_common
 from .triton_common import AotCase
 
 CAPABILITIES = (80, 86, 89, 90)  # A100, A5000, 4090, H200
+SAME_PTX = {89: 86}  # Triton translates for the former as for the latter: ptxas alone is run again
 MAX_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448}  # bytes a block may ask for
 
 
@@ -99,22 +102,39 @@ def _cubin_usage(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", out.stdout)}
 
 
-def _spills(ptx: str, capability: int, usage: dict[str, int]) -> int:
-    """Bytes spilled by a kernel that has a stack, which may also hold arrays (as in the reduction of large sines)."""
-    from triton.backends.nvidia.compiler import get_ptxas
+def _assemble(ptx: str, capability: int) -> tuple[int, int]:
+    """Registers and spilled bytes of a thread; its stack may also hold arrays, as in the reduction of large sines."""
+    from triton.backends.nvidia.compiler import CUDABackend, get_ptxas
 
+    allocation = "--regAllocOptLevel=2"  # in the versions of Triton that say so
+    options = ["-v", "-lineinfo", *([allocation] if allocation in inspect.getsource(CUDABackend.make_cubin) else [])]
     arch = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(ptx)
-        # Triton's own options differ between versions; the register count tells which were used.
-        for options in (["--regAllocOptLevel=2"], []):
-            command = [get_ptxas(capability).path, "-v", "-lineinfo", *options, f"--gpu-name={arch}", str(path)]
-            log = subprocess.run([*command, "-o", f"{path}.o"], capture_output=True, text=True).stderr
-            registers = re.search(r"Used (\d+) registers", log)
-            if registers and int(registers[1]) == usage["REG"]:
-                return sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", log)))
-    return usage["STACK"]
+        command = [get_ptxas(capability).path, *options, f"--gpu-name={arch}", str(path), "-o", f"{path}.o"]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", log)))
+    return int(re.search(r"Used (\d+) registers", log)[1]), spills
+
+
+@contextlib.contextmanager
+def _compiling(case: AotCase, capability: int):
+    """Says what did not compile; gives Triton's target and options."""
+    reason = why_not()
+    if reason:
+        raise (RuntimeError if triton_common.PRESENT else ImportError)(reason)
+    from triton.backends.compiler import GPUTarget
+
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.maxnreg}
+    options["enable_fp_fusion"] = True  # as triton_common.launch has it
+    try:
+        yield GPUTarget("cuda", capability, 32), options
+    except Exception as error:
+        cause = error
+        while cause.__cause__ is not None:  # an error in a device function lies below one trace for each call
+            cause = cause.__cause__
+        raise RuntimeError(f"{case.label} does not compile for sm_{capability}: {cause}") from error
 
 
 def build(case: AotCase, capability: int):
@@ -124,31 +144,44 @@ def build(case: AotCase, capability: int):
         ImportError: Triton is missing.
         RuntimeError: kernels are interpreted in this process, or the kernel does not compile.
     """
-    reason = why_not()
-    if reason:
-        raise (RuntimeError if triton_common.PRESENT else ImportError)(reason)
-    from triton.backends.compiler import GPUTarget
-
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.maxnreg}
-    options["enable_fp_fusion"] = True  # as triton_common.launch has it
-    try:
-        return triton_common.triton.compile(_source(case), target=GPUTarget("cuda", capability, 32), options=options)
-    except Exception as error:
-        cause = error
-        while cause.__cause__ is not None:  # an error in a device function lies below one trace for each call
-            cause = cause.__cause__
-        raise RuntimeError(f"{case.label} does not compile for sm_{capability}: {cause}") from error
+    with _compiling(case, capability) as (target, options):
+        return triton_common.triton.compile(_source(case), target=target, options=options)
 
 
-def compile_case(case: AotCase, capability: int) -> Report:
-    """Compile one case for sm_<capability> and read the result; Triton's cache on disk makes a second time quick."""
-    start = time.perf_counter()
-    compiled = build(case, capability)
-    seconds = time.perf_counter() - start
-    usage = _cubin_usage(compiled.asm["cubin"])
-    spills = _spills(compiled.asm["ptx"], capability, usage) if usage["STACK"] else 0
-    threads = 32 * case.num_warps
-    return Report(case.label, capability, usage["REG"], spills, compiled.metadata.shared, seconds, threads)
+def read(case: AotCase, capability: int) -> str:
+    """What Triton reads in a case, before any pass: enough to find what its language does not take.
+
+    Raises:
+        as `build`.
+    """
+    with _compiling(case, capability) as (target, options):
+        from triton._C.libtriton import ir
+        from triton.compiler import make_backend
+
+        backend, context = make_backend(target), ir.context()
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        parsed = backend.parse_options(options)
+        functions = backend.get_codegen_implementation(parsed), backend.get_module_map()
+        return str(_source(case).make_ir(target, parsed, *functions, context))
+
+
+def compile_case(case: AotCase, capabilities: Sequence[int] = CAPABILITIES) -> list[Report]:
+    """Compile one case for each sm_<capability> and read what it gave; a second time Triton's cache makes it quick."""
+    built, reports = {}, []
+    for capability in capabilities:
+        start = time.perf_counter()
+        like = SAME_PTX.get(capability, capability)
+        built[like] = compiled = built.get(like) or build(case, like)
+        usage = _cubin_usage(compiled.asm["cubin"])
+        registers, spills = usage["REG"], 0
+        if usage["STACK"] or like != capability:
+            ptx = compiled.asm["ptx"].replace(f".target sm_{like}", f".target sm_{capability}")
+            registers, spills = _assemble(ptx, capability)
+        seconds = time.perf_counter() - start
+        shared, threads = compiled.metadata.shared, 32 * case.num_warps
+        reports.append(Report(case.label, capability, registers, spills, shared, seconds, threads))
+    return reports
 
 
 def rooms() -> tuple[str, ...]:
@@ -179,7 +212,7 @@ def table(reports: list[Report]) -> str:
 
 def compile_rooms(names: Sequence[str], capabilities: Sequence[int] = CAPABILITIES) -> list[tuple[AotCase, Report]]:
     """Every case of the named rooms with its report, for every architecture."""
-    return [(case, compile_case(case, sm)) for room in names for case in cases(room) for sm in capabilities]
+    return [(case, found) for room in names for case in cases(room) for found in compile_case(case, capabilities)]
 
 
 def report(names: Sequence[str] = (), capabilities: Sequence[int] = CAPABILITIES) -> str:

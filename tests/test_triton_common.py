@@ -155,7 +155,7 @@ def f_kernel(x, n, BLOCK: tl.constexpr = 64):
 case = AotCase(f_kernel, {"x": "*fp32", "n": "i64"}, {"BLOCK": 64, "DTYPE": tl.float32})
 assert case.label.startswith("f_kernel["), case.label
 assert available("cuda") == available("cpu") == aot.why_not() == MISSING
-for use, args in ((f_kernel.__getitem__, [(1,)]), (silu, [1.0]), (aot.compile_case, [case, 80])):
+for use, args in ((f_kernel.__getitem__, [(1,)]), (silu, [1.0]), (aot.compile_case, [case, [80]])):
     try:
         use(*args)
     except ImportError as error:
