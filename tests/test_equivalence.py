@@ -25,36 +25,52 @@ ALL = [
     if not reason
 ]
 REFUSED = [run for run in ALL if run[1] in run[2].refused_by]
-# cases of cfconv that interpreted Triton runs
-CONVOLUTIONS = ("tiny", "odd", "both_branches", "bessel", "coincident", "empty", "empty_graph")
+# Interpreted Triton runs these cases of operators that are kernels of other rooms, or that take seconds a case.
+_CONVOLUTIONS = ("tiny", "odd", "both_branches", "bessel", "coincident", "empty", "empty_graph")
+CHOSEN = {"steerable_message": ("tiny", "odd", "odd_factored", "empty"), "cfconv": _CONVOLUTIONS,
+          "spline_conv": _CONVOLUTIONS}
+# cases in which every gradient is asked for: an operator's own case of this name runs its gradient's
+WHOLE = ("tiny", "odd", "both_branches", "long_sum", "empty", "many_channels", "high_degree")
 
 
 def _interpreted(device: str, backend: str) -> bool:
     return (device, backend) == ("cpu", "triton")
 
 
-def _choose() -> tuple[list, list]:
-    """The runs of every case that is not refused, with dtypes, and those that are repeated in float32 and with strides.
+def _interpreted_order(case, n: int) -> int | None:
+    """How many derivatives of the n-th case of an operator run in interpreted Triton; None: not even values.
 
-    Interpreted, Triton takes seconds a case and runs the same Python whatever the dtype: float64, whose bounds are
-    sharpest, and the first three cases of an operator again. steerable_message is kernels of other rooms, which have
-    all their cases there, one after the other: its first ten. The gradients of cfconv run in those of its operators,
-    of which CONVOLUTIONS take different ways. The reference in float32 is what its bound is made of.
+    It takes seconds a case. Second derivatives are calls of the same kernels: three cases and no rows.
+    """
+    name = case.op._schema.name.split("::")[1]
+    operator = name.removesuffix("_bwd").removesuffix("_bwd")
+    if operator in CHOSEN and (name != operator or case.name not in CHOSEN[operator]):
+        return None
+    if name != operator:
+        return None if case.name in WHOLE else 0
+    return 2 if n < 3 or case.name == "empty" else 1
+
+
+def _choose() -> tuple[list, list]:
+    """The runs of every case that is not refused, with dtypes and orders, and those that are repeated with strides.
+
+    Interpreted, Triton runs the same Python whatever the dtype: float64, whose bounds are sharpest, and the first case
+    of an operator again; with strides the second of every operator, gradients too. The reference in float32 is what its
+    bound is made of.
     """
     runs, repeated, before = [], [], collections.Counter()
     for device, backend, case in ALL:
         if backend in case.refused_by:
             continue
+        interpreted = _interpreted(device, backend)
         n = before[device, backend, case.op]
         before[device, backend, case.op] += 1
-        if _interpreted(device, backend) and n >= 10 and "steerable_message" in repr(case):
-            continue
-        convolution = _interpreted(device, backend) and repr(case).startswith(("cfconv", "spline_conv"))
-        if convolution and ("_bwd" in repr(case) or case.name not in CONVOLUTIONS):
-            continue
-        runs.append((device, backend, case, torch.float64))
-        if n < (1 if convolution else 3) or not (_interpreted(device, backend) or backend == "reference"):
-            runs.append((device, backend, case, torch.float32))
+        order = _interpreted_order(case, n) if interpreted else 2
+        if order is not None:
+            runs.append((device, backend, case, torch.float64, order))
+            if n == 0 or not (interpreted or (backend == "reference" and n > 2)):
+                runs.append((device, backend, case, torch.float32, order))
+        if n == 1 if interpreted else n < 3 or backend != "reference":
             repeated.append((device, backend, case))
     return runs, repeated
 
@@ -66,21 +82,24 @@ def label(value) -> str:
     return repr(value) if hasattr(value, "op") else str(value).removeprefix("torch.")
 
 
-def derivatives(function, inputs: dict, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Outputs, gradients of <c, outputs>, and gradients of <d, gradients>, for fixed random directions c and d."""
+def derivatives(function, inputs: dict, names: tuple[str, ...], order: int = 2) -> dict[str, torch.Tensor]:
+    """Outputs, gradients of <c, outputs>, and gradients of <d, gradients>, for fixed random directions c and d.
+
+    Without names, or of order 0, outputs alone; of order 1 without the last.
+    """
     g = generator(1)
     outputs = function(**inputs)
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
     outputs = [o for o in outputs if o.shape != (0,)]  # gradients that were not asked for
     found = {f"output {i}": o for i, o in enumerate(outputs)}
-    if not names:
+    if not names or order == 0:
         return {name: o.detach().double().cpu() for name, o in found.items()}
     nothing = sum(inputs[n].sum() for n in names if inputs[n] is not None) * 0  # what depends on no input is constant
     outputs = [o if o.requires_grad else o + nothing for o in outputs]
     cotangents = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o).requires_grad_() for o in outputs]
     leaves = [inputs[n] for n in names if inputs[n] is not None]
     labels = [n for n in names if inputs[n] is not None]
-    first = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True, materialize_grads=True)
+    first = torch.autograd.grad(outputs, leaves, cotangents, create_graph=order == 2, materialize_grads=True)
     found |= {f"gradient of {n}": x for n, x in zip(labels, first, strict=True)}
     directions = [torch.randn(x.shape, generator=g, dtype=torch.float64).to(x) for x in first]
     pairs = [(x, d) for x, d in zip(first, directions, strict=True) if x.requires_grad]
@@ -112,14 +131,12 @@ def bounds(case, dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
     return {name: max(limit, there[name]) for name, limit in found.items()}
 
 
-@pytest.mark.parametrize(("device", "backend", "case", "dtype"), RUNS, ids=label)
-def test_matches_reference(device, backend, case, dtype):
+@pytest.mark.parametrize(("device", "backend", "case", "dtype", "order"), RUNS, ids=label)
+def test_matches_reference(device, backend, case, dtype, order):
     gold, limit = expected(case, torch.float64), bounds(case, dtype, device)
+    gold = {name: x for name, x in gold.items() if name.startswith(("output", "gradient", "dd")[:order + 1])}
     inputs = cast(case.inputs(generator()), case, dtype, device)
-    names = case.differentiable
-    if _interpreted(device, backend) and "_bwd" in repr(case):  # its operator's cases have its derivatives as theirs
-        names, gold = (), {name: x for name, x in gold.items() if name.startswith("output")}
-    mine = derivatives(lambda **a: case.op(*a.values(), backend), inputs, names)
+    mine = derivatives(lambda **a: case.op(*a.values(), backend), inputs, case.differentiable, order)
     assert mine.keys() == gold.keys()
     for name, x in gold.items():
         assert mine[name].shape == x.shape, name
