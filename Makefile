@@ -12,12 +12,13 @@ PIP := $(PY) -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
 TRITON := $(shell sed -n 's/^triton==/&/p' constraints.txt)
 
-.PHONY: help setup demo emulated test stress bench wheel lint clean
+.PHONY: help setup demo emulated ahead test stress bench wheel lint clean
 
 help:
 	@echo "make setup   environment in $(VENV), dependencies, native library"
 	@echo "make demo    N-body data, training, evaluation, comparison, report in runs/demo"
 	@echo "make test    the whole test suite"
+	@echo "make ahead   its part that compiles for GPUs and other processors"
 	@echo "make stress  training runs killed at random moments, twenty times"
 	@echo "make emulated   the CUDA kernels compiled for the host, which the tests run"
 	@echo "make bench   operators, workloads and protocols; BENCH=--quick for a look, BENCH=--help for more"
@@ -60,9 +61,14 @@ emulated: setup
 		PATH="$(BIN):$$PATH" cmake --build build/native --target ace_fast_emulated --parallel \
 		|| (rm -f ace_fast/lib/libace_fast_emulated.so; echo "the emulated CUDA library cannot be built here")
 
-test: emulated
+# What is compiled is compiled side by side, so that no core waits; then everything that can run here runs.
+test: setup
+	$(MAKE) --no-print-directory -j2 emulated ahead
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 ACE_FAST_EMULATE=1 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
-	TRITON_INTERPRET=0 ACE_FAST_EMULATE=0 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/aot
+
+# The kernels of GPUs, and of other processors, compiled and not run.
+ahead: setup
+	TRITON_INTERPRET=0 ACE_FAST_EMULATE=0 ACE_FAST_REQUIRE=$(ACE_FAST_REQUIRE) $(PY) -m pytest -q -n $(WORKERS) --dist worksteal tests/aot
 
 stress: setup
 	@place=$$(mktemp -d) && OMP_NUM_THREADS=1 $(PY) tests/training_processes.py $$place together interrupted lost killed=20; \

@@ -29,19 +29,14 @@ void launch(const float* x, float* y) { crowded_kernel<400><<<1, 32>>>(x, y); }
 """
 
 
-@pytest.fixture(scope="module")
-def reports(pytestconfig):
-    found = nvcc.compile_rooms()
+@pytest.mark.parametrize("room", nvcc.rooms())
+def test_room_kernels_fit(room, pytestconfig):
+    found = nvcc.compile_rooms([room])
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"\n{table([report for group in found.values() for report in group])}")
-    return found
-
-
-@pytest.mark.parametrize("sm", CAPABILITIES)
-@pytest.mark.parametrize("room", nvcc.rooms())
-def test_room_kernels_fit(reports, room, sm):
-    assert reports[room, sm], f"kernels/{room}/cuda.cu has no kernel"
-    assert [line for report in reports[room, sm] for line in nvcc.over(report)] == []
+    for sm in CAPABILITIES:
+        assert found[room, sm], f"kernels/{room}/cuda.cu has no kernel"
+        assert [line for report in found[room, sm] for line in nvcc.over(report)] == []
 
 
 def test_spills_are_found(tmp_path):
