@@ -103,7 +103,7 @@ def derivatives(function, inputs: dict, names: tuple[str, ...], order: int = 2) 
     found |= {f"gradient of {n}": x for n, x in zip(labels, first, strict=True)}
     directions = [torch.randn(x.shape, generator=g, dtype=torch.float64).to(x) for x in first]
     pairs = [(x, d) for x, d in zip(first, directions, strict=True) if x.requires_grad]
-    if pairs:
+    if order == 2 and pairs:
         xs, ds = zip(*pairs, strict=True)
         second = torch.autograd.grad(xs, [*leaves, *cotangents], ds, materialize_grads=True)
         found |= {f"dd {n}": x for n, x in zip(labels, second, strict=False)}
