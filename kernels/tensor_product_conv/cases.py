@@ -157,14 +157,14 @@ def _fully_connected(irreps: tuple[str, str, str]) -> Callable:
 
 _CROWDED = (256, lambda g: lattice(256, 64))  # 16 384 edges, 64 neighbours a node
 LARGE = [
+    *_cases("segnn_nbody_100", "SEGNN N-body's second message, shared uvw; positions constant", 500,
+            lambda g: torch.stack([_random(500, 500, 2000)(g)[0], torch.arange(500).repeat_interleave(4)]),
+            _fully_connected(SEGNN), shared=True, needs=(True, False, True)),
     *(case for l, irreps in NEQUIP.items() for case in _cases(
         f"nequip_32_{l}", f"NequIP, 32 channels, l <= {l}, both parities, layer 3; 64 neighbours", *_CROWDED,
         _uvu(*irreps))),
     *(case for size, irreps in MACE.items() for case in _cases(
         f"mace_{size}", f"MACE {size}, 128 channels; 64 neighbours", *_CROWDED, _uvu(*irreps))),
-    *_cases("segnn_nbody_100", "SEGNN N-body's second message, shared uvw; positions constant", 500,
-            lambda g: torch.stack([_random(500, 500, 2000)(g)[0], torch.arange(500).repeat_interleave(4)]),
-            _fully_connected(SEGNN), shared=True, needs=(True, False, True)),
     *_cases("segnn_qm9_1024", "SEGNN QM9's second message, shared uvw; positions constant", 18400,
             _random(18400, 18400, 48000), _fully_connected(QM9), shared=True, needs=(True, False, True)),
 ]
