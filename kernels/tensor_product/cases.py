@@ -341,7 +341,7 @@ SMALL = [
                  ProductTable("16x0e+1x1o", "1x0e+16x1o", "16x0e+2x1e+16x1o+1x0e", [
                      (0, 0, 0, "uvu", True, 1.0), (1, 1, 0, "uvv", True, 2.0), (1, 1, 0, "uvuv", False, 0.5)], True)),
     *_mode_cases("uvu_empty", "no rows, weights of every row", 0, mode_table(("uvu",)), True),
-    *_mode_cases("uvu_long_sum", "gradients of shared weights over 1100 rows", 1100, mode_table(("uvu",))),
+    *_mode_cases("uvu_long_sum", "gradients of shared weights over 500 rows", 500, mode_table(("uvu",))),
     *_mode_cases("uvu_channels", "one to five vectors of channels, 40 to 131; V > 1", 3, ProductTable(
         "40x1o+70x2e+131x0e", "2x1o", "40x1e+70x1o+131x1o", [(0, 0, 0, "uvu", True, 1.0), (1, 0, 1, "uvu", True, 1.0),
                                                              (2, 0, 2, "uvu", True, 1.0)])),
