@@ -59,7 +59,7 @@ def run(workload: str, case: str, device: str = "cpu", dtype: torch.dtype = torc
         row |= data.sizes | {"prepare_ms": data.prepare_ms}
         variants, first = _checked(module, data, device, compiled, row)
         row |= {f"{name}_calls": calls(variants[name].step) for name in ("fast", *module.EXTRAS)}
-        _time(variants, first, device, repeats, module.TIMING | ({"burst": 2, "warmup": 1} if quick else {}), row)
+        _time(variants, first, device, repeats, module.TIMING | ({"burst": 1, "warmup": 1} if quick else {}), row)
         _memory(workload, case, device, dtype, variants, row, quick)
     except WrongError as error:
         return row | {"error": str(error)} | machine.describe(device)
