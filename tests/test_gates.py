@@ -112,6 +112,16 @@ def test_the_projector_is_the_mean_over_the_group():
     assert torch.allclose(g[0] @ part, part @ g[1], rtol=0, atol=1e-12)
 
 
+def test_parts_that_commute_with_turns_about_an_axis():
+    out, own = IRREPS
+    part = equivariant_part(torch.randn(out.dim, own.dim), out, own, "SO2z")
+    about = dict(zip("xyz", torch.linalg.cross(torch.eye(3)[:, None].expand(3, 3, 3), torch.eye(3)[None]), strict=True))
+    for axis, commutes in (("z", True), ("x", False)):
+        g = torch.matrix_exp(0.7 * about[axis].T)
+        moved = out.D_from_matrix(g) @ part, part @ own.D_from_matrix(g)
+        assert torch.allclose(*moved, rtol=0, atol=1e-6) == commutes
+
+
 def test_shares():
     out, own = IRREPS
     matrix = torch.randn(out.dim, own.dim)
@@ -126,5 +136,5 @@ def test_shares():
 def test_wrong_matrices():
     with pytest.raises(ValueError, match=r"matrix must be \[3, 4\] for 1x1o and 4x0e, got \[4, 3\]"):
         equivariant_part(torch.zeros(4, 3), "1x1o", "4x0e")
-    with pytest.raises(ValueError, match=r"group must be one of \['O3', 'SO3'\], got 'SE3'"):
+    with pytest.raises(ValueError, match="groups must be different ones of O3, SO3, O2x, .*, got SE3"):
         equivariant_part(torch.zeros(3, 3), "1x1o", "1x1o", "SE3")

@@ -2,10 +2,10 @@ from .ace import ACE, PRESETS
 from .bounds import Bound, branch_weights
 from .decider import Relaxation
 from .family import RELAXATIONS, make
+from .groups import equivariant_part, equivariant_share
 from .penalty import Remul
 from .prior import ResidualPrior
 from .projection import SoftEquivariance
-from .projector import equivariant_part, equivariant_share
 from .recalibrate import recalibrate
 from .relax import Relaxed, branches_off, relax, strict
 from .schedule import Schedule

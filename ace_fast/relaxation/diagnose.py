@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.gates import Collector, Seen, recording
-from .projector import equivariant_share
+from .groups import equivariant_share
 
 if TYPE_CHECKING:
     from .ace import ACE

@@ -70,3 +70,43 @@ def projector(out: o3.Irrep, into: o3.Irrep, group: str) -> Tensor:
     turns = out.l + into.l + 1
     left, right = (_about(ir, "xyz".index(group[-1]), turns, group.startswith("O")) for ir in (out, into))
     return torch.einsum("gij,gkl->ikjl", left, right).reshape(size, size) / left.shape[0]
+
+
+def equivariant_part(matrix: Tensor, irreps_out: o3.Irreps, irreps_in: o3.Irreps, group: str = "O3") -> Tensor:
+    r"""P(M), the equivariant map nearest to M in the Frobenius norm: `projector` on every pair of irreps.
+
+    Args:
+        matrix: [O, I], features in e3nn's mul_ir layout.
+        irreps_out, irreps_in: of dimensions O and I.
+        group: one of GROUPS; to "SO3" and "SO2x" parities mean nothing.
+
+    Returns:
+        [O, I]. Linear in M, derivatives of any order.
+
+    Raises:
+        ValueError: a matrix of another shape, an unknown group.
+
+    Source: methods of soft equivariance (Kim et al. 2023), for irreps.
+
+    Example:
+        >>> equivariant_part(torch.tensor([[1.0, 5, 0], [0, 2, 0], [0, 0, 3]]), "1x1o", "1x1o").diagonal()
+        tensor([2., 2., 2.])
+    """
+    irreps_out, irreps_in = o3.Irreps(irreps_out), o3.Irreps(irreps_in)
+    check_groups((group,), "equivariant_part")
+    if matrix.dim() != 2 or tuple(matrix.shape) != (irreps_out.dim, irreps_in.dim):
+        raise ValueError(f"equivariant_part: matrix must be [{irreps_out.dim}, {irreps_in.dim}] for {irreps_out} and "
+                         f"{irreps_in}, got {list(matrix.shape)}")
+    found = torch.zeros_like(matrix)
+    for (w, out), rows in zip(irreps_out, irreps_out.slices(), strict=True):
+        for (u, own), columns in zip(irreps_in, irreps_in.slices(), strict=True):
+            blocks = matrix[rows, columns].reshape(w, out.dim, u, own.dim).transpose(1, 2)  # [w, u, out, in]
+            kept = blocks.flatten(2) @ projector(out, own, group).to(matrix)
+            found[rows, columns] = kept.view(w, u, out.dim, own.dim).transpose(1, 2).reshape(w * out.dim, u * own.dim)
+    return found
+
+
+def equivariant_share(matrix: Tensor, irreps_out: o3.Irreps, irreps_in: o3.Irreps, group: str = "O3") -> Tensor:
+    r"""[] :math:`\|P(M)\|^2 / \|M\|^2`, from 0 (breaks the symmetry) to 1 (keeps it); NaN for a matrix of zeros."""
+    part = equivariant_part(matrix, irreps_out, irreps_in, group)
+    return part.square().sum() / matrix.square().sum()
