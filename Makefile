@@ -9,6 +9,7 @@ DEPENDENCIES := $(VENV)/.ace_fast-dependencies
 PACKAGE := $(VENV)/.ace_fast-package
 NATIVE_SOURCES := CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PIP := $(PY) -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -q --no-compile
 TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
 TRITON := $(shell sed -n 's/^triton==/&/p' constraints.txt)
 
@@ -33,18 +34,20 @@ $(PY):
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'make: $(PYTHON) must be Python >= 3.11, got ' + sys.version.split()[0] + '; pass PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 
+# pip alone would compile ten thousand files of Python on one core: compileall does it on all.
 # A torch that is there already, and a triton that came with it, are pinned to what they are.
 $(DEPENDENCIES): pyproject.toml constraints.txt | $(PY)
 	@$(PY) -c "import torch, sys; sys.exit(tuple(map(int, torch.__version__.split('.')[:2])) < (2, 10))" 2>/dev/null \
-		|| (echo "installing $(TORCH)"; $(PIP) install -q "$(TORCH)")
+		|| (echo "installing $(TORCH)"; $(INSTALL) "$(TORCH)")
 	@$(PY) -c "import triton" 2>/dev/null \
-		|| (echo "installing $(TRITON)"; $(PIP) install -q "$(TRITON)") \
+		|| (echo "installing $(TRITON)"; $(INSTALL) "$(TRITON)") \
 		|| echo "triton cannot be installed here: its backend will be missing"
 	@grep -vE '^(torch|triton)==' constraints.txt > $(VENV)/.ace_fast-constraints
 	@$(PY) -c "from importlib.metadata import version as v; print('torch==' + v('torch'))" >> $(VENV)/.ace_fast-constraints
-	$(PIP) install -q -c $(VENV)/.ace_fast-constraints setuptools wheel cmake ninja
+	$(INSTALL) -c $(VENV)/.ace_fast-constraints setuptools wheel cmake ninja
 	$(PY) -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies'] + p['optional-dependencies']['test']))" > $(VENV)/.ace_fast-requirements
-	$(PIP) install -q -c $(VENV)/.ace_fast-constraints -r $(VENV)/.ace_fast-requirements
+	$(INSTALL) -c $(VENV)/.ace_fast-constraints -r $(VENV)/.ace_fast-requirements
+	@$(PY) -W ignore -m compileall -qq -j 0 "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 	@touch $@
 
 $(PACKAGE): $(DEPENDENCIES) setup.py $(NATIVE_SOURCES)
