@@ -181,9 +181,10 @@ def killed(folder, tries):
         while not done:
             process = start(*((_resume, run) if (run / "config.json").exists() else (_train, run, given)))
             process.join(drawn.uniform(0, span) if kills < tries else 120)
-            done = process.exitcode == 0
+            process.kill()
+            process.join()
+            done = process.exitcode == 0  # or faster than the kill
             if not done:
-                os.kill(process.pid, signal.SIGKILL)
                 ended(process, code=-signal.SIGKILL)
                 kills += 1
                 _check_readable(run)
