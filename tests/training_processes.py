@@ -76,6 +76,8 @@ def compare(one, two, tolerance=0.0):
 def together(folder):
     """Weights, gammas and multipliers of two processes are those of one with the same global batches, in float64.
 
+    Of the first two one runs out of memory and goes on in pieces.
+
     22 trajectories in batches of 8 leave 6, 45 molecules of 2 to 6 atoms in batches of 16 leave 13.
     """
     data = str(npz(folder / "few.npz", count=60, listed=()))
@@ -86,7 +88,7 @@ def together(folder):
     for name, given in cases.items():
         one, two = folder / f"{name}-one", folder / f"{name}-two"
         ended(start(_train, one, given | {"dtype": "float64", "accumulate": 1}))
-        ranks(_train, two, given | {"dtype": "float64"})
+        ranks(_short_of_memory if name == "nbody" else _train, two, given | {"dtype": "float64"})
         compare(one, two, 1e-11)
 
 
@@ -102,9 +104,6 @@ def interrupted(folder):
     assert Run(folder / "run").load_state()["step"] == 2
     ranks(_resume, folder / "run")
     compare(folder / "whole", folder / "run")
-    ranks(_short_of_memory, folder / "halves", given | {"dtype": "float64", "norm": "none"})
-    ranks(_train, folder / "plain", given | {"dtype": "float64", "norm": "none"})
-    compare(folder / "halves", folder / "plain", 1e-11)
 
 
 def _stopped(folder, given):
@@ -130,11 +129,11 @@ def _resume(folder):
 
 
 def _short_of_memory(folder, given):
-    """One process of the two can take two graphs at a time."""
+    """One process of the two can take a graph at a time."""
     plain = Stepper._found
 
     def found(self, batch, weight):
-        if os.environ["RANK"] == "1" and batch.num_graphs > 2:
+        if os.environ["RANK"] == "1" and batch.num_graphs > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(self, batch, weight)
 
