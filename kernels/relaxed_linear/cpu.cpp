@@ -38,6 +38,13 @@ void parallel_rows(int64_t n, int64_t flops_per_row, F&& f) {
     });
 }
 
+// Whole vectors, and for rows that a product walks down not a multiple of 2 KB, which is a few sets of each cache.
+template <class T>
+int64_t apart(int64_t columns) {
+  const int64_t ld = ace::round_up<T>(columns);
+  return ld * sizeof(T) % 2048 ? ld : ld + lanes<T>;
+}
+
 // w [O, I] -> t [I][ldt]; what lies beyond O is read into columns of the product that are dropped.
 template <class T>
 void pack_transposed(const T* w, int64_t o_size, int64_t i_size, T* t, int64_t ldt) {
@@ -71,7 +78,7 @@ struct Forward {
   bool gelu;
 
   void run() const {
-    const int64_t ldo = ace::round_up<T>(o_size), ldi = ace::round_up<T>(i_size);
+    const int64_t ldo = apart<T>(o_size), ldi = ace::round_up<T>(i_size);
     const Scratch<T> packed(i_size * ldo);
     pack_transposed<T>(weight, o_size, i_size, packed, ldo);
     parallel_rows(n, 2 * i_size * o_size, [&](int64_t first, int64_t last) {
@@ -107,7 +114,7 @@ struct Backward {
   bool gelu;
 
   void run() const {
-    const int64_t ldi = ace::round_up<T>(i_size);
+    const int64_t ldi = apart<T>(i_size);
     const bool matrix = g_weight || g_gamma, padded = ldi != i_size;
     const Scratch<T> w_(g_x && padded ? o_size * ldi : 0), h_(matrix && (gelu || padded) ? n * ldi : 0);
     const T* w = g_x && padded ? w_ : weight;
@@ -119,7 +126,7 @@ struct Backward {
 
   // g_x = gamma (g W) act'(x), and act(x) for the gradient of the weight, for rows first..last-1.
   void input(int64_t first, int64_t last, const T* w, T* h) const {
-    const int64_t ldi = ace::round_up<T>(i_size);
+    const int64_t ldi = apart<T>(i_size);
     const Scratch<T> product(g_x ? kRows * ldi : 0);
     for (int64_t r = first; r < last; r += kRows) {
       const int64_t rows = std::min(kRows, last - r);
@@ -149,7 +156,7 @@ struct Backward {
     const Scratch<double> terms(o_size);
     const bool matrix = g_weight || g_gamma;
     parallel_rows(o_size, 2 * n * (matrix ? i_size : 1) + i_size, [&](int64_t first, int64_t last) {
-      const int64_t ldi = ace::round_up<T>(i_size), rows = last - first;
+      const int64_t ldi = apart<T>(i_size), rows = last - first;
       const Scratch<T> total(matrix ? rows * ldi : 0), part(matrix ? rows * ldi : 0), sums(rows), sum(rows);
       std::fill_n(static_cast<T*>(total), matrix ? rows * ldi : 0, T(0));
       std::fill_n(static_cast<T*>(sums), rows, T(0));
