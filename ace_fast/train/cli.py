@@ -45,26 +45,8 @@ def _parser() -> _Parser:
     evaluate.add_argument("--data", help="where the data lie (the run's --data), if not where the run found them")
     evaluate.set_defaults(run=_evaluate)
 
-    predict = commands.add_parser("predict", help="predict positions, classes, properties or forces with a trained run")
-    predict.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    predict.add_argument("input", type=Path, metavar="INPUT",
-                         help="nbody: .npz with pos and vel [G, n, 3], charges [G, n]; or [N, 3], [N] and offsets "
-                              "[G + 1]. modelnet: .npy with [N, 3] or [B, N, 3], .npz with points and, for [M, 3], "
-                              "offsets [B + 1], or a mesh .off. qm9: .xyz, or .npz with z [N], pos [N, 3] and, for "
-                              "several molecules, offsets [G + 1]. mocap: .npz with pos and vel [G, J, 3], or .amc "
-                              "with its .asf beside it. md17: .xyz, or .npz with z [n] and pos [n, 3] "
-                              "or [G, n, 3]")
-    predict.add_argument("--output", type=Path,
-                         help="file to write, for qm9 and md17 also a .csv (default: <INPUT>-predicted.npz)")
-    predict.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
-    _add_checkpoint(predict)
-    branches = predict.add_mutually_exclusive_group()
-    branches.add_argument("--relaxed", action="store_true", default=None, help="with the branches on")
-    branches.add_argument("--strict", action="store_false", dest="relaxed",
-                          help="with the branches off (the default unless gammas are resilient, or with a --relaxation "
-                               "that keeps them: rpp, per, remul)")
-    predict.set_defaults(run=_predict)
-
+    _add_prediction(commands.add_parser("predict",
+                                        help="predict positions, classes, properties or forces with a trained run"))
     replay = commands.add_parser("replay", help="compute once more the batch that stopped a run, and see where")
     replay.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     _add_place(replay)
@@ -94,6 +76,27 @@ def _parser() -> _Parser:
     info = commands.add_parser("info", help="operators, backends, versions, threads, native library")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_prediction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("input", type=Path, metavar="INPUT",
+                         help="nbody: .npz with pos and vel [G, n, 3], charges [G, n]; or [N, 3], [N] and offsets "
+                              "[G + 1]. modelnet: .npy with [N, 3] or [B, N, 3], .npz with points and, for [M, 3], "
+                              "offsets [B + 1], or a mesh .off. qm9: .xyz, or .npz with z [N], pos [N, 3] and, for "
+                              "several molecules, offsets [G + 1]. mocap: .npz with pos and vel [G, J, 3], or .amc "
+                              "with its .asf beside it. md17: .xyz, or .npz with z [n] and pos [n, 3] "
+                              "or [G, n, 3]")
+    parser.add_argument("--output", type=Path,
+                         help="file to write, for qm9 and md17 also a .csv (default: <INPUT>-predicted.npz)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+    _add_checkpoint(parser)
+    branches = parser.add_mutually_exclusive_group()
+    branches.add_argument("--relaxed", action="store_true", default=None, help="with the branches on")
+    branches.add_argument("--strict", action="store_false", dest="relaxed",
+                          help="with the branches off (the default unless gammas are resilient, or with a --relaxation "
+                               "that keeps them: rpp, per, remul)")
+    parser.set_defaults(run=_predict)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
