@@ -1,5 +1,7 @@
 """The machine's rates and the points under the roof: what multiply-adds are counted, what a row says."""
 
+import os
+
 import pytest
 import torch
 
@@ -33,7 +35,8 @@ def test_multiply_adds_of_the_processor(dtype):
     """x a + b, a round for every sum: after two rounds of 0.5 x + 1 the sums i / 2 are i / 8 + 1.5."""
     library = fma._library()
     if library is None:
-        pytest.skip("no C compiler")
+        assert "cpu" not in os.environ.get("ACE_FAST_REQUIRE", "").split(","), "there is no C compiler"
+        pytest.skip("there is no C compiler")
     run, flops = fma.work(torch.device("cpu"), dtype, 10)
     run()
     sums = library.bytes_a_round() // dtype.itemsize
