@@ -106,16 +106,21 @@ def interrupted(folder):
     compare(folder / "whole", folder / "run")
 
 
-def _stopped(folder, given):
+def _strike(after, number):
+    """Process 1 sends itself a signal after so many steps."""
     plain = EpochProgress.step
 
     def step(self):
         plain(self)
         self.count = getattr(self, "count", 0) + 1
-        if self.count == 1 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
+        if self.count == after and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), number)
 
     EpochProgress.step = step
+
+
+def _stopped(folder, given):
+    _strike(1, signal.SIGTERM)
     try:
         train(folder, **given)
     except KeyboardInterrupt as stop:
@@ -153,16 +158,8 @@ def lost(folder):
 
 
 def _dies_once(folder, given):
-    plain = EpochProgress.step
-
-    def step(self):
-        plain(self)
-        self.count = getattr(self, "count", 0) + 1
-        if self.count == 2 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
-
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        EpochProgress.step = step
+        _strike(2, signal.SIGKILL)
     train(folder, **given)
 
 
