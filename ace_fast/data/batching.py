@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..graph import Graph, Segments, SymmetricGraph
 from .checks import as_integer, as_tensor, check_edges, check_finite, check_names, check_shapes
+from .resuming import Resumable
 from .shares import shares
 
 
@@ -251,7 +252,7 @@ class FlatDataset:
             self.edge = {name: x.index_select(0, order) for name, x in self.edge.items()}
 
 
-class Batcher:
+class Batcher(Resumable):
     """Iterates over a FlatDataset in batches; the order depends on seed and epoch alone, and a run can be resumed.
 
     One full iteration is one epoch, the next one is shuffled anew. `state_dict()` may be taken at any time between two
@@ -288,18 +289,12 @@ class Batcher:
             )
         seed = as_integer("Batcher", "seed", seed, 0)
         self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
-        self.seed, self.drop_last, self.epoch = seed, drop_last, 0
-        self._position = 0  # batches of this epoch handed out so far
-        self._resume = 0  # where the next iteration begins
+        self.seed, self.drop_last = seed, drop_last
         self._number = 0  # of the present batch in its epoch, from 1
         self._shares: tuple[int, ...] = (0, 1, 1, 1)  # as `shard` was given them
         self._index = torch.zeros(0, dtype=torch.int64)  # what was handed out last
         self.weight, self.last = 1.0, True
         self._shared: dict[int, Batch] = {}  # batch size -> a batch with the structure tensors to use again
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full if self.drop_last or rest == 0 else full + 1
 
     def order(self) -> Tensor:
         """[len(dataset)] int64, the graphs in the order of the current epoch."""
@@ -338,44 +333,6 @@ class Batcher:
         """What was handed out last once more, in `count` parts or fewer, each with its weight."""
         for part, share in shares(self._index.numel(), 0, 1, count, self._shares[3]):
             yield self._form(self._index[part]), share * self.weight
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; the current epoch, or one just loaded, stays where it is."""
-        epoch = as_integer("Batcher", "epoch", epoch, 0)
-        if epoch != self.epoch:
-            self.epoch, self._position, self._resume = epoch, 0, 0
-
-    def _fingerprint(self) -> dict[str, int | bool]:
-        settings = {name: getattr(self, name) for name in ("batch_size", "shuffle", "seed", "drop_last")}
-        return {"num_graphs": len(self.dataset), **settings}
-
-    def state_dict(self) -> dict[str, int | bool]:
-        """Where the iteration stands, as plain numbers: the batches already handed out count as done."""
-        done = self._position >= len(self)
-        epoch, position = (self.epoch + 1, 0) if done else (self.epoch, self._position)
-        return {"epoch": epoch, "position": position, **self._fingerprint()}
-
-    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
-        """Continue where `state` was taken; settings other than the seed must agree, the seed is taken over."""
-        missing = [name for name in self.state_dict() if name not in state]
-        if missing:
-            raise ValueError(
-                f"Batcher: the state must be what state_dict() gave, got one without {', '.join(missing)}; use "
-                "set_epoch to begin an epoch afresh"
-            )
-        for name, mine in self._fingerprint().items():
-            if name != "seed" and state[name] != mine:
-                raise ValueError(
-                    f"Batcher: {name} must be {state[name]} as in the saved state, got {mine}; build the Batcher with "
-                    "the saved settings, or use set_epoch to begin an epoch afresh"
-                )
-        seed, epoch, position = (as_integer("Batcher", name, state[name], 0) for name in ("seed", "epoch", "position"))
-        if position >= len(self):
-            raise ValueError(
-                f"Batcher: position must be in 0 .. {len(self) - 1}, got {position} in the saved state; use "
-                "set_epoch to begin an epoch afresh"
-            )
-        self.seed, self.epoch, self._position, self._resume = seed, epoch, position, position
 
 
 def _move(x: Tensor, device: torch.device | str | None, dtype: torch.dtype | None, later: bool = False) -> Tensor:

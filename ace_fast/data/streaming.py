@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from .batching import Batch, FlatDataset
 from .checks import as_integer
+from .resuming import Resumable
 from .shards import ShardedDataset, concatenate
 
 
-class ShardBatcher:
+class ShardBatcher(Resumable):
     """Iterates over a ShardedDataset in batches, as `Batcher` does over a FlatDataset in memory.
 
     Each epoch permutes the shards, and the graphs within each window of `window` consecutive shards; seed, epoch and
@@ -31,9 +32,13 @@ class ShardBatcher:
         drop_last: leave out the last batch where it is not full.
         window: shards that are mixed with each other; more mix better and take more memory.
         rank, world_size: this process takes the rank-th of `world_size` equal parts of every batch, so that all
-            together see the batches of a single process.
+            together see the batches of a single process. A last batch that is not full may have nothing for some:
+            drop_last leaves it out.
         prefetch: batches formed ahead, 0 for none and no thread.
         pin: batches in page-locked memory, from which copies to a GPU run beside its work; needs CUDA.
+
+    A state is the same on every rank, and good for another number of processes; batches formed ahead do not count as
+    done.
 
     Raises:
         ValueError: an argument out of range, a batch size that world_size does not divide, and while iterating what
@@ -60,11 +65,6 @@ class ShardBatcher:
                              f"rank {rank} of {world_size}; make batch_size a multiple of {world_size}")
         if pin and not torch.cuda.is_available():
             raise ValueError("ShardBatcher: pin must be False where torch sees no GPU, got True")
-        self.epoch, self._position, self._resume = 0, 0, 0  # as Batcher's
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full if self.drop_last or rest == 0 else full + 1
 
     def __iter__(self) -> Iterator[Batch]:
         start, self._resume = self._resume, 0
@@ -79,36 +79,8 @@ class ShardBatcher:
             formed.close()
         self.epoch, self._position = self.epoch + 1, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; the current epoch, or one just loaded, stays where it is."""
-        if as_integer("ShardBatcher", "epoch", epoch, 0) != self.epoch:
-            self.epoch, self._position, self._resume = epoch, 0, 0
-
     def _fingerprint(self) -> dict[str, int | bool]:
-        settings = {name: getattr(self, name) for name in ("batch_size", "shuffle", "drop_last", "window")}
-        return {"num_graphs": len(self.dataset), "num_shards": self.dataset.num_shards, **settings}
-
-    def state_dict(self) -> dict[str, int | bool]:
-        """Where the iteration stands: batches handed out count as done, those formed ahead do not.
-
-        The same on every rank, and good for another number of processes.
-        """
-        done = self._position >= len(self)
-        epoch, position = (self.epoch + 1, 0) if done else (self.epoch, self._position)
-        return {"epoch": epoch, "position": position, "seed": self.seed, **self._fingerprint()}
-
-    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
-        """Continue where `state` was taken; settings other than the seed must agree, the seed is taken over."""
-        for name, mine in self.state_dict().items():
-            if name not in state:
-                raise ValueError(f"ShardBatcher: the state must be what state_dict() gave, got one without {name}")
-            if name in self._fingerprint() and state[name] != mine:
-                raise ValueError(f"ShardBatcher: {name} must be {state[name]} as in the saved state, got {mine}; build "
-                                 "the ShardBatcher with the saved settings and shards")
-        if not 0 <= state["position"] < len(self):
-            raise ValueError(f"ShardBatcher: position must be in 0 .. {len(self) - 1}, got {state['position']}")
-        self.seed, self.epoch = state["seed"], state["epoch"]
-        self._position = self._resume = state["position"]
+        return super()._fingerprint() | {"num_shards": self.dataset.num_shards, "window": self.window}
 
 
 class _Stream:
