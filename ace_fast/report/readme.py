@@ -1,6 +1,7 @@
 """The table and the figure of the README, made from the committed results.
 
-`ace-fast report --readme` writes both; a test fails where they are older than the results.
+`ace-fast report --readme` writes both, and those of docs/reproduction.md; a test fails where they are older than the
+results.
 """
 
 from __future__ import annotations
@@ -90,16 +91,18 @@ def _bar(row: Row, y: float) -> list[str]:
 
 
 def update(root: Path) -> list[Path]:
-    """Writes the table into README.md and the figure into docs/; returns the files that changed.
+    """Writes the tables into README.md and docs/reproduction.md, the figures into docs/; returns what changed.
 
     Raises:
-        ValueError: there is no checkout at `root`, or its README has no place for the table.
+        ValueError: there is no checkout at `root`, or a page has no place for its table.
     """
     return [_write(path, content) for path, content in stale(root).items()]
 
 
 def stale(root: Path) -> dict[Path, str]:
-    """What README and figure must hold, for those that do not."""
+    """What README, docs/reproduction.md and their figures must hold, for those that do not."""
+    from ..bench import reproduction_docs
+
     readme, results = root / "README.md", root / "bench" / "results"
     if not readme.exists() or not results.is_dir():
         raise ValueError(f"report: --readme must be used in a checkout, got {root} without README.md and bench/results")
@@ -110,6 +113,7 @@ def stale(root: Path) -> dict[Path, str]:
     found = rows.load([results])
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     fresh = {readme: f"{before}\n\n{table(found)}\n\n{after}", root / FIGURE: figure(found)}
+    fresh |= reproduction_docs.pages(root)
     return {path: content for path, content in fresh.items()
             if not path.exists() or path.read_text(encoding="utf-8") != content}
 

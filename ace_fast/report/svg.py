@@ -47,6 +47,24 @@ def standalone(title: str, height: float, inside: str, width: float = 2 * WIDTH)
     )
 
 
+def figure(title: str, charts: Sequence[Lines]) -> str:
+    """Charts of curves in two columns as a file of its own, with their titles and the names of their colours."""
+    wide, high, edge = WIDTH + 36, 250 + 62, 18
+    parts = []
+    for number, chart in enumerate(charts):
+        x, y = edge + wide * (number % 2), high * (number // 2)
+        parts.append(text(x, y + 24, chart.title, "strong"))
+        at = float(x)
+        for name, colour in dict.fromkeys((series.name, series.colour) for series in chart.series):
+            parts += [rect(at, y + 36, 10, 10, f"fill {colour}"), text(at + 15, y + 45, name, "soft")]
+            at += 30 + _LETTER * len(name)
+        place = f'<svg x="{x}" y="{y + 56}" width="{WIDTH}" height="250" '
+        parts.append(draw(chart).replace("<svg ", place, 1))
+    width, height = wide * min(2, len(charts)) + edge, high * math.ceil(len(charts) / 2) + 10
+    parts.insert(0, rect(0, 0, width, height, "card"))  # a page may be light where the reader's system is dark
+    return standalone(title, height, "\n".join(parts), width)
+
+
 def text(x: float, y: float, words: str, kind: str = "", anchor: str = "") -> str:
     """A line of text at its baseline; `kind` is a class, `anchor` middle or end."""
     found = f' class="{kind}"' if kind else ""

@@ -106,7 +106,8 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="page to write, .html; the .png lies beside it (default: "
                                                  "ace-fast-report.html, or report.html in the folder of the runs)")
     parser.add_argument("--readme", action="store_true",
-                        help="in a checkout: write the table and the figure of README.md from bench/results")
+                        help="in a checkout: write the tables and figures of README.md and docs/reproduction.md from "
+                             "bench/results")
     parser.set_defaults(run=_report)
 
 

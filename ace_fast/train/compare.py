@@ -18,7 +18,7 @@ from rich.table import Table
 from ..report import comparison, save, units
 from . import loop, options
 from .comparing import best_row, entry
-from .demo import started
+from .demo import trained
 from .options import Config
 from .relaxing import deployed, make_relaxation
 from .run import Run, build, check_device, use_threads
@@ -125,13 +125,8 @@ def _trained(task: str, preset: str, name: str, configs: list[Config], out: Path
     mode, best = deployed(configs[0]), []
     for config in configs:
         run = Run(_folder(out, name, config))
-        began = started(run, config, task, "compare")
-        rows = run.metrics() if began else []
-        if not rows or rows[-1]["epoch"] < config["epochs"]:
-            print(f"{name}, seed {config['seed']} ...", file=sys.stderr, flush=True)
-            how = {"task": task, "quiet": quiet, "resume": began is not None}
-            rows = loop.train(run.folder, preset, **how, **({} if began else config)).metrics()
-        best.append(best_row(find(task), rows, mode))
+        trained(run, config, task, preset, "compare", quiet, f"{name}, seed {config['seed']}")
+        best.append(best_row(find(task), run.metrics(), mode))
     numbers = {key: [row[f"{key}_{mode}"] for row in best] for key in ("test", "equivariance")}
     return Outcome(mode, **numbers, epochs=[row["epoch"] for row in best])
 

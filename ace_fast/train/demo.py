@@ -58,6 +58,22 @@ def started(run: Run, config: options.Config, task: str, owner: str) -> Run | No
     return run
 
 
+def trained(run: Run, config: options.Config, task: str, preset: str, owner: str, quiet: bool, label: str) -> bool:
+    """Trains the run, or goes on with it; a finished one is used again. Returns whether it was trained.
+
+    Raises:
+        FileExistsError: as `started`.
+    """
+    began = started(run, config, task, owner)
+    rows = run.metrics() if began else []
+    if rows and rows[-1]["epoch"] == config["epochs"]:
+        return False
+    print(f"{label} ...", file=sys.stderr, flush=True)
+    how = {"task": task, "quiet": quiet, "resume": began is not None}
+    train(run.folder, preset, **how, **({} if began else config))
+    return True
+
+
 def compare(device: str, repeats: int = 15) -> dict[str, float]:
     """Milliseconds of one training step at batch 100, eager reference and ours in turn: medians."""
     from ..bench import nbody_segnn

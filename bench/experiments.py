@@ -1,0 +1,64 @@
+"""The experiments of docs/reproduction.md: for each the settings of `ace-fast train`, version by version.
+
+A version is one line of an experiment's table: what differs between two of them is all that they say about each other.
+Learning rates are the same for all versions of an experiment, and were chosen on validation data of the strict one.
+"""
+
+from typing import Any, NamedTuple
+
+Settings = dict[str, Any]
+
+SEEDS = (42, 43, 44)
+STEPS = 900  # of every run of the sample efficiency, whatever its number of samples
+
+
+class Experiment(NamedTuple):
+    """Runs that belong together.
+
+    Attributes:
+        title: a heading.
+        task: of `ace-fast train`.
+        shared: settings of every run, beside the task's defaults.
+        versions: name -> settings of its own.
+        seeds: of each version.
+        data: the file that `--data` must name; empty: the task finds or makes its data itself.
+    """
+
+    title: str
+    task: str
+    shared: Settings
+    versions: dict[str, Settings]
+    seeds: tuple[int, ...] = SEEDS
+    data: str = ""
+
+    def settings(self, version: str, seed: int) -> Settings:
+        """All that a run sets."""
+        return self.shared | self.versions[version] | {"seed": seed}
+
+
+def nbody() -> Experiment:
+    """Who decides: nobody (strict), multipliers (ace), a timetable with the Lie-derivative penalty (schedule)."""
+    versions = {"strict": {"relaxed": False}, "ace": {}, "schedule": {"relaxation": "schedule"}}
+    return Experiment("N-body: SEGNN strict, with ACE, and with the scheduled relaxation", "nbody",
+                      {"epochs": 40, "lr": 3e-3, "eval_every": 5, "threads": 1}, versions)
+
+
+def samples() -> Experiment:
+    """The error against the number of training trajectories, at one number of steps."""
+    versions = {}
+    for count in (300, 1000, 3000, 9000):
+        own = {"train_samples": count, "epochs": STEPS * 100 // count, "eval_every": STEPS * 100 // count // 6}
+        versions |= {f"strict-{count}": own | {"relaxed": False}, f"ace-{count}": own}
+    return Experiment("N-body: error against the number of training trajectories", "nbody",
+                      {"lr": 3e-3, "threads": 1}, versions, SEEDS[:1])
+
+
+def mocap() -> Experiment:
+    """Equality and resilient constraints beside the strict model, on data that have a direction of gravity."""
+    versions = {"strict": {"relaxed": False}, "equality": {}, "resilient": {"mode": "resilient"}}
+    return Experiment("Human motion, run: EGNO strict, equality and resilient", "mocap",
+                      {"case": "run", "epochs": 40, "eval_every": 5, "threads": 1}, versions, SEEDS,
+                      data="mocap_run.npz")
+
+
+EXPERIMENTS: dict[str, Experiment] = {make.__name__: make() for make in (nbody, samples, mocap)}

@@ -1,0 +1,174 @@
+"""Tables and figures of docs/reproduction.md, made from the committed rows: `ace-fast report --readme` writes them.
+
+The table and the figure of an experiment are functions here, of its rows alone.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ace_fast.report import svg, units
+from ace_fast.report.chart import Lines, Series
+
+from .experiments import EXPERIMENTS
+from .reproduction import Row, load
+
+BEGIN, END = "<!-- measured: {} -->", "<!-- end of measured -->"
+_MODELS = {"strict": "branches off", "relaxed": "with branches"}
+_COLOURS = ("c0", "c1", "c2", "c3", "c4")
+
+
+def spread(values: Sequence[float | None], factor: float = 1.0, count: int = 3) -> str:
+    """Mean ± standard deviation over seeds; the value alone where there is one."""
+    known = [factor * value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return units.DASH
+    mean = units.digits(statistics.fmean(known), count)
+    return f"{mean} ± {units.digits(statistics.stdev(known), 2)}" if len(known) > 1 else mean
+
+
+def versions(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Version -> its rows, in the order of the registry."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["version"], []).append(row)
+    return found
+
+
+def modes(rows: Sequence[Row]) -> list[str]:
+    return [mode for mode in _MODELS if all(mode in row for row in rows)]
+
+
+def _gates(rows: Sequence[Row]) -> str:
+    """How many gates of all seeds got which verdict, and the largest ratio; of a decider without verdicts the ratio."""
+    if not rows[0]["gates"]:
+        return units.DASH
+    verdicts = [verdict for row in rows for verdict in row["gates"].get("verdicts", ())]
+    counts = [f"{verdicts.count(word)} {word}" for word in dict.fromkeys(verdicts)]
+    largest = max((ratio or 0.0 for row in rows for ratio in row["gates"].get("ratios", ())), default=0.0)
+    return ", ".join([*counts, f"r at most {units.digits(largest, 2)}"])
+
+
+def deciders(rows: Sequence[Row], measure: str, factor: float) -> list[str]:
+    """One line for each version and model: test error, equivariance error, gates, best epoch, processor time."""
+    lines = [f"| version | model | {measure} | equivariance error | gates of all seeds at the end | best epochs | CPU, "
+             "minutes a run |", "|---|---|---|---|---|---|---|"]
+    for name, members in versions(rows).items():
+        for mode in modes(members):
+            found = [row[mode] for row in members]
+            lines.append(" | ".join([
+                f"| {name}", _MODELS[mode] if len(modes(members)) > 1 else "no branches",
+                spread([one["test"] for one in found], factor),
+                units.power(statistics.fmean(one["equivariance"] for one in found)),
+                _gates(members) if mode == "strict" else "",
+                ", ".join(str(one["epoch"]) for one in found),
+                spread([row["cpu_seconds"] for row in members], 1 / 60, 2) if mode == "strict" else ""]) + " |")
+    return lines
+
+
+def nbody(rows: Sequence[Row]) -> list[str]:
+    return deciders(rows, "test MSE, 10⁻³", 1e3)
+
+
+def samples(rows: Sequence[Row]) -> list[str]:
+    """Test error of both models at every number of trajectories."""
+    lines = ["| trajectories | epochs | strict | ACE, branches off | ACE, with branches | ACE, off / strict |",
+             "|---|---|---|---|---|---|"]
+    found = versions(rows)
+    for count in dict.fromkeys(row["settings"]["train_samples"] for row in rows):
+        strict, ace = found.get(f"strict-{count}"), found.get(f"ace-{count}")
+        if strict and ace:
+            columns = [[row["strict"]["test"] for row in strict], *([row[mode]["test"] for row in ace]
+                                                                    for mode in _MODELS)]
+            ratio = statistics.fmean(columns[1]) / statistics.fmean(columns[0])
+            shown = " | ".join(spread(values, 1e3) for values in columns)
+            lines.append(f"| {count} | {strict[0]['epochs']} | {shown} | {units.digits(ratio, 2)} |")
+    return lines
+
+
+def mocap(rows: Sequence[Row]) -> list[str]:
+    return deciders(rows, "test F-MSE, 10⁻²", 1e2)
+
+
+def _curves(rows: Sequence[Row], key: str) -> list[Series]:
+    """The mean over seeds of a number of every evaluation; dashed where it is the model with its branches."""
+    found = []
+    for colour, (name, members) in zip(_COLOURS, versions(rows).items(), strict=False):
+        for mode in ("",) if key == "ratio" else modes(members):
+            which = f"{key}_{mode}" if mode else key
+            points = [(group[0]["epoch"], statistics.fmean(point[which] for point in group))
+                      for group in zip(*(row["curve"] for row in members), strict=True) if which in group[0]]
+            if points:
+                found.append(Series(name, points, colour, dash=mode == "relaxed"))
+    return found
+
+
+def training(rows: Sequence[Row]) -> list[Lines]:
+    """Validation error and branches over the epochs."""
+    return [Lines("Validation error (dashed: with branches)", "epoch", "mean squared error", _curves(rows, "valid"),
+                  log_y=True),
+            Lines("Largest |gamma| ||f_neq|| / ||f_eq||", "epoch", "ratio", _curves(rows, "ratio"), log_y=True)]
+
+
+def efficiency(rows: Sequence[Row]) -> list[Lines]:
+    """Test error against the number of trajectories."""
+    series = []
+    for name, mode, colour in (("strict", "strict", "c0"), ("ace", "strict", "c1"), ("ace", "relaxed", "c1")):
+        members = {k: v for k, v in versions(rows).items() if k.startswith(f"{name}-")}
+        points = [(float(v[0]["settings"]["train_samples"]), statistics.fmean(row[mode]["test"] for row in v))
+                  for v in members.values()]
+        series.append(Series(name, points, colour, dash=mode == "relaxed", marks=True))
+    return [Lines("Test error (dashed: with branches)", "training trajectories", "mean squared error", series,
+                  log_x=True, log_y=True)]
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {"nbody": nbody, "samples": samples, "mocap": mocap}
+FIGURES: dict[str, Callable[[Sequence[Row]], list[Lines]]] = {
+    "nbody": training, "samples": efficiency, "mocap": training}
+
+
+def figure_path(root: Path, name: str) -> Path:
+    return root / "docs" / f"reproduction-{name}.svg"
+
+
+def block(name: str, rows: Sequence[Row]) -> str:
+    """What stands between an experiment's marks: figure, table, commands, and what they ran on."""
+    if not rows:
+        return f"Not run yet: `python -m bench.reproduction {name}`."
+    title = EXPERIMENTS[name].title
+    drawn = [f"![{title}]({figure_path(Path(), name).name})", ""] if name in FIGURES else []
+    commands = [members[0]["command"] for members in versions(rows).values()]
+    return "\n".join([*drawn, *TABLES[name](rows), "", _made(name, rows), "",
+                      *(f"    {command}" for command in commands)])
+
+
+def _made(name: str, rows: Sequence[Row]) -> str:
+    known = [row["cpu_seconds"] for row in rows if row["cpu_seconds"] is not None]
+    machines = ", ".join(dict.fromkeys(f"{row['threads']} thread of {row['device_name']}" for row in rows))
+    revisions = ", ".join(dict.fromkeys(row["revision"] for row in rows))
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
+    return (f"{len(rows)} runs, seeds {seeds}: {sum(known) / 60:.0f} minutes of processor time on {machines}, revision "
+            f"{revisions}. `python -m bench.reproduction {name}` trains all of them; each version's first run alone is")
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """What docs/reproduction.md and its figures must hold; nothing where there is no such page.
+
+    Raises:
+        ValueError: the page lacks the marks of an experiment.
+    """
+    page = root / "docs" / "reproduction.md"
+    if not page.exists():
+        return {}
+    text, made = page.read_text(encoding="utf-8"), {}
+    for name in EXPERIMENTS:
+        rows, begin = load(name, root / "bench" / "results" / "reproduction"), BEGIN.format(name)
+        before, found, after = text.partition(begin + "\n")
+        _, ended, rest = after.partition(END)
+        if not found or not ended or begin in rest:
+            raise ValueError(f"report: {page} must hold one line '{begin}' and below it one '{END}', got others; put "
+                             "them where the table belongs")
+        text = f"{before}{begin}\n\n{block(name, rows)}\n\n{END}{rest}"
+        if rows and name in FIGURES:
+            made[figure_path(root, name)] = svg.figure(EXPERIMENTS[name].title, FIGURES[name](rows))
+    return made | {page: text}
