@@ -14,7 +14,7 @@ from run_checks import interrupt_at, numbers
 import ace_fast
 from ace_fast.data import FlatDataset
 from ace_fast.models import nbody_graph
-from ace_fast.train import checkpoint, load, measure, options, train
+from ace_fast.train import checkpoint, load, options, train
 from ace_fast.train.progress import EpochProgress
 from ace_fast.train.run import Run
 from ace_fast.train.tasks import nbody
@@ -328,12 +328,6 @@ def test_edges_within_ragged_graphs():
     batch = data.batch(range(4))
     wanted = [(s, t) for t in range(6) for s in range(6) if s != t and batch.batch[s] == batch.batch[t]]
     assert sorted(wanted) == sorted(map(tuple, batch.edge_index.T.tolist()))
-
-
-def test_random_o3_are_orthogonal_with_both_signs():
-    g = measure.random_o3(4, seed=0)
-    torch.testing.assert_close(g @ g.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(4, 3, 3))
-    torch.testing.assert_close(torch.linalg.det(g), torch.tensor([1.0, -1, 1, -1], dtype=torch.float64))
 
 
 def test_the_linear_baseline_by_hand():

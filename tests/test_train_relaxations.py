@@ -8,7 +8,6 @@ from run_checks import interrupt_at, numbers
 from test_train import TINY
 
 from ace_fast.train import load, train
-from ace_fast.train.measure import draw_o3
 from ace_fast.train.options import DEFAULT_PRESET, make_config
 from ace_fast.train.run import build
 from ace_fast.train.tasks import find
@@ -71,16 +70,9 @@ def test_the_strict_model_has_the_same_loss_on_turned_batches(case, small):
     model = build(task, config, facts).eval()
     batch = next(iter(training.batches))
     turned = training.turned(batch)
-    # attributes of degree 2 turn by e3nn's eight digits
-    assert torch.allclose(training.loss(model, batch), training.loss(model, turned), rtol=1e-6)
+    assert torch.allclose(training.loss(model, batch), training.loss(model, turned), rtol=1e-11)
     read = lambda b: b[0] if isinstance(b, tuple) else getattr(b, "pos", getattr(b, "edge_attr", None))  # noqa: E731
     assert not torch.allclose(read(batch), read(turned))
-
-
-def test_random_elements_cover_o3():
-    elements = draw_o3(400, torch.float64)
-    assert (elements @ elements.mT - torch.eye(3)).abs().max() < 1e-12
-    assert 150 < (torch.linalg.det(elements) > 0).sum() < 250 and elements.mean(0).abs().max() < 0.15
 
 
 @pytest.mark.parametrize(("task", "options", "message"), [

@@ -7,6 +7,8 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from ..symmetry.matrices import generators
+
 GROUPS = ("O3", "SO3", "O2x", "O2y", "O2z", "SO2x", "SO2y", "SO2z")
 
 
@@ -15,19 +17,6 @@ def check_groups(groups: tuple[str, ...], owner: str) -> None:
     if not groups or any(g not in GROUPS for g in groups) or len(set(groups)) < len(groups):
         raise ValueError(f"{owner}: groups must be different ones of {', '.join(GROUPS)}, got "
                          f"{', '.join(map(str, groups)) or 'none'}")
-
-
-@functools.cache
-def generators(l: int) -> Tensor:
-    """[3, 2l + 1, 2l + 1] float64: the generators of turns about x, y and z in e3nn's basis.
-
-    They are the one equivariant map 1 x l -> l, whose size the Casimir l (l + 1) gives; e3nn's own have the default
-    dtype's digits, and here their sign.
-    """
-    if l == 0:
-        return torch.zeros(3, 1, 1, dtype=torch.float64)
-    found = o3.wigner_3j(1, l, l, dtype=torch.float64, device="cpu") * math.sqrt(l * (l + 1) * (2 * l + 1))
-    return found * (found * o3.so3_generators(l).cpu()).sum().sign()
 
 
 def _about(irrep: o3.Irrep, axis: int, turns: int, mirrors: bool) -> Tensor:

@@ -6,16 +6,10 @@ from torch import Tensor, nn
 
 from ..kernels.relaxed_linear.reference import act_grad
 from ..nn.gates import Seen
-from .groups import generators
+from ..symmetry.groups import group
+from ..symmetry.layouts import directions, irreps, vectors
 
-
-def turned(x: Tensor, irreps: o3.Irreps) -> Tensor:
-    """x under the generators of turns about x, y and z: rows [N, irreps.dim] or vectors [R, 3, C] -> [3, ...]."""
-    if x.dim() == 3:
-        return torch.einsum("aij,rjc->aric", generators(1).to(x), x)
-    parts = [torch.einsum("aij,nuj->anui", generators(ir.l).to(x), x[:, s].unflatten(1, (mul, ir.dim))).flatten(2)
-             for (mul, ir), s in zip(irreps, irreps.slices(), strict=True)]
-    return torch.cat(parts, 2)
+_TURNS = group("SO(3)")
 
 
 def _pushed(branch: nn.Sequential, x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +23,7 @@ def _pushed(branch: nn.Sequential, x: Tensor, tangent: Tensor) -> tuple[Tensor, 
     return x, tangent
 
 
-def lie_terms(seen: Seen, irreps: tuple[o3.Irreps, o3.Irreps]) -> tuple[Tensor, Tensor]:
+def lie_terms(seen: Seen, of: tuple[o3.Irreps, o3.Irreps]) -> tuple[Tensor, Tensor]:
     r"""Squared norms of a branch n and of its Lie derivative, over the rows that it read in a pass.
 
     .. math:: \|n(x)\|^2, \qquad \sum_{a} \|J_n(x)\, A^{in}_a x - A^{out}_a n(x)\|^2
@@ -38,19 +32,20 @@ def lie_terms(seen: Seen, irreps: tuple[o3.Irreps, o3.Irreps]) -> tuple[Tensor, 
 
     Args:
         seen: what the layer recorded.
-        irreps: of the branch's input and output.
+        of: the irreps of the branch's input and output; rows [R, 3, C] are vectors.
 
     Returns:
         Two 0-dim tensors, differentiable in the weights; the second is 0 where the branch is equivariant under
         rotations.
     """
     x = seen.x.detach()
-    moved = turned(x, irreps[0])
+    reads, returns = (vectors(1) if x.dim() == 3 else irreps(own) for own in of)
+    moved = directions(_TURNS, x, reads)
     if seen.affine is not None:
         offset = seen.affine(torch.zeros_like(x))
         value = seen.affine(x)
         pushed = [seen.affine(v) - offset for v in moved]
     else:
         value, pushed = _pushed(seen.branch, x, moved)
-    missing = [p - t for p, t in zip(pushed, turned(value, irreps[1]), strict=True)]
+    missing = [p - t for p, t in zip(pushed, directions(_TURNS, value, returns), strict=True)]
     return seen.size(value).square(), sum(seen.size(m).square() for m in missing)

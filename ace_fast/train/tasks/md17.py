@@ -16,7 +16,7 @@ from ...data.frames import UNITS
 from ...models.branches import GAMMAS
 from ...report.chart import Chart, Lines
 from .. import plots as draw
-from ..measure import SEED, random_o3, turned
+from ..measure import SEED, rotations, turned
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from . import md17_model
 from .md17_model import Forward, inputs_of, physical
@@ -193,7 +193,7 @@ class Evaluation:
         self.fixed = {"data": test.source, "sets": list(self._parts)} | self._baselines()
         probe = test.subset(range(min(_PROBE, len(test))))
         self._plain = self._split(probe).inputs
-        self._rotations = random_o3(config["rotations"], SEED)
+        self._rotations = rotations(config["rotations"])
         self._copies = [self._split(_moved(probe, g)).inputs for g in self._rotations]
         shift = torch.randn(3, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
         self._shifted = self._split(_moved(probe, shift=_STEP * shift / shift.norm())).inputs

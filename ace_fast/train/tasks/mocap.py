@@ -16,7 +16,7 @@ from ...models import EGNO
 from ...models.branches import GAMMAS
 from ...report.chart import Chart, Lines, Series
 from .. import plots as draw
-from ..measure import SEED, random_o3
+from ..measure import rotations
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from ..progress import data_progress
 from .mocap_graphs import HEIGHTS, Forward, check_heights, chunk
@@ -182,7 +182,7 @@ class Evaluation:
         self._splits = {"valid": self._batches(valid), "test": self._batches(test)}
         probe = test.subset(range(min(_PROBE, chunk(config), len(test))))
         (self._plain,) = self._batches(probe)
-        self._rotations = random_o3(config["rotations"], SEED)
+        self._rotations = rotations(config["rotations"])
         self._copies = [self._batches(rotated(probe, g))[0] for g in self._rotations]
         self._rotations = self._rotations.to(config["device"], getattr(torch, config["dtype"]))
 

@@ -16,8 +16,9 @@ from ...data import modelnet as read_modelnet
 from ...data.pointclouds import ROTATIONS
 from ...data.shapefile import has_validation
 from ...report.chart import Bar, Bars, Chart, Lines, Series
+from ...symmetry import random_o3
 from .. import plots as draw
-from ..measure import SEED, draw_o3, random_o3
+from ..measure import SEED, rotations
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
@@ -178,7 +179,7 @@ class Training:
     def turned(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The batch with every cloud turned by its own random element of O(3)."""
         points, labels = batch
-        return points @ draw_o3(len(points), points.dtype).to(points.device), labels
+        return points @ random_o3(len(points)).to(points), labels
 
     def inputs(self) -> list[Tensor]:
         """The training clouds as the model takes them, [B, 3, N] each, with draws that are always the same."""
@@ -201,7 +202,7 @@ class Evaluation:
         self._splits = {name: self._drawn(data, config["test_rotation"], config["drop"]) for name, data in
                         splits.items()}
         self._plain = self._splits["test"][0][0]  # [B, N, 3]
-        self._rotations = random_o3(config["rotations"], SEED, self._plain.dtype).to(self._plain.device)
+        self._rotations = rotations(config["rotations"]).to(self._plain)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Accuracies over clouds and over classes, and the equivariance error: logits must not change."""

@@ -18,7 +18,7 @@ from ...graph import Graph, Segments, segments
 from ...models.segnn import SEGNN, nbody_graph
 from ...report.chart import Chart, Lines
 from .. import plots as draw
-from ..measure import SEED, random_o3, turned
+from ..measure import rotations, turned
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, flag
 from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
@@ -230,7 +230,7 @@ class Evaluation:
         self._splits = {name: _batches(data, config) for name, data in (("valid", valid), ("test", test))}
         probe = test.subset(range(min(_PROBE, len(test))))
         dtype = getattr(torch, config["dtype"])
-        self._rotations = random_o3(config["rotations"], SEED, dtype).to(config["device"])
+        self._rotations = rotations(config["rotations"]).to(config["device"], dtype)
         self._copies = [_rotated(probe, r.cpu(), config) for r in self._rotations]
         (self._plain,) = _batches(probe, config)
 

@@ -15,7 +15,7 @@ from ...data.qm9 import SCHEMES
 from ...data.qm9_targets import REFERENCES, TARGETS, atom_sums
 from ...report.chart import Chart
 from .. import plots as draw
-from ..measure import SEED, random_o3, turned
+from ..measure import rotations, turned
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from ..progress import data_progress
 from .qm9_models import MODELS, radius_of, scaling
@@ -243,7 +243,7 @@ class Evaluation:
                       "baseline": float(_scaled(test, facts["mean"], 1.0).abs().mean()) * target.scale}
         probe = test.subset(range(min(_PROBE, len(test))))
         self._plain = self._split(probe).inputs
-        self._copies = [self._split(_rotated(probe, g)).inputs for g in random_o3(config["rotations"], SEED)]
+        self._copies = [self._split(_rotated(probe, g)).inputs for g in rotations(config["rotations"])]
 
     def _split(self, data: MolecularGraphs) -> _Split:
         model = MODELS[self._config["model"]]
