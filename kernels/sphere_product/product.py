@@ -1,0 +1,161 @@
+"""How a product at points is registered: `sphere_product` and `cp_product` are one form with different tables.
+
+The form is linear in each factor, so the derivative of a gradient is a sum of products and gradients in which a
+cotangent takes the place of one factor (kernels/multilinear.py); of an input's power it takes one and leaves the rest.
+"""
+
+import torch
+from torch import Tensor
+
+from ...backend import pick
+from ..define import check_tensors, define, fail
+from .tables import MOST, Points, Slot, unpack
+
+
+def _check_inputs(op: str, xs: list[Tensor], slots: list[Slot], backend: str) -> int:
+    """Dtypes, rows and channels of the inputs; returns the channels."""
+    x1 = xs[0]
+    half = x1.dtype == torch.bfloat16
+    if half and not (x1.is_cuda or backend in ("reference", "triton")):
+        fail(op, "x1", "float32 or float64 on the CPU", x1.dtype, "cast it with .float()")
+    if not half:
+        check_tensors(op, x1)
+    channels = 1
+    for n, (x, slot) in enumerate(zip(xs, slots, strict=True), 1):
+        if x.dtype != x1.dtype or x.device != x1.device:
+            fail(op, f"x{n}", f"{x1.dtype} on {x1.device}", f"{x.dtype} on {x.device}")
+        if x.dim() != 2 or x.shape[1] % slot.dim:
+            fail(op, f"x{n}", f"[Z, channels of {slot.dim} components], degrees 0..{slot.degree}", list(x.shape))
+        if n > 1 and x.shape[0] not in (x1.shape[0], 1):
+            fail(op, f"x{n}", f"of {x1.shape[0]} rows like x1, or of one for all", f"{x.shape[0]} rows")
+        width = x.shape[1] // slot.dim
+        if width != 1 and channels not in (1, width):
+            fail(op, f"x{n}", f"of {channels} channels like those before, or of one for all", f"{width} channels")
+        channels = width if width != 1 else channels
+    return channels
+
+
+def _check(op: str, xs, table, grid, slots, backend: str) -> tuple[list[Tensor], list[Slot], int]:
+    """The inputs that are given, what their slots say, and the number of channels."""
+    given = [x for x in xs if x is not None]
+    integers = len(Points._fields), len(Slot._fields) * (1 + len(given))
+    if (len(grid), len(slots)) != integers or not 0 <= grid[0] <= 2:
+        fail(op, "grid and slots", f"{integers[0]} and, for {len(given)} inputs, {integers[1]} integers",
+             f"{len(grid)} and {len(slots)}", "give the table of a product of as many inputs")
+    points, unpacked = Points(*grid), unpack(slots)
+    needed = max(slot.offset + points.numel(slot) for slot in unpacked)
+    if table.dtype != torch.float64 or table.dim() != 1 or table.shape[0] < needed or table.device != xs[0].device:
+        fail(op, "table", f"float64 [{needed}] on {xs[0].device}",
+             f"{table.dtype} {list(table.shape)} on {table.device}")
+    return given, unpacked, _check_inputs(op, given, unpacked[1:], backend)
+
+
+def _check_bwd(op: str, g, xs, table, grid, slots, needs, backend) -> None:
+    given, unpacked, channels = _check(op, xs, table, grid, slots, backend)
+    shape = [given[0].shape[0], channels * unpacked[0].dim]
+    if list(g.shape) != shape or g.dtype != given[0].dtype or g.device != given[0].device:
+        fail(op, "g", f"{given[0].dtype} {shape} on {given[0].device}", f"{g.dtype} {list(g.shape)} on {g.device}")
+    if len(needs) != MOST or any(needs[len(given):]):
+        fail(op, "needs", f"{MOST} bools, False where an input is None", list(needs))
+
+
+def _second(name: str, product, gradients, g, xs: list[Tensor], slots: list[Slot], cotangents, needs) -> list:
+    """Gradients of sum_n <cotangents[n], gradient n> with respect to (g, *xs)."""
+    sums: list[Tensor | None] = [None] * (1 + len(xs))
+
+    def add(slot: int, value: Tensor) -> None:
+        sums[slot] = value if sums[slot] is None else sums[slot] + value
+
+    for n, (cotangent, power) in enumerate(zip(cotangents, [s.power for s in slots[1:]], strict=True)):
+        if cotangent is None:
+            continue
+        factors, read = list(xs), list(slots)
+        if power == 1:
+            factors[n] = cotangent
+        else:
+            if len(xs) == MOST:
+                fail(name, "inputs", f"at most {MOST} with one more for each derivative of a power", len(xs) + 1)
+            factors.append(cotangent)
+            read += [slots[1 + n]._replace(power=1)]
+            read[1 + n] = slots[1 + n]._replace(power=power - 1)
+        flat = [value for slot in read for value in slot]
+        if needs[0]:
+            add(0, power * product(factors, flat))
+        wanted = [need and (i != n or power > 1) for i, need in enumerate(needs[1:])]
+        if any(wanted):
+            found = gradients(g, factors, flat, wanted)
+            for i, want in enumerate(wanted):
+                if want:
+                    add(1 + i, power * found[i])
+    return sums
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:MOST + 1])
+    ctx.static, ctx.backend = inputs[MOST + 1:-1], inputs[-1]
+
+
+def _backward_setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:MOST + 2])
+    ctx.static, ctx.given, ctx.backend = inputs[MOST + 2:-2], inputs[-2], inputs[-1]
+
+
+def _all_six(values: list, nothing=None) -> list:
+    return [*values, *[nothing] * (MOST - len(values))]
+
+
+def _backward_rule(name: str, product, gradient, ctx, cotangents) -> tuple:
+    """Gradients of the gradient `name` of `product` with respect to all of its arguments."""
+    g, *xs, table = ctx.saved_tensors
+    grid, slots, ir_mul = ctx.static
+    xs = [x for x in xs if x is not None]
+    found = _second(
+        name,
+        lambda factors, flat: product(*_all_six(factors), table, grid, flat, ir_mul, ctx.backend),
+        lambda g, factors, flat, wanted: gradient(g, *_all_six(factors), table, grid, flat, ir_mul,
+                                                  _all_six(wanted, False), ctx.backend),
+        g, xs, unpack(slots),
+        [c if need else None for c, need in zip(cotangents, ctx.given, strict=True)][:len(xs)],
+        ctx.needs_input_grad[:1 + len(xs)],
+    )
+    return found[0], *_all_six(found[1:]), *(None,) * 6
+
+
+def register(name: str, backends: dict):
+    """Defines the operators `name` and `name`_bwd on these backends and returns them."""
+    op_bwd = f"{name}_bwd"
+
+    def forward(*args):
+        *inputs, backend = args
+        _check(name, args[:MOST], *inputs[MOST:MOST + 3], backend)
+        return pick(name, backends, backend, args[0]).forward(*inputs)
+
+    def forward_fake(*args):
+        _, slots, channels = _check(name, args[:MOST], *args[MOST:MOST + 3], args[-1])
+        return args[0].new_empty(args[0].shape[0], channels * slots[0].dim)
+
+    def check_backward(*args):
+        _check_bwd(op_bwd, args[0], args[1:1 + MOST], *args[1 + MOST:4 + MOST], *args[5 + MOST:])
+
+    def backward(*args):
+        check_backward(*args)
+        return pick(op_bwd, backends, args[-1], args[0]).backward(*args[:-1])
+
+    def backward_fake(*args):
+        check_backward(*args)
+        return tuple(args[0].new_empty(0 if x is None or not need else x.shape)
+                     for x, need in zip(args[1:1 + MOST], args[5 + MOST], strict=True))
+
+    def rule(ctx, g):
+        needs = list(ctx.needs_input_grad[:MOST])
+        found = gradient(g, *ctx.saved_tensors, *ctx.static, needs, ctx.backend)
+        return *(x if need else None for x, need in zip(found, needs, strict=True)), *(None,) * 5
+
+    inputs = ", ".join(["Tensor x1", *(f"Tensor? x{n}" for n in range(2, MOST + 1))])
+    tables = "Tensor table, int[] grid, int[] slots, bool ir_mul"
+    product = define(f"{name}({inputs}, {tables}, str backend) -> Tensor", forward, forward_fake, _setup, rule)
+    gradient = define(f"{op_bwd}(Tensor g, {inputs}, {tables}, bool[] needs, str backend) -> "
+                      f"({', '.join(['Tensor'] * MOST)})", backward, backward_fake, _backward_setup,
+                      lambda ctx, *cotangents: _backward_rule(op_bwd, product, gradient, ctx, cotangents))
+    return product, gradient

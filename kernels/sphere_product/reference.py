@@ -1,0 +1,110 @@
+"""Products at points: every input goes to the points by its matrix, they are multiplied there, and the result returns.
+
+z = M_0^T prod_n (M_n x_n)^p_n is the gradient, with respect to slot 0, of the form
+<1, (M_0 g) prod_n (M_n x_n)^p_n>; the gradients of the inputs are those with respect to theirs.
+"""
+
+import torch
+from torch import Tensor
+
+from .tables import MIRRORS, MOST, Points, Slot, parities, unpack
+
+
+def matrix(table: Tensor, points: Points, slot: Slot) -> Tensor:
+    """A slot's matrix to all points, [parts, S, d]."""
+    kept = table[slot.offset:slot.offset + points.numel(slot)]
+    if points.form == 2:
+        polar, around = kept.split([slot.parts * points.rings * slot.dim,
+                                    slot.parts * points.ring_size * (2 * slot.degree + 1)])
+        m = torch.cat([torch.arange(-n, n + 1, device=table.device) for n in range(slot.degree + 1)]) + slot.degree
+        around = around.view(slot.parts, 1, points.ring_size, -1)[..., m]
+        kept = polar.view(slot.parts, points.rings, 1, -1) * around
+    kept = kept.reshape(slot.parts, points.size, slot.dim)
+    if points.form == 0:
+        return kept
+    image = torch.arange(MIRRORS, device=table.device)
+    signs = []
+    for part in range(slot.parts):
+        odd = torch.tensor(parities(slot.degree), device=table.device) ^ (slot.twist >> 3 * part & 7)
+        common = image[:, None] & odd  # a sign for each mirror that the image and the component share
+        signs.append(1 - 2 * ((common ^ common >> 1 ^ common >> 2) & 1))
+    signs = torch.stack(signs).to(kept)  # [parts, images, d]
+    return (signs[:, :, None] * kept[:, None]).flatten(1, 2)
+
+
+def components(x: Tensor, degree: int, ir_mul: bool) -> Tensor:
+    """Rows [Z, D] in either layout as [Z, d, C]."""
+    d = (degree + 1) ** 2
+    channels = x.shape[1] // d
+    if ir_mul or channels == 1:
+        return x.reshape(x.shape[0], d, channels)
+    pieces = [x[:, channels * n * n:channels * (n + 1) ** 2].reshape(x.shape[0], channels, 2 * n + 1).mT
+              for n in range(degree + 1)]
+    return torch.cat(pieces, 1)
+
+
+def rows(y: Tensor, degree: int, ir_mul: bool) -> Tensor:
+    """[Z, d, C] as rows [Z, D] in either layout."""
+    if ir_mul:
+        return y.reshape(y.shape[0], y.shape[1] * y.shape[2])
+    return torch.cat([y[:, n * n:(n + 1) ** 2].mT.reshape(y.shape[0], (2 * n + 1) * y.shape[2])
+                      for n in range(degree + 1)], 1)
+
+
+def contract(k: int, tensors: list[Tensor | None], channels: int, table: Tensor, points: Points, slots: list[Slot],
+             ir_mul: bool) -> Tensor:
+    """The gradient of the form with respect to slot k, for all rows and channels: [Z, channels d_k].
+
+    Args:
+        tensors: of every slot; that of slot 0 is g, None where k is 0.
+        channels: C, that of the widest tensor.
+    """
+    like = next(x for x in tensors if x is not None)
+    dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
+    product = torch.ones((), dtype=dtype, device=like.device)
+    for n, (x, slot) in enumerate(zip(tensors, slots, strict=True)):
+        power = slot.power - (n == k)
+        if power and x is not None:
+            m = matrix(table, points, slot).to(dtype)
+            product = product * torch.einsum("ksi,zic->kszc", m, components(x.to(dtype), slot.degree, ir_mul)) ** power
+    m, slot = matrix(table, points, slots[k]).to(dtype), slots[k]
+    z = max(x.shape[0] for x in tensors if x is not None) if min(x.shape[0] for x in tensors if x is not None) else 0
+    product = product.expand(max(points.parts, 1), m.shape[1], z, channels)
+    y = torch.einsum("ksi,kszc->zic", m, product.sum(0, True) if slot.parts < points.parts else product)
+    return rows(slot.power * y, slot.degree, ir_mul).to(like.dtype)
+
+
+def reduce(y: Tensor, shape: tuple[int, int], degree: int, ir_mul: bool) -> Tensor:
+    """[Z, C d] summed over the rows and channels that an input of `shape` shares."""
+    if shape[0] != y.shape[0]:
+        y = y.sum(0, True)
+    if shape[1] != y.shape[1]:
+        y = components(y, degree, ir_mul).sum(2)
+    return y
+
+
+def channels_of(xs: list[Tensor], slots: list[Slot]) -> int:
+    """C, that of the widest input; 0 where one has none."""
+    each = [x.shape[1] // slot.dim for x, slot in zip(xs, slots, strict=True)]
+    return max(each) if min(each) else 0
+
+
+def forward(*args) -> Tensor:
+    """Inputs [Z or 1, C or 1 channels of d_n] (None from the last on), table, grid, slots, ir_mul -> z [Z, C d_0]."""
+    xs, (table, grid, slots, ir_mul) = [x for x in args[:MOST] if x is not None], args[MOST:]
+    slots = unpack(slots)
+    channels = channels_of(xs, slots[1:])
+    return contract(0, [None, *xs], channels, table, Points(*grid), slots, ir_mul).contiguous()
+
+
+def backward(g: Tensor, *args) -> tuple[Tensor, ...]:
+    """g [Z, C d_0], the arguments of `forward` and needs -> gradients of the six inputs, [0] where not in `needs`."""
+    *args, needs = args
+    xs, (table, grid, slots, ir_mul) = [x for x in args[:MOST] if x is not None], args[MOST:]
+    slots = unpack(slots)
+    found = [g.new_zeros(0) for _ in range(MOST)]
+    for n, x in enumerate(xs):
+        if needs[n]:
+            y = contract(n + 1, [g, *xs], g.shape[1] // slots[0].dim, table, Points(*grid), slots, ir_mul)
+            found[n] = reduce(y, x.shape, slots[n + 1].degree, ir_mul).contiguous()
+    return tuple(found)

@@ -1,0 +1,272 @@
+"""What a product at points reads: matrices to the points of a grid for its result and for every input, float64.
+
+`PointTable` holds them in one of three forms (FORMS), `sphere_table` makes those of products on the sphere.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..define import fail
+from . import grids
+
+FORMS = ("dense", "mirrored", "separable")
+MOST = 6  # different inputs of a product, those of its derivatives included
+MIRRORS = 8  # images of a point under x -> -x, y -> -y, z -> -z
+THETA, PHI = 4, 3  # how the derivatives change the parities of a component; see `parities`
+SEPARABLE_FROM = 18  # degree that the grid integrates, from which two small steps cost less than one large
+
+
+class Slot(NamedTuple):
+    """The result (slot 0) or an input of a product; `_fields` integers each in the flat `slots`.
+
+    Attributes:
+        degree: L; (L + 1)^2 components.
+        power: how often the input is a factor; 1 for the result.
+        offset: of its matrix in the flat table.
+        parts: 1, or that of the grid: a matrix for each part.
+        twist: what is added (xor) to the parities of its components, three bits a part.
+    """
+
+    degree: int
+    power: int
+    offset: int
+    parts: int
+    twist: int
+
+    @property
+    def dim(self) -> int:
+        return (self.degree + 1) ** 2
+
+
+class Points(NamedTuple):
+    """The flat `grid`: at what points, and how the matrices M are kept; `parts` sets of points lie one after the other.
+
+    Attributes:
+        form: 0 dense: M [parts, S, d] with S = rings * ring_size. 1 mirrored: M of the octant x, y, z >= 0 alone,
+            the other seven follow by the parities of the components. 2 separable: the octant's M in two factors,
+            legendre [parts, rings, d] and then fourier [parts, ring_size, 2L+1].
+        rings, ring_size: counts of points, of the octant where it is mirrored.
+        parts: sets of points; the result sums over them.
+    """
+
+    form: int
+    rings: int
+    ring_size: int
+    parts: int
+
+    @property
+    def size(self) -> int:
+        """Points that are kept, of one part."""
+        return self.rings * self.ring_size
+
+    @property
+    def images(self) -> int:
+        """Points for each that is kept."""
+        return MIRRORS if self.form else 1
+
+    def numel(self, slot: Slot) -> int:
+        """Length of a slot's matrix in the flat table."""
+        each = self.rings * slot.dim + self.ring_size * (2 * slot.degree + 1) if self.form == 2 else (
+            self.size * slot.dim)
+        return slot.parts * each
+
+
+def unpack(slots: Sequence[int]) -> list[Slot]:
+    """The flat integers that the operator takes, as Slots."""
+    n = len(Slot._fields)
+    return [Slot(*slots[i:i + n]) for i in range(0, len(slots), n)]
+
+
+@cache
+def parities(degree: int) -> tuple[int, ...]:
+    """Of every component, a bit for each mirror under which it is odd: 1 x -> -x, 2 z -> -z, 4 y -> -y.
+
+    These turn phi into -phi, pi - phi, and theta into pi - theta.
+    """
+    found = []
+    for n in range(degree + 1):
+        for m in range(-n, n + 1):
+            sine = m < 0
+            found.append(sine + 2 * (m % 2 ^ sine) + 4 * ((n + m) % 2))
+    return tuple(found)
+
+
+class PointTable:
+    r"""The matrices of z = M_0^T (prod_n (M_n x_n)^p_n), products at points between coefficients.
+
+    Args:
+        points: the form and the counts of points.
+        factors: of the result and of each input: (degree, power, twist, matrix), the matrix flat or [parts, ...] as
+            `Points.form` says; one that is given twice is kept once.
+        dense: the same product in the dense form, which GPUs take, where this one is another.
+
+    Raises:
+        ValueError: a matrix whose length does not fit its degree and the points.
+
+    Float64, made on the CPU, outside the buffers of modules: `.to(dtype)` does not touch it.
+    """
+
+    def __init__(self, points: Points, factors: Sequence[tuple[int, int, int, Tensor]],
+                 dense: "PointTable | None" = None):
+        self.points, self._dense = points, dense
+        offsets, kept, slots, length = {}, [], [], 0
+        for n, (degree, power, twist, matrix) in enumerate(factors):
+            one = points.numel(Slot(degree, power, 0, 1, twist))
+            if matrix.numel() not in (one, points.parts * one) or degree < 0:
+                fail("PointTable", f"matrix {n}", f"{one} values for each of {points.parts} parts", matrix.numel())
+            if id(matrix) not in offsets:
+                offsets[id(matrix)] = length
+                kept.append(matrix.detach().to("cpu", torch.float64).flatten())
+                length += matrix.numel()
+            slots.append(Slot(degree, power, offsets[id(matrix)], matrix.numel() // one, twist))
+        self.slots = tuple(slots)
+        with torch.inference_mode(False):  # kept for later calls, which may train
+            self._on = {"cpu": torch.cat(kept)}
+
+    @property
+    def lmax_in(self) -> tuple[int, ...]:
+        """Degrees of the inputs."""
+        return tuple(s.degree for s in self.slots[1:])
+
+    @property
+    def lmax_out(self) -> int:
+        return self.slots[0].degree
+
+    def on(self, device: torch.device) -> tuple[Tensor, list[int], list[int]]:
+        """The flat table, moved once per device, with the integers `grid` and `slots` that say how to read it."""
+        device = torch.device(device)
+        if device.type != "cpu" and self._dense is not None:
+            return self._dense.on(device)
+        key = str(device)
+        if key not in self._on:
+            with torch.inference_mode(False):
+                self._on[key] = self._on["cpu"].to(device)
+        return self._on[key], list(self.points), [value for slot in self.slots for value in slot]
+
+    def __getstate__(self):
+        return self.__dict__ | {"_on": {"cpu": self._on["cpu"]}}
+
+    def __repr__(self) -> str:
+        counts = " x ".join(map(str, self.points[1:3]))
+        return f"PointTable({self.lmax_in} -> {self.lmax_out}, {FORMS[self.points.form]}, {counts} points)"
+
+
+def _octant(degree: int) -> tuple[grids.Grid, Tensor, int]:
+    """A grid for polynomials of a degree that is its own mirror image: rings, weights of the upper ones, points of a
+    quadrant. Points lie half a step off the axes; those of the equator count twice with half their weight."""
+    rings, around = degree // 2 + 1, -(-(degree + 1) // 4) * 4
+    grid = grids.gauss(rings, 2 * around)  # every second point is half a step off
+    weights = grids.weights(grid).view(rings, -1)[rings // 2:].sum(1) / around
+    if rings % 2:
+        weights[0] /= 2
+    return grid, weights, around // 4
+
+
+def _factors(degree: int, lmax: int, derivative: str | None, weighted: bool) -> tuple[Tensor, Tensor]:
+    """legendre [rings of the octant, d] and fourier [points of a quadrant, 2 lmax + 1]."""
+    grid, weights, quarter = _octant(degree)
+    polar = grids.legendre(grid, lmax, derivative)[grid.rings // 2:]
+    around = grids.fourier(grid, lmax, derivative)[1::2][:quarter]
+    return polar * weights[:, None] if weighted else polar, around
+
+
+def _matrix(form: str, degree: int, lmax: int, derivatives: Sequence[str | None], signs: Sequence[int],
+            weighted: bool) -> Tensor:
+    """A slot's matrix on the octant, flat, its parts one after the other."""
+    pairs = [_factors(degree, lmax, derivative, weighted) for derivative in derivatives]
+    pairs = [(sign * polar, around) for sign, (polar, around) in zip(signs, pairs, strict=True)]
+    if form == "separable":
+        return torch.cat([torch.cat([p.flatten() for p in column]) for column in zip(*pairs, strict=True)])
+    columns = grids.orders(lmax)
+    return torch.cat([(p[:, None] * a[:, columns]).flatten() for p, a in pairs])
+
+
+def _check_table(lmax_in, lmax_out, powers, form, grid, bracket) -> None:
+    op = "sphere_table"
+    if not lmax_in or min(lmax_in) < 0 or lmax_out < 0:
+        fail(op, "lmax_in and lmax_out", "degrees of at least 0, of one input or more", f"{lmax_in} and {lmax_out}")
+    if len(lmax_in) > MOST:
+        fail(op, "lmax_in", f"at most {MOST} inputs", len(lmax_in), "give equal inputs once, with powers")
+    if len(powers) != len(lmax_in) or min(powers) < 1:
+        fail(op, "powers", f"at least 1, for each of {len(lmax_in)} inputs", powers)
+    if form not in ("auto", *FORMS):
+        fail(op, "form", f"'auto' or one of {FORMS}", repr(form))
+    if not (isinstance(grid, grids.Grid) or grid in grids.KINDS):
+        fail(op, "grid", f"a Grid or one of {grids.KINDS}", repr(grid))
+    if grid != "gauss" and form not in ("auto", "dense"):
+        fail(op, "form", "'dense' where a grid is given", repr(form), 'only grid="gauss" has mirrored points')
+    if bracket and (len(lmax_in) != 2 or max(powers) > 1):
+        fail(op, "lmax_in", "two inputs of power 1 for the bracket", f"{len(lmax_in)} of powers {powers}")
+
+
+def sphere_table(lmax_in: Sequence[int], lmax_out: int, *, powers: Sequence[int] | None = None,
+                 grid: "grids.Grid | str" = "gauss", form: str = "auto", bracket: bool = False) -> PointTable:
+    """Tables of a product of fields on the sphere, kept to degree lmax_out.
+
+    Args:
+        lmax_in: the degree of each different input, one to six of them.
+        lmax_out: the degree of the result.
+        powers: how often each input is a factor; None for once.
+        grid: "gauss" (a grid with mirror images, exact for the product), "lebedev" (fewest points), "auto" (fewer of
+            Gauss-Legendre's and Lebedev's), or a `grids.Grid`.
+        form: "dense" (every point), "mirrored" (the points of an octant, an eighth of the products), "separable"
+            (mirrored, in two steps along theta and phi), or "auto": what is fastest.
+        bracket: the antisymmetric Poisson bracket of two fields, r . (grad F x grad G), in place of their product.
+
+    Returns:
+        A `PointTable`, made once for the same arguments.
+
+    Raises:
+        ValueError: a grid that is too small for the product (with the size that is needed), unknown names, no inputs.
+    """
+    lmax_in = tuple(map(int, lmax_in))
+    powers = (1,) * len(lmax_in) if powers is None else tuple(map(int, powers))
+    _check_table(lmax_in, lmax_out, powers, form, grid, bracket)
+    return _sphere_table(lmax_in, int(lmax_out), powers, grid, form, bracket)
+
+
+@cache
+@torch.inference_mode(False)
+def _sphere_table(lmax_in: tuple[int, ...], lmax_out: int, powers: tuple[int, ...], grid, form: str,
+                  bracket: bool) -> PointTable:
+    factors = [degree for degree, power in zip(lmax_in, powers, strict=True) for _ in range(power)]
+    degree = max(grids.product_degree(factors, lmax_out) - bracket, 0)  # the bracket's polynomial is one degree lower
+    slots = _slots(lmax_in, powers, bracket)
+    if form == "dense" or grid != "gauss":
+        if not isinstance(grid, grids.Grid):
+            grid = grids.exact(degree, grid)
+        elif grid.degree < degree:
+            grids.check(grid, factors, lmax_out)
+        points = Points(0, *((grid.rings, grid.ring_size) if grid.kind == "gauss" else (grid.size, 1)), 1 + bracket)
+        kept = {}
+        found = [(lmax_out, 1, 0, grids.analysis(grid, lmax_out).T.contiguous())]
+        for lmax, power, derivatives, signs in slots:
+            key = lmax, derivatives
+            if key not in kept:
+                kept[key] = torch.cat([sign * grids.synthesis(grid, lmax, d)
+                                       for sign, d in zip(signs, derivatives, strict=True)])
+            found.append((lmax, power, 0, kept[key]))
+        return PointTable(points, found)
+    if form == "auto":
+        form = "separable" if degree >= SEPARABLE_FROM else "mirrored"
+    octant, _, quarter = _octant(degree)
+    points = Points(FORMS.index(form), octant.rings - octant.rings // 2, quarter, 1 + bracket)
+    kept, found = {}, [(lmax_out, 1, 0, _matrix(form, degree, lmax_out, (None,), (1,), True))]
+    for lmax, power, derivatives, signs in slots:
+        key = lmax, derivatives
+        if key not in kept:
+            kept[key] = _matrix(form, degree, lmax, derivatives, signs, False)
+        twists = [{None: 0, "theta": THETA, "phi": PHI}[d] for d in derivatives]
+        found.append((lmax, power, sum(twist << 3 * k for k, twist in enumerate(twists)), kept[key]))
+    return PointTable(points, found, _sphere_table(lmax_in, lmax_out, powers, "gauss", "dense", bracket))
+
+
+def _slots(lmax_in, powers, bracket: bool) -> list[tuple]:
+    """(degree, power, derivative of each part, sign of each part) of every input."""
+    if bracket:  # d_theta F d_phi G - d_phi F d_theta G
+        return [(lmax_in[0], 1, ("theta", "phi"), (1, 1)), (lmax_in[1], 1, ("phi", "theta"), (1, -1))]
+    return [(lmax, power, (None,), (1,)) for lmax, power in zip(lmax_in, powers, strict=True)]

@@ -1,0 +1,215 @@
+"""Products of fields on the sphere and products by factors: forms, powers, brackets, layouts, shared inputs, errors."""
+
+import math
+
+import pytest
+import torch
+from e3nn import o3
+
+from ace_fast.functional import CPTable, cp_product, sphere_product, sphere_table
+from ace_fast.kernels.sphere_product import grids
+from ace_fast.kernels.sphere_product.tables import FORMS
+
+DOUBLE = {"dtype": torch.float64}
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), **DOUBLE)
+
+
+def close(mine, gold, bound=1e-12):
+    assert (mine - gold).abs().max().item() <= bound * max(gold.abs().max().item(), 1e-300)
+
+
+def gaunt(l1: int, l2: int, l3: int) -> torch.Tensor:
+    """Integrals of three real spherical harmonics, by Wigner and Eckart."""
+    c = o3.wigner_3j(l1, l2, l3, **DOUBLE)
+    return math.sqrt((2 * l1 + 1) * (2 * l2 + 1) * (2 * l3 + 1) / (4 * math.pi)) * c[l1, l2, l3] * c
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_product_of_two_is_the_gaunt_product(form):
+    x, y = draw(4, 9), draw(4, 16, seed=1)
+    gold = torch.cat([sum(torch.einsum("ijk,zi,zj->zk", gaunt(l1, l2, l3), x[:, l1**2:(l1 + 1)**2],
+                                       y[:, l2**2:(l2 + 1)**2]) for l1 in range(3) for l2 in range(4)
+                          if abs(l1 - l2) <= l3 <= l1 + l2) for l3 in range(6)], 1)
+    close(sphere_product(x, y, table=sphere_table((2, 3), 5, form=form)), gold)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bracket_has_the_odd_paths_alone(form):
+    """Each triple is a constant times wigner_3j, not zero just where l1 + l2 + l3 is odd and l3 is from 1 on."""
+    table = sphere_table((2, 2), 3, form=form, bracket=True)
+    basis = torch.eye(9, **DOUBLE)
+    m = sphere_product(basis.repeat_interleave(9, 0), basis.repeat(9, 1), table=table).view(9, 9, 16)
+    for l1 in range(3):
+        for l2 in range(3):
+            for l3 in range(4):
+                found = m[l1**2:(l1 + 1)**2, l2**2:(l2 + 1)**2, l3**2:(l3 + 1)**2]
+                if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 and min(l1, l2, l3) > 0:
+                    c = o3.wigner_3j(l1, l2, l3, **DOUBLE)
+                    kappa = (found * c).sum()
+                    assert kappa.abs() > 0.5
+                    close(found, kappa * c)
+                else:
+                    assert found.abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("grid", ["gauss", "lebedev", "auto", grids.gauss(6, 12)])
+def test_every_grid_gives_the_same(grid):
+    x, y = draw(3, 2 * 9), draw(3, 2 * 9, seed=1)
+    gold = sphere_product(x, y, table=sphere_table((2, 2), 2))
+    close(sphere_product(x, y, table=sphere_table((2, 2), 2, grid=grid)), gold)
+
+
+def test_powers_are_repeated_inputs():
+    x, y = draw(3, 2 * 4), draw(3, 2 * 9, seed=1)
+    many = sphere_product(x, x, y, x, table=sphere_table((1, 1, 2, 1), 3))
+    close(sphere_product(x, y, table=sphere_table((1, 2), 3, powers=(3, 1))), many)
+    for leaf in (x, y):
+        leaf.requires_grad_()
+    few = sphere_table((1, 2), 2, powers=(2, 2))
+    # the third derivative of a square is zero, and every order has one factor more: four inputs in the last
+    assert torch.autograd.gradgradcheck(lambda x, y: sphere_product(x, y, table=few), (x, y), fast_mode=True)
+    first, = torch.autograd.grad(sphere_product(x, y, table=few).square().sum(), x, create_graph=True)
+    second, = torch.autograd.grad(first.square().sum(), x, create_graph=True)
+    third, = torch.autograd.grad(second.sum(), y)
+    assert third.isfinite().all() and third.abs().max() > 0
+
+
+def test_layouts_and_shared_inputs():
+    """One row and one channel for all are what their copies give, gradients too."""
+    x, y, w = draw(5, 7 * 9), draw(5, 4, seed=1), draw(1, 7, seed=2)
+    wide = [x, y.view(5, 1, 4)[..., [0]].expand(5, 7, 1), w.expand(5, 7)]
+    wide[1] = torch.cat([wide[1].reshape(5, 7), y[:, None, 1:].expand(5, 7, 3).reshape(5, 21)], 1)
+    table = sphere_table((2, 1, 0), 2)
+    narrow = [t.clone().requires_grad_() for t in (x, y, w)]
+    copies = [t.clone().requires_grad_() for t in wide]
+    z, gold = sphere_product(*narrow, table=table), sphere_product(*copies, table=table)
+    close(z, gold)
+    c = draw(*z.shape, seed=3)
+    g, g_gold = (torch.autograd.grad((c * out).sum(), leaves) for out, leaves in ((z, narrow), (gold, copies)))
+    close(g[0], g_gold[0])
+    close(g[1], torch.cat([g_gold[1][:, :7].sum(1, True), g_gold[1][:, 7:].view(5, 7, 3).sum(1)], 1))
+    close(g[2], g_gold[2].sum(0, True))
+    pieces = lambda t: [t[:, 7 * n * n:7 * (n + 1) ** 2].view(5, 7, -1) for n in range(3)]  # noqa: E731
+    ir_mul = torch.cat([p.mT for p in pieces(x)], 1).reshape(5, -1)
+    other = sphere_product(ir_mul, y, w, table=table, layout="ir_mul").view(5, 9, 7)
+    close(other, torch.cat([p.mT for p in pieces(z)], 1))
+
+
+@pytest.mark.parametrize("shape", [(0, 9), (3, 0)])
+def test_no_rows_or_channels(shape):
+    x, y = torch.zeros(shape, requires_grad=True), torch.zeros(shape[0], 9, requires_grad=True)
+    z = sphere_product(x, y, table=sphere_table((2, 2), 1))
+    assert z.shape == (shape[0], 4 if shape[1] else 0)
+    z.sum().backward()
+    assert x.grad.shape == x.shape and y.grad.shape == y.shape and not y.grad.any()
+
+
+def test_degree_zero():
+    x, y = draw(3, 2), draw(3, 2, seed=1)
+    close(sphere_product(x, y, table=sphere_table((0, 0), 0)), x * y / math.sqrt(4 * math.pi))
+
+
+def test_errors():
+    x = torch.zeros(3, 18)
+    table = sphere_table((2, 2), 2)
+    with pytest.raises(ValueError, match=r"2 x 2 kept to 2 must have at least 4 x 7 points .*, got 3 x 7"):
+        sphere_table((2, 2), 2, grid=grids.gauss(3, 7))
+    with pytest.raises(ValueError, match="form must be 'auto' or one of"):
+        sphere_table((2, 2), 2, form="fast")
+    with pytest.raises(ValueError, match="form must be 'dense' where a grid is given"):
+        sphere_table((2, 2), 2, grid="lebedev", form="separable")
+    with pytest.raises(ValueError, match="grid must be a Grid or one of"):
+        sphere_table((2, 2), 2, grid="square")
+    with pytest.raises(ValueError, match="two inputs of power 1 for the bracket"):
+        sphere_table((2,), 2, powers=(2,), bracket=True)
+    with pytest.raises(ValueError, match="powers must be at least 1"):
+        sphere_table((2,), 2, powers=(0,))
+    with pytest.raises(ValueError, match="degrees of at least 0"):
+        sphere_table((), 2)
+    with pytest.raises(ValueError, match="at most 6 inputs, got 7; give equal inputs once"):
+        sphere_table((1,) * 7, 1)
+    with pytest.raises(ValueError, match="xs must be 2 inputs, as its table says, got 1"):
+        sphere_product(x, table=table)
+    with pytest.raises(ValueError, match="xs must be one input or more"):
+        sphere_product(table=table)
+    with pytest.raises(ValueError, match="table must be a PointTable, got str"):
+        sphere_product(x, x, table="gaunt")
+    with pytest.raises(ValueError, match="layout must be one of"):
+        sphere_product(x, x, table=table, layout="channels")
+    with pytest.raises(ValueError, match=r"x2 must be \[Z, channels of 9 components\], degrees 0..2, got \[3, 8\]"):
+        sphere_product(x, x[:, :8], table=table)
+    with pytest.raises(ValueError, match="x2 must be of 3 rows like x1, or of one for all, got 2 rows"):
+        sphere_product(x, x[:2], table=table)
+    with pytest.raises(ValueError, match="x2 must be of 2 channels like those before, or of one for all, got 3 ch"):
+        sphere_product(x, torch.zeros(3, 27), table=table)
+    with pytest.raises(ValueError, match="x2 must be torch.float32"):
+        sphere_product(x, x.double(), table=table)
+    with pytest.raises(ValueError, match="PointTable: matrix 0 must be"):
+        type(table)(table.points, [(2, 1, 0, torch.zeros(5))])
+
+
+def test_forward_mode_raises():
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: sphere_product(x, x, table=sphere_table((1, 1), 1)), (draw(2, 4),), (draw(2, 4),))
+
+
+def factors(rank: int, *dims: int) -> list[torch.Tensor]:
+    return [draw(d, rank, seed=9 + n) for n, d in enumerate(dims)]
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize(("mode", "shape"), [("uuu", (3,)), ("uuu", (5, 3)), ("uvu", (3, 2)), ("uvu", (5, 3, 2)),
+                                             ("uvu", (3, 1)), ("uvu", (5, 3, 1)), ("uuu", None), ("uvu", None)])
+def test_cp_product_is_its_formula(mode, shape, layout):
+    a, b, c = factors(7, 4, 9, 4)
+    v = {"uuu": 3, "uvu": 1 if shape is None else shape[-1]}[mode]
+    x, y = draw(5, 9, 3), draw(5, 4, v, seed=1)  # [Z, d, channels]
+    weight = None if shape is None else draw(*shape, seed=2).requires_grad_()
+    turned = lambda t: [t[:, n * n:(n + 1) ** 2].mT.reshape(5, -1) for n in range(3)]  # noqa: E731
+    rows = lambda t: t.reshape(5, -1) if layout == "ir_mul" else torch.cat(turned(t), 1)  # noqa: E731
+    ones = torch.ones(3, v if mode == "uvu" else 1, **DOUBLE)
+    w = ones if weight is None else weight if mode == "uvu" else weight[..., None]
+    m = torch.einsum("ir,jr,kr->ijk", b, c, a)
+    pairs = "zju" if mode == "uuu" else "zjv"
+    gold = torch.einsum(f"ijk,ziu,{pairs},{'z' * (w.dim() == 3)}uv->zku", m, x, y, w)
+    mine = cp_product(rows(x), rows(y), weight, table=CPTable(a, b, c), mode=mode, layout=layout)
+    close(mine, rows(gold))
+    if weight is not None:
+        cotangent = draw(*mine.shape, seed=3)
+        g, g_gold = (torch.autograd.grad((cotangent * out).sum(), weight)[0] for out in (mine, rows(gold)))
+        close(g, g_gold)
+
+
+def test_trainable_factors_have_gradients():
+    leaves = [f.requires_grad_() for f in factors(5, 4, 4, 4)]
+    x, y = draw(3, 8), draw(3, 8, seed=1)
+    product = lambda *f: cp_product(x, y, draw(2, seed=2), table=CPTable(*f))  # noqa: E731
+    assert torch.autograd.gradcheck(product, leaves)
+    frozen = cp_product(x, y, draw(2, seed=2), table=CPTable(*(f.detach() for f in leaves)))
+    close(frozen, product(*leaves))
+
+
+def test_cp_errors():
+    table = CPTable(*factors(5, 4, 4, 4))
+    x, y = draw(3, 8), draw(3, 12)
+    with pytest.raises(ValueError, match=r"rank must be from 1 to 16, with which every map is exact, got 17"):
+        CPTable(*factors(17, 4, 4, 4))
+    with pytest.raises(ValueError, match=r"in1 must be \[\(L\+1\)\^2, R\], components of degrees 0..L, got \[5, 5\]"):
+        CPTable(*factors(5, 4, 5, 4))
+    with pytest.raises(ValueError, match="in2 must be of rank 5 like out"):
+        CPTable(*factors(5, 4, 4), draw(4, 6))
+    with pytest.raises(ValueError, match="y must be of 2 channels like x, or of one"):
+        cp_product(x, y, table=table)
+    with pytest.raises(ValueError, match="mode must be one of"):
+        cp_product(x, x, table=table, mode="uvw")
+    with pytest.raises(ValueError, match=r"weight must be \[2, 3\] or \[3, 2, 3\] \(mode 'uvu'\), got None"):
+        cp_product(x, y, table=table, mode="uvu")
+    with pytest.raises(ValueError, match=r"weight must be \[2\] or \[3, 2\] \(mode 'uuu'\), got \[3\]"):
+        cp_product(x, x, draw(3), table=table)
+    with pytest.raises(ValueError, match="table must be a CPTable, got PointTable"):
+        cp_product(x, x, table=sphere_table((1, 1), 1))
+    with pytest.raises(ValueError, match=r"x must be \[Z, channels of 4 components\], got \[3, 7\]"):
+        cp_product(x[:, :7], x, table=table)
