@@ -43,10 +43,9 @@ def check_options(name: str, **options) -> None:
                          "pass the weights of every sample to the call")
 
 
-def apply_product(name: str, x: Tensor, y: Tensor, weight: Tensor, table: ProductTable, bias: Tensor | None = None,
-                  gate: GateTable | None = None, backend: str = "auto") -> Tensor:
-    """The operator for x [..., dim1], y [..., dim2] and weight [n] or [..., n] whose leading dimensions broadcast."""
-    check_columns(name, x=(x, table.dims[0]), y=(y, table.dims[1]))
+def as_rows(name: str, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
+    """x [..., dim1], y [..., dim2] and weight [n] or [..., n], whose leading dimensions broadcast, as rows of the
+    same number (weight [n] as it is), and what the leading dimensions are."""
     lead = x.shape[:-1]
     own = weight.dim() > 1  # every row has its own weights
     if y.shape[:-1] != lead or own and weight.shape[:-1] != lead:
@@ -65,6 +64,14 @@ def apply_product(name: str, x: Tensor, y: Tensor, weight: Tensor, table: Produc
         rows = prod(lead)
         x, y = x.reshape(rows, x.shape[-1]), y.reshape(rows, y.shape[-1])
         weight = weight if weight.dim() == 1 else weight.reshape(rows, weight.shape[-1])
+    return x, y, weight, lead
+
+
+def apply_product(name: str, x: Tensor, y: Tensor, weight: Tensor, table: ProductTable, bias: Tensor | None = None,
+                  gate: GateTable | None = None, backend: str = "auto") -> Tensor:
+    """The operator for x [..., dim1], y [..., dim2] and weight [n] or [..., n] whose leading dimensions broadcast."""
+    check_columns(name, x=(x, table.dims[0]), y=(y, table.dims[1]))
+    x, y, weight, lead = as_rows(name, x, y, weight)
     if backend in peers.NAMES:
         out = peers.run(backend, table, x, y, weight, bias, gate)
     else:

@@ -165,7 +165,7 @@ def legendre(grid: Grid, lmax: int, derivative: str | None = None) -> Tensor:
     """
     _check_table(lmax, derivative)
     cosine = _angles(grid)[0]
-    value, over_sine = _associated(cosine, lmax)
+    value, over_sine = associated(cosine, lmax)
     table = {None: value, "phi": over_sine}.get(derivative)
     if table is None:
         table = _slope(value, lmax)
@@ -218,7 +218,7 @@ def analysis_factors(grid: Grid, lmax: int) -> tuple[Tensor, Tensor]:
     return polar.T.contiguous(), (fourier(grid, lmax) * (2 * pi / grid.ring_size)).T.contiguous()
 
 
-def _associated(cosine: np.ndarray, lmax: int) -> tuple[np.ndarray, np.ndarray]:
+def associated(cosine: np.ndarray, lmax: int) -> tuple[np.ndarray, np.ndarray]:
     """Orthonormal associated Legendre functions P [points, l, m] (positive, no Condon-Shortley phase), and m > 0 of
     them over sin theta; by the three-term recursion in l, stable to any degree."""
     sine = np.sqrt((1 - cosine) * (1 + cosine))

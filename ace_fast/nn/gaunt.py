@@ -1,0 +1,187 @@
+"""The Gaunt tensor product: irreps multiplied as functions on the sphere, channel by channel."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..kernels.sphere_product import grids
+from .fields import KINDS, Constant, Fields, couples, degree_scales, highest, paths, terms, variances
+from .gaunt_fourier import Torus
+from .tensor_product import as_rows, check_columns, no_script
+
+METHODS = ("auto", "grid", "fourier")
+
+
+def channels_of(who: str, one: Fields, two: Fields) -> int:
+    """The channels of a product of two inputs.
+
+    Raises:
+        ValueError: they differ and none is 1.
+    """
+    counts = [f.channels for f in (one, two)]
+    if counts[0] != counts[1] and 1 not in counts:
+        raise ValueError(f"{who}: irreps_in2 must have the {counts[0]} channels of irreps_in1, or 1, got {counts[1]}; "
+                         "put an ace_fast.nn.Linear before")
+    return counts[0] if counts[1] == 1 else counts[1]
+
+
+def check_reachable(who: str, fields: tuple[Fields, Fields, Fields], odd_paths: bool) -> None:
+    """Raises where a slot of the output has no path, and says whether odd_paths has one."""
+    one, two, out = fields
+    for ir in out.irs if out.channels else ():
+        found = {kind for kind in KINDS for a in one.irs for b in two.irs
+                 if couples(kind, a.l, b.l, ir.l) and a.p * b.p == ir.p}
+        if not found:
+            raise ValueError(f"{who}: every slot of irreps_out must be reachable from {one.irreps} x {two.irreps}, got "
+                             f"{ir}; drop it")
+        if not odd_paths and found == {"bracket"}:
+            raise ValueError(f"{who}: every slot of irreps_out must be reachable from {one.irreps} x {two.irreps} by "
+                             f"paths of even l1 + l2 + l3, which are all that a Gaunt product has, got {ir}; pass "
+                             "odd_paths=True, or drop it")
+
+
+class GauntTensorProduct(nn.Module):
+    r"""Product of two inputs as functions on the sphere, channel by channel, with a weight for every degree.
+
+    .. math:: z_{l_3} = \alpha_{l_3} w_{l_3} \int_{S^2} Y_{l_3} \Big(\sum_{l_1} w_{l_1} Y_{l_1} \cdot x_{l_1}\Big)
+              \Big(\sum_{l_2} w_{l_2} Y_{l_2} \cdot y_{l_2}\Big)
+
+    Every Clebsch-Gordan path with l1 + l2 + l3 even is in it, with a strength that only the weights of its three degrees
+    change: O(L) free numbers a channel where `TensorProduct` has O(L^3). `odd_paths` adds the paths with l1 + l2 + l3
+    odd by the Poisson bracket of the two functions, with weights of their own: then every path exists.
+    Of irreps with their natural parity (0e, 1o, 2e, ...) no product can have odd paths to natural ones. Any other
+    parities work too.
+
+    Args:
+        irreps_in1, irreps_in2: of one multiplicity C, or 1, each; each irrep once.
+        irreps_out: C of each.
+        method: "grid" (an exact grid on the sphere, one fused call), "fourier" (2D Fourier series on the torus,
+            multiplied by FFT; plain torch) or "auto", the grid: it needs fewer operations at every degree, see
+            docs/products.md.
+        odd_paths: adds the antisymmetric paths.
+        internal_weights: the layer has `weight`, [weight_numel], from 1; False: the call takes [weight_numel] or
+            [..., weight_numel], as from a network of the distance; None: no weights at all.
+        grid: "gauss", "lebedev" (fewest points), "auto" (what is fastest) or (rings, points a ring).
+        layout: of inputs and result, "mul_ir" or "ir_mul".
+        backend: which implementation of the operator runs.
+
+    Attributes:
+        weight_numel: (slots of in1 x its channels + of in2 + of out), for each of product and bracket.
+
+    The result has unit variance for normal inputs and weights of 1. With the Fourier method in float32 errors are some
+    1e-6, with the grid 1e-7.
+
+    Raises:
+        ValueError: multiplicities that differ, an output that no path reaches (odd_paths named where it would), a grid
+            that is too small (with the size that is needed), an unknown option.
+
+    Derivatives of any order. Source: Luo, Chen, Krishnapriyan 2024 (Gaunt tensor product); Xie et al. 2025 (on a grid);
+    Bochkarev, Lysogorskiy, Drautz 2026 (antisymmetric paths).
+
+    Example:
+        >>> tp = ace_fast.nn.GauntTensorProduct("64x0e+64x1o+64x2e", "1x0e+1x1o+1x2e", "64x0e+64x1o+64x2e")
+        >>> tp(torch.randn(10, 576), torch.randn(10, 9)).shape
+        torch.Size([10, 576])
+    """
+
+    def __init__(self, irreps_in1, irreps_in2, irreps_out, method="auto", odd_paths=False, *, internal_weights=True,
+                 grid="auto", layout="mul_ir", backend="auto"):
+        super().__init__()
+        name = type(self).__name__
+        if method not in METHODS:
+            raise ValueError(f"{name}: method must be one of {METHODS}, got {method!r}")
+        one, two, out = self._fields = tuple(
+            Fields(name, argument, irreps, layout) for argument, irreps in
+            (("irreps_in1", irreps_in1), ("irreps_in2", irreps_in2), ("irreps_out", irreps_out)))
+        channels = channels_of(name, one, two)
+        if out.irs and out.channels != channels:
+            raise ValueError(f"{name}: irreps_out must have {channels} channels as the inputs, got {out.irreps}; put an "
+                             "ace_fast.nn.Linear behind")
+        check_reachable(name, self._fields, odd_paths)
+        self.irreps_in1, self.irreps_in2, self.irreps_out = one.irreps, two.irreps, out.irreps
+        self.method, self.odd_paths, self.layout, self.backend = method, odd_paths, layout, backend
+        self._dims = one.irreps.dim, two.irreps.dim, out.irreps.dim
+        kinds = KINDS if odd_paths else KINDS[:1]
+        self._counts = [f.channels * len(f.irs) for f in self._fields]
+        self.weight_numel = 0 if internal_weights is None else len(kinds) * sum(self._counts)
+        self.internal_weights = internal_weights
+        self.weight = nn.Parameter(torch.ones(self.weight_numel)) if internal_weights else None
+        gains = sum(variances(self._fields, kind) for kind in kinds).clamp(min=1e-30).rsqrt()
+        self._plans = [self._plan(kind, gains.tolist(), grid) for kind in kinds if paths(self._fields, kind)]
+
+    @torch.inference_mode(False)
+    def _plan(self, kind: str, gains: list[float], grid) -> "_Plan":
+        """The tables of a kind of product and the constant factors of rows before and behind it."""
+        one, two, out = self._fields
+        scales = [degree_scales(one, kind), degree_scales(two, kind), gains]
+        constants = tuple(
+            Constant(f.spread(torch.tensor(scale, dtype=torch.float64, device="cpu").repeat_interleave(f.channels)))
+            for f, scale in zip(self._fields, scales, strict=True))
+        if isinstance(grid, tuple) and not isinstance(grid, grids.Grid):
+            grid = grids.gauss(*grid)
+        products = []
+        for term in terms(self._fields, kind):
+            degrees = highest(self._fields, term)
+            table = Torus(degrees, kind == "bracket") if self.method == "fourier" else functional.sphere_table(
+                degrees[:2], degrees[2], bracket=kind == "bracket", grid="gauss" if grid == "auto" else grid)
+            products.append((term.signs, degrees, table))
+        return _Plan(KINDS.index(kind), constants, products)
+
+    def __repr__(self) -> str:
+        count = sum(len(paths(self._fields, KINDS[plan.kind])) for plan in self._plans)
+        return (f"{type(self).__name__}({self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out} | {count} paths | "
+                f"{self.weight_numel} weights)")
+
+    def __prepare_scriptable__(self):
+        no_script(self)
+
+    def _given(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """The weights of this call; empty where the layer has none."""
+        n = self.weight_numel
+        if self.internal_weights or self.internal_weights is None:
+            if weight is not None:
+                raise ValueError(f"{type(self).__name__}: weight must be None, got {list(weight.shape)}; build the layer "
+                                 "with internal_weights=False")
+            return x.new_empty(0) if self.weight is None else self.weight
+        if weight is None or weight.dim() == 0 or weight.shape[-1] != n:
+            raise ValueError(f"{type(self).__name__}: weight must be [{n}] or [..., {n}] where internal_weights is "
+                             f"False, got {None if weight is None else list(weight.shape)}")
+        return weight
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x [..., irreps_in1.dim], y [..., irreps_in2.dim] -> [..., irreps_out.dim], leading dimensions broadcast;
+        weight [weight_numel] or [..., weight_numel] unless internal."""
+        name = type(self).__name__
+        check_columns(name, x=(x, self._dims[0]), y=(y, self._dims[1]))
+        x, y, weight, lead = as_rows(name, x, y, self._given(x, weight))
+        parts = [self._product(plan, x, y, weight) for plan in self._plans]
+        out = sum(parts[1:], parts[0]) if parts else x.new_zeros(x.shape[0], self._dims[2])
+        return out if len(lead) == 1 else out.reshape(*lead, self._dims[2])
+
+    def _product(self, plan: "_Plan", x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        """One kind of product of rows: [Z, irreps_out.dim]."""
+        one, two, out = self._fields
+        scales = [constant.on(x.device).to(x.dtype) for constant in plan.constants]
+        if weight.shape[-1]:
+            start = plan.kind * sum(self._counts)
+            parts = weight[..., start:start + sum(self._counts)].split(self._counts, -1)
+            scales = [f.spread(part) * scale for f, part, scale in zip(self._fields, parts, scales, strict=True)]
+        x, y, found = x * scales[0], y * scales[1], []
+        for signs, degrees, table in plan.products:
+            f, g = one.field(x, signs[0], degrees[0]), two.field(y, signs[1], degrees[1])
+            if self.method == "fourier":
+                z = table(f, g, self.layout == "ir_mul")
+            else:
+                z = functional.sphere_product(f, g, table=table, layout=self.layout, backend=self.backend)
+            found.append((z, signs[2]))
+        return out.rows(found, x) * scales[2]
+
+
+class _Plan(NamedTuple):
+    """How one kind of product runs."""
+
+    kind: int  # index into KINDS
+    constants: tuple[Constant, Constant, Constant]  # factors of every number of a row of in1, in2, out
+    products: list  # (signs, degrees, table) of every term
