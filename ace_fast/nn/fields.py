@@ -113,11 +113,11 @@ class Fields:
         """The field [Z, C (lmax + 1)^2] that the slots of rows [Z, C d] are with their signs; missing degrees are 0."""
         if self.whole(signs, lmax):
             return x
-        C, blocks = self.channels, [x.new_zeros(x.shape[0], self.channels * (2 * n + 1)) for n in range(lmax + 1)]
+        C, blocks = self.channels, [[] for _ in range(lmax + 1)]
         for ir, at, sign in zip(self.irs, self.starts, signs, strict=True):
             if sign:
-                blocks[ir.l] = _times(x[:, C * at:C * (at + ir.dim)], sign)
-        return torch.cat(blocks, 1)
+                blocks[ir.l].append(_times(x[:, C * at:C * (at + ir.dim)], sign))
+        return torch.cat([_sum(parts, x, C * (2 * n + 1)) for n, parts in enumerate(blocks)], 1)
 
     def rows(self, fields: Sequence[tuple[Tensor, tuple[float, ...]]], like: Tensor) -> Tensor:
         """The rows [Z, C d] whose slots are sums of blocks of fields [Z, C (lmax + 1)^2] with their signs; 0 where no
@@ -127,8 +127,12 @@ class Fields:
         C, slots = self.channels, []
         for n, ir in enumerate(self.irs):
             parts = [_times(z[:, C * ir.l**2:C * (ir.l + 1) ** 2], signs[n]) for z, signs in fields if signs[n]]
-            slots.append(sum(parts[1:], parts[0]) if parts else like.new_zeros(like.shape[0], C * ir.dim))
+            slots.append(_sum(parts, like, C * ir.dim))
         return torch.cat(slots, 1) if slots else like.new_zeros(like.shape[0], 0)
+
+
+def _sum(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
+    return sum(parts[1:], parts[0]) if parts else like.new_zeros(like.shape[0], width)
 
 
 def _times(x: Tensor, sign: float) -> Tensor:

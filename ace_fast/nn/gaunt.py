@@ -48,7 +48,7 @@ class GauntTensorProduct(nn.Module):
     .. math:: z_{l_3} = \alpha_{l_3} w_{l_3} \int_{S^2} Y_{l_3} \Big(\sum_{l_1} w_{l_1} Y_{l_1} \cdot x_{l_1}\Big)
               \Big(\sum_{l_2} w_{l_2} Y_{l_2} \cdot y_{l_2}\Big)
 
-    Every Clebsch-Gordan path with l1 + l2 + l3 even is in it, with a strength that only the weights of its three degrees
+    Every Clebsch-Gordan path with l1 + l2 + l3 even is in it, with a strength that only weights of its three degrees
     change: O(L) free numbers a channel where `TensorProduct` has O(L^3). `odd_paths` adds the paths with l1 + l2 + l3
     odd by the Poisson bracket of the two functions, with weights of their own: then every path exists.
     Of irreps with their natural parity (0e, 1o, 2e, ...) no product can have odd paths to natural ones. Any other

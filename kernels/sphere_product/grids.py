@@ -178,13 +178,16 @@ def legendre(grid: Grid, lmax: int, derivative: str | None = None) -> Tensor:
 def fourier(grid: Grid, lmax: int, derivative: str | None = None) -> Tensor:
     """The factor in phi of the orders -lmax..lmax, [A, 2 lmax + 1] ([S, ...] for Lebedev); see `legendre`."""
     _check_table(lmax, derivative)
-    phi = _angles(grid)[1][:, None]
+    return _tensor(_waves(_angles(grid)[1][:, None], lmax, derivative == "phi"))
+
+
+def _waves(phi: np.ndarray, lmax: int, slope: bool = False) -> np.ndarray:
+    """sqrt 2 sin(m phi), 1 and sqrt 2 cos(m phi) for the orders -lmax..lmax, or their derivatives; phi [A, 1]."""
     m = np.arange(1, lmax + 1)
     sine, cosine, one = np.sin(m * phi), np.cos(m * phi), np.ones_like(phi)
-    if derivative == "phi":
+    if slope:
         sine, cosine, one = m * cosine, -m * sine, 0 * one
-    root = sqrt(2)
-    return _tensor(np.concatenate([root * sine[:, ::-1], one, root * cosine], 1))
+    return np.concatenate([sqrt(2) * sine[:, ::-1], one, sqrt(2) * cosine], 1)
 
 
 @cache
@@ -195,6 +198,22 @@ def synthesis(grid: Grid, lmax: int, derivative: str | None = None) -> Tensor:
     if grid.kind == "gauss":
         return (polar[:, None] * around).reshape(grid.size, -1)
     return polar * around
+
+
+@_plain
+def rotation(matrix: Tensor, lmax: int) -> Tensor:
+    """The representation D of a rotation or reflection on coefficients, Y(R r) = D Y(r), block-diagonal [d, d].
+
+    Args:
+        matrix: R, orthogonal, [3, 3].
+    """
+    grid = exact(2 * lmax)
+    unit = points(grid) @ matrix.to("cpu", torch.float64).T
+    polar, _ = associated(unit[:, 1].clamp(-1, 1).numpy(), lmax)
+    phi, columns = torch.atan2(unit[:, 0], unit[:, 2]).numpy()[:, None], orders(lmax).numpy()
+    degrees = np.repeat(np.arange(lmax + 1), 2 * np.arange(lmax + 1) + 1)
+    turned = polar[:, degrees, np.abs(columns - lmax)] * _waves(phi, lmax)[:, columns]
+    return (analysis(grid, lmax) @ torch.from_numpy(turned)).T.contiguous()
 
 
 @cache
