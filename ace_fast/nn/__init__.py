@@ -4,6 +4,9 @@ from .affine_chain import AffineMaps, Moments, affine_chain, moments, moments_of
 from .conv import TensorProductConv
 from .egnn import EGNN, EGNN_Layer
 from .gate import Gate
+from .gaunt import GauntTensorProduct
+from .gaunt_edge import GauntEdgeProduct
+from .gaunt_many_body import GauntManyBody
 from .linear import Linear
 from .norm import BatchNorm, InstanceNorm
 from .norm_activation import NormActivation
@@ -36,6 +39,9 @@ __all__ = [
     "FullTensorProduct",
     "FullyConnectedTensorProduct",
     "Gate",
+    "GauntEdgeProduct",
+    "GauntManyBody",
+    "GauntTensorProduct",
     "GaussianSmearing",
     "InstanceNorm",
     "InteractionBlock",

@@ -57,6 +57,25 @@ class Constant:
         return {"_on": {"cpu": self._on["cpu"]}}
 
 
+class Ir(NamedTuple):
+    """An irrep as plain integers: torch.compile cannot guard on e3nn's."""
+
+    l: int
+    p: int
+
+    @property
+    def dim(self) -> int:
+        return 2 * self.l + 1
+
+    @property
+    def sign(self) -> int:
+        """1 of true irreps, -1 of pseudo ones."""
+        return self.p * (-1) ** self.l
+
+    def __str__(self) -> str:
+        return f"{self.l}{'e' if self.p == 1 else 'o'}"
+
+
 class Fields:
     """Irreps of one multiplicity, each at most once.
 
@@ -69,6 +88,7 @@ class Fields:
         irreps, layout: as given.
         channels: the multiplicity C; 0 where there are no irreps.
         irs: the irreps without multiplicity, in order. starts: their first components. width: d, all components.
+        dim: C d, of a row.
 
     Raises:
         ValueError: different multiplicities, or an irrep twice.
@@ -82,12 +102,12 @@ class Fields:
             raise ValueError(f"{who}: {argument} must have one multiplicity, got {self.irreps}; put an ace_fast.nn."
                              "Linear before or behind that makes them equal")
         self.channels = counts[0] if counts else 0
-        self.irs = tuple(ir for _, ir in self.irreps)
+        self.irs = tuple(Ir(ir.l, ir.p) for _, ir in self.irreps)
         if len(set(self.irs)) < len(self.irs):
             raise ValueError(f"{who}: {argument} must hold each irrep once, got {self.irreps}; put an ace_fast.nn."
                              "Linear before or behind that joins them")
         ends = [0, *accumulate(ir.dim for ir in self.irs)]
-        self.starts, self.width = ends[:-1], ends[-1]
+        self.starts, self.width, self.dim = ends[:-1], ends[-1], self.channels * ends[-1]
 
     @property
     def lmax(self) -> int:
@@ -170,7 +190,7 @@ def terms(fields: tuple[Fields, Fields, Fields], kind: str) -> list[Term]:
         return []
     if _one_field(fields, kind):
         return [Term(kind, tuple((1.0,) * len(f.irs) for f in fields))]
-    signs = [[ir.p * (-1) ** ir.l for ir in f.irs] for f in fields]
+    signs = [[ir.sign for ir in f.irs] for f in fields]
     turn = -1 if kind == "bracket" else 1
     pairs = sorted({(signs[0][i], signs[1][j]) for i, j, _ in paths(fields, kind)}, reverse=True)
     if len(pairs) <= 2:

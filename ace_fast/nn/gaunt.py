@@ -14,7 +14,7 @@ from .tensor_product import as_rows, check_columns, no_script
 METHODS = ("auto", "grid", "fourier")
 
 
-def channels_of(who: str, one: Fields, two: Fields) -> int:
+def _channels_of(who: str, one: Fields, two: Fields) -> int:
     """The channels of a product of two inputs.
 
     Raises:
@@ -27,7 +27,7 @@ def channels_of(who: str, one: Fields, two: Fields) -> int:
     return counts[0] if counts[1] == 1 else counts[1]
 
 
-def check_reachable(who: str, fields: tuple[Fields, Fields, Fields], odd_paths: bool) -> None:
+def _check_reachable(who: str, fields: tuple[Fields, Fields, Fields], odd_paths: bool) -> None:
     """Raises where a slot of the output has no path, and says whether odd_paths has one."""
     one, two, out = fields
     for ir in out.irs if out.channels else ():
@@ -95,42 +95,45 @@ class GauntTensorProduct(nn.Module):
         one, two, out = self._fields = tuple(
             Fields(name, argument, irreps, layout) for argument, irreps in
             (("irreps_in1", irreps_in1), ("irreps_in2", irreps_in2), ("irreps_out", irreps_out)))
-        channels = channels_of(name, one, two)
+        channels = _channels_of(name, one, two)
         if out.irs and out.channels != channels:
-            raise ValueError(f"{name}: irreps_out must have {channels} channels as the inputs, got {out.irreps}; put an "
-                             "ace_fast.nn.Linear behind")
-        check_reachable(name, self._fields, odd_paths)
+            raise ValueError(f"{name}: irreps_out must have {channels} channels as the inputs, got {out.irreps}; put "
+                             "an ace_fast.nn.Linear behind")
+        _check_reachable(name, self._fields, odd_paths)
         self.irreps_in1, self.irreps_in2, self.irreps_out = one.irreps, two.irreps, out.irreps
         self.method, self.odd_paths, self.layout, self.backend = method, odd_paths, layout, backend
-        self._dims = one.irreps.dim, two.irreps.dim, out.irreps.dim
-        kinds = KINDS if odd_paths else KINDS[:1]
+        self._dims = one.dim, two.dim, out.dim
         self._counts = [f.channels * len(f.irs) for f in self._fields]
+        kinds = [kind for kind in KINDS[:1 + odd_paths] if paths(self._fields, kind)]
         self.weight_numel = 0 if internal_weights is None else len(kinds) * sum(self._counts)
         self.internal_weights = internal_weights
         self.weight = nn.Parameter(torch.ones(self.weight_numel)) if internal_weights else None
-        gains = sum(variances(self._fields, kind) for kind in kinds).clamp(min=1e-30).rsqrt()
-        self._plans = [self._plan(kind, gains.tolist(), grid) for kind in kinds if paths(self._fields, kind)]
+        self._grid = grids.gauss(*grid) if isinstance(grid, tuple) and not isinstance(grid, grids.Grid) else grid
+        gains = sum((variances(self._fields, kind) for kind in kinds), torch.zeros(len(out.irs), dtype=torch.float64))
+        self._plans = [self._plan(kind, gains.clamp(min=1e-30).rsqrt().tolist()) for kind in kinds]
 
     @torch.inference_mode(False)
-    def _plan(self, kind: str, gains: list[float], grid) -> "_Plan":
-        """The tables of a kind of product and the constant factors of rows before and behind it."""
+    def _plan(self, kind: str, gains: list[float]) -> "_Plan":
+        """The constant factors of a kind of product before and behind it, and the tables of its terms."""
         one, two, out = self._fields
         scales = [degree_scales(one, kind), degree_scales(two, kind), gains]
-        constants = tuple(
-            Constant(f.spread(torch.tensor(scale, dtype=torch.float64, device="cpu").repeat_interleave(f.channels)))
-            for f, scale in zip(self._fields, scales, strict=True))
-        if isinstance(grid, tuple) and not isinstance(grid, grids.Grid):
-            grid = grids.gauss(*grid)
+        constants = [Constant(torch.tensor(scale, dtype=torch.float64, device="cpu").repeat_interleave(f.channels))
+                     for f, scale in zip(self._fields, scales, strict=True)]
         products = []
         for term in terms(self._fields, kind):
             degrees = highest(self._fields, term)
-            table = Torus(degrees, kind == "bracket") if self.method == "fourier" else functional.sphere_table(
-                degrees[:2], degrees[2], bracket=kind == "bracket", grid="gauss" if grid == "auto" else grid)
-            products.append((term.signs, degrees, table))
-        return _Plan(KINDS.index(kind), constants, products)
+            products.append((term.signs, degrees, self._table(degrees, kind == "bracket")))
+        return _Plan(constants, products)
+
+    def _table(self, degrees: tuple[int, int, int], bracket: bool):
+        """What multiplies two fields of degrees L1, L2 and keeps L3."""
+        if self.method == "fourier":
+            return Torus(degrees, bracket)
+        grid = "gauss" if self._grid == "auto" else self._grid
+        return functional.sphere_table(degrees[:2], degrees[2], bracket=bracket, grid=grid)
 
     def __repr__(self) -> str:
-        count = sum(len(paths(self._fields, KINDS[plan.kind])) for plan in self._plans)
+        count = sum(len(paths(self._fields, kind)) for kind in KINDS[:1 + self.odd_paths])
         return (f"{type(self).__name__}({self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out} | {count} paths | "
                 f"{self.weight_numel} weights)")
 
@@ -140,10 +143,10 @@ class GauntTensorProduct(nn.Module):
     def _given(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """The weights of this call; empty where the layer has none."""
         n = self.weight_numel
-        if self.internal_weights or self.internal_weights is None:
+        if self.internal_weights is not False:
             if weight is not None:
-                raise ValueError(f"{type(self).__name__}: weight must be None, got {list(weight.shape)}; build the layer "
-                                 "with internal_weights=False")
+                raise ValueError(f"{type(self).__name__}: weight must be None, got {list(weight.shape)}; build the "
+                                 "layer with internal_weights=False")
             return x.new_empty(0) if self.weight is None else self.weight
         if weight is None or weight.dim() == 0 or weight.shape[-1] != n:
             raise ValueError(f"{type(self).__name__}: weight must be [{n}] or [..., {n}] where internal_weights is "
@@ -152,23 +155,27 @@ class GauntTensorProduct(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """x [..., irreps_in1.dim], y [..., irreps_in2.dim] -> [..., irreps_out.dim], leading dimensions broadcast;
-        weight [weight_numel] or [..., weight_numel] unless internal."""
+        weight [weight_numel] or [..., weight_numel] where internal_weights is False."""
         name = type(self).__name__
         check_columns(name, x=(x, self._dims[0]), y=(y, self._dims[1]))
         x, y, weight, lead = as_rows(name, x, y, self._given(x, weight))
-        parts = [self._product(plan, x, y, weight) for plan in self._plans]
+        parts = [self._product(plan, x, y, scales)
+                 for plan, scales in zip(self._plans, self._scales(x, weight), strict=True)]
         out = sum(parts[1:], parts[0]) if parts else x.new_zeros(x.shape[0], self._dims[2])
         return out if len(lead) == 1 else out.reshape(*lead, self._dims[2])
 
-    def _product(self, plan: "_Plan", x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    def _scales(self, like: Tensor, weight: Tensor) -> list[list[Tensor]]:
+        """For every kind of product the factors of in1, in2 and out, of each slot and channel: [..., slots C]."""
+        found = [[constant.on(like.device).to(like.dtype) for constant in plan.constants] for plan in self._plans]
+        if not weight.shape[-1]:
+            return found
+        parts = weight.split(self._counts * len(found), -1)
+        return [[parts[3 * n + k] * scale for k, scale in enumerate(scales)] for n, scales in enumerate(found)]
+
+    def _product(self, plan: "_Plan", x: Tensor, y: Tensor, scales: list[Tensor]) -> Tensor:
         """One kind of product of rows: [Z, irreps_out.dim]."""
         one, two, out = self._fields
-        scales = [constant.on(x.device).to(x.dtype) for constant in plan.constants]
-        if weight.shape[-1]:
-            start = plan.kind * sum(self._counts)
-            parts = weight[..., start:start + sum(self._counts)].split(self._counts, -1)
-            scales = [f.spread(part) * scale for f, part, scale in zip(self._fields, parts, scales, strict=True)]
-        x, y, found = x * scales[0], y * scales[1], []
+        x, y, found = x * one.spread(scales[0]), y * two.spread(scales[1]), []
         for signs, degrees, table in plan.products:
             f, g = one.field(x, signs[0], degrees[0]), two.field(y, signs[1], degrees[1])
             if self.method == "fourier":
@@ -176,12 +183,11 @@ class GauntTensorProduct(nn.Module):
             else:
                 z = functional.sphere_product(f, g, table=table, layout=self.layout, backend=self.backend)
             found.append((z, signs[2]))
-        return out.rows(found, x) * scales[2]
+        return out.rows(found, x) * out.spread(scales[2])
 
 
 class _Plan(NamedTuple):
     """How one kind of product runs."""
 
-    kind: int  # index into KINDS
-    constants: tuple[Constant, Constant, Constant]  # factors of every number of a row of in1, in2, out
-    products: list  # (signs, degrees, table) of every term
+    constants: list[Constant]  # factors of every slot and channel of in1, in2, out
+    products: list[tuple]  # (signs, degrees, table) of every term

@@ -5,34 +5,33 @@ order m by themselves. What is left of the product are Legendre transforms, no F
 filters cost no more than one filter for all.
 """
 
+from math import isqrt, pi, sqrt
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..kernels.sphere_product import grids
-from .fields import KINDS, Constant, Fields, degree_scales, highest, paths, terms, variances
-from .gaunt import check_reachable
-from .tensor_product import check_columns, no_script
+from ..kernels.sphere_product.reference import components, rows
+from .fields import Constant, Fields
+from .gaunt import GauntTensorProduct
+from .tensor_product import check_columns
 
-_NEAR = 0.8  # cosine to the y axis from which the frame is found by way of another axis
+_NEAR = 0.8  # cosine to the y axis from which an edge is seen along the x axis, where its frame has no singularity
 
 
-class GauntEdgeProduct(nn.Module):
-    r"""Gaunt product with the spherical harmonics of edge vectors: x in, vectors in, no harmonics formed.
+class GauntEdgeProduct(GauntTensorProduct):
+    r"""Gaunt product with the spherical harmonics of edge vectors, which are not formed.
 
     .. math:: z = \mathrm{GauntTensorProduct}(x, Y(\hat r))
 
-    with Y of degrees 0..lmax_filter, normalization "component", and weights for every degree and channel; equal to
-    `GauntTensorProduct` with these harmonics in every channel. Plain torch, O(L^3) a channel and edge.
+    with Y of degrees 0..lmax_filter, normalization "component", the same in every channel, and weights for every degree
+    and channel. Plain torch, O(L^3) a channel and edge; a vector of length 0 has the harmonics 1, 0, 0, ...
 
     Args:
         irreps_in, irreps_out: of one multiplicity C, the same; each irrep once.
         lmax_filter: the highest degree of the harmonics.
-        odd_paths: adds the antisymmetric paths.
-        internal_weights: the layer has `weight`, [weight_numel], from 1; False: the call takes [weight_numel] or
-            [E, weight_numel].
-        layout: of features and result, "mul_ir" or "ir_mul".
+        odd_paths, internal_weights, layout: as in `GauntTensorProduct`.
 
     Attributes:
         weight_numel: C (slots of in + lmax_filter + 1 + slots of out), for each of product and bracket.
@@ -40,8 +39,8 @@ class GauntEdgeProduct(nn.Module):
     Raises:
         ValueError: multiplicities that differ, an output that no path reaches (odd_paths named where it would).
 
-    Derivatives of any order, in every direction of the edges, the axes among them; a vector of length 0 has none.
-    Source: Luo, Chen, Krishnapriyan 2024, section 3.3; Passaro and Zitnick 2023 (eSCN).
+    Derivatives of any order, for edges along the axes too. Source: Luo, Chen, Krishnapriyan 2024, section 3.3; Passaro
+    and Zitnick 2023 (eSCN).
 
     Example:
         >>> conv = ace_fast.nn.GauntEdgeProduct("16x0e+16x1o", 2, "16x0e+16x1o+16x2e")
@@ -50,34 +49,156 @@ class GauntEdgeProduct(nn.Module):
     """
 
     def __init__(self, irreps_in, lmax_filter, irreps_out, odd_paths=False, *, internal_weights=True, layout="mul_ir"):
-        super().__init__()
         name = type(self).__name__
         if lmax_filter < 0:
             raise ValueError(f"{name}: lmax_filter must be at least 0, got {lmax_filter}")
-        one, out = Fields(name, "irreps_in", irreps_in, layout), Fields(name, "irreps_out", irreps_out, layout)
-        if out.irs and out.channels != one.channels:
-            raise ValueError(f"{name}: irreps_out must have the {one.channels} channels of irreps_in, got {out.irreps}; "
-                             "put an ace_fast.nn.Linear behind")
-        harmonics = [(one.channels, (n, (-1) ** n)) for n in range(lmax_filter + 1)]
-        self._fields = one, Fields(name, "harmonics", harmonics, layout), out
-        check_reachable(name, self._fields, odd_paths)
-        self.irreps_in, self.irreps_out, self.lmax_filter = one.irreps, out.irreps, lmax_filter
-        self.odd_paths, self.layout, self.internal_weights = odd_paths, layout, internal_weights
-        kinds = [kind for kind in KINDS[:1 + odd_paths] if paths(self._fields, kind)]
-        self._counts = [f.channels * len(f.irs) for f in self._fields]
-        self.weight_numel = len(kinds) * sum(self._counts)
-        self.weight = nn.Parameter(torch.ones(self.weight_numel)) if internal_weights else None
-        gains = sum(variances(self._fields, kind) for kind in KINDS[:1 + odd_paths]).clamp(min=1e-30).rsqrt()
-        self._plans = [self._plan(kind, gains) for kind in kinds]
-        self._turns = _turns(max(one.lmax, out.lmax))
+        C = Fields(name, "irreps_in", irreps_in, layout).channels
+        harmonics = [(C, (n, (-1) ** n)) for n in range(lmax_filter + 1)]
+        super().__init__(irreps_in, harmonics, irreps_out, "auto", odd_paths, internal_weights=internal_weights,
+                         layout=layout)
+        self._frame = _Frame(max(f.lmax for f in self._fields))
+
+    def _table(self, degrees: tuple[int, int, int], bracket: bool) -> "_Zonal":
+        return _Zonal(degrees, bracket)
+
+    def forward(self, x: Tensor, vectors: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x [E, irreps_in.dim], vectors [E, 3] -> [E, irreps_out.dim]; weight [weight_numel] or [E, weight_numel] where
+        internal_weights is False."""
+        name = type(self).__name__
+        check_columns(name, x=(x, self._dims[0]), vectors=(vectors, 3))
+        if x.dim() != 2 or vectors.shape[:-1] != x.shape[:-1]:
+            raise ValueError(f"{name}: x and vectors must be [E, {self._dims[0]}] and [E, 3], got {list(x.shape)} and "
+                             f"{list(vectors.shape)}")
+        weight = self._given(x, weight)
+        if weight.dim() > 1 and weight.shape != (x.shape[0], self.weight_numel):
+            n = self.weight_numel
+            raise ValueError(f"{name}: weight must be [{n}] or [{x.shape[0]}, {n}], got {list(weight.shape)}")
+        length = vectors.norm(dim=1, keepdim=True)
+        there = length > 0
+        unit = torch.where(there, vectors, vectors.new_tensor([0.0, 1.0, 0.0])) / torch.where(there, length, 1)
+        waves = self._frame.waves(unit.to(x.dtype))
+        found = [self._seen(plan, x, waves, there.to(x.dtype), scales)
+                 for plan, scales in zip(self._plans, self._scales(x, weight), strict=True)]
+        return sum(found[1:], found[0]) if found else x.new_zeros(x.shape[0], self._dims[2])
+
+    def _seen(self, plan, x: Tensor, waves: "_Waves", there: Tensor, scales: list[Tensor]) -> Tensor:
+        """One kind of product in the frames of the edges: [E, irreps_out.dim]."""
+        one, two, out = self._fields
+        roots = torch.tensor([sqrt(ir.dim) for ir in two.irs], dtype=x.dtype, device=x.device)
+        seen = torch.cat([torch.ones_like(there), there.expand(-1, two.lmax)], 1) * roots  # [E, L2 + 1], m = 0
+        filters = seen[:, :, None] * scales[1].unflatten(-1, (two.lmax + 1, two.channels))  # [E, L2 + 1, C]
+        x, found, ir_mul = x * one.spread(scales[0]), [], self.layout == "ir_mul"
+        for signs, degrees, zonal in plan.products:
+            f = components(one.field(x, signs[0], degrees[0]), degrees[0], ir_mul).transpose(0, 1)  # [d, E, C]
+            z = self._frame.back(zonal(self._frame.into(f, waves), filters), waves)
+            found.append((rows(z.transpose(0, 1), degrees[2], ir_mul), signs[2]))
+        return out.rows(found, x) * out.spread(scales[2])
+
+
+class _Zonal:
+    """The product of a field [d1, E, C] with a function of theta alone, by Legendre transforms of every order."""
 
     @torch.inference_mode(False)
-    def _plan(self, kind: str, gains: Tensor) -> list[tuple]:
-        """(factors of the slots of in, of out; degrees; the tables) of every term of a kind."""
-        scales = torch.tensor(degree_scales(self._fields[0], kind), dtype=torch.float64, device="cpu")
-        found = []
-        for term in terms(self._fields, kind):
-            degrees = highest(self._fields, term)
-            found.append((term.signs[0], term.signs[2], degrees, _zonal(degrees, kind == "bracket")))
-        return [Constant(scales.repeat_interleave(self._counts[0] // max(1, len(scales)))),
-                Constant(gains.repeat_interleave(self._counts[2] // max(1, len(gains)))), found]
+    def __init__(self, degrees: tuple[int, int, int], bracket: bool):
+        one, two, out = degrees
+        grid = grids.exact(grids.product_degree((one, two), out) - bracket)
+        # of {F, H} = -(d_phi F / sin theta) d_theta H is left; d_phi turns order m into -m, times -m
+        self._filter = _constant(grids.legendre(grid, two, "theta" if bracket else None)[:, _order(0, two)])
+        polar = grids.legendre(grid, one, "phi" if bracket else None)
+        back = 2 * pi * grids.analysis_factors(grid, out)[0]
+        orders = [m for m in range(-one, one + 1) if abs(m) <= out and (m or not bracket)]
+        to = [-m if bracket else m for m in orders]
+        self._tables = [(_constant((m if bracket else 1) * polar[:, _order(m, one)]), _constant(back[_order(n, out)]))
+                        for m, n in zip(orders, to, strict=True)]
+        self._sizes = [one + 1 - abs(m) for m in orders]
+        self._sources = _constant(torch.tensor([at for m in orders for at in _order(m, one)], dtype=torch.int64))
+        made = [at for m in to for at in _order(m, out)]
+        self._places = _constant(torch.tensor([made.index(at) if at in made else len(made)
+                                               for at in range((out + 1) ** 2)]))
+
+    def __call__(self, f: Tensor, filters: Tensor) -> Tensor:
+        """f [d1, E, C], filters [E, L2 + 1, C] of the degrees at m = 0 -> [d3, E, C]."""
+        device, dtype = f.device, f.dtype
+        heights = torch.einsum("tl,elc->tec", self._filter.on(device).to(dtype), filters)  # [T, E, C]
+        parts = f.index_select(0, self._sources.on(device)).split(self._sizes)
+        found = [f.new_zeros(1, *f.shape[1:])]
+        for part, tables in zip(parts, self._tables, strict=True):
+            into, back = (table.on(device).to(dtype) for table in tables)
+            found.insert(-1, torch.tensordot(back, torch.tensordot(into, part, 1) * heights, 1))
+        return torch.cat(found).index_select(0, self._places.on(device))
+
+
+class _Waves(NamedTuple):
+    """How edges lie: whether near the y axis, and cos m a, sin m a of their angles by component, [d, E, 1] each."""
+
+    near: Tensor  # [1, E, 1]
+    alpha: tuple[Tensor, Tensor]
+    beta: tuple[Tensor, Tensor]
+
+
+class _Frame:
+    """Rotates fields [d, E, C] so that the edges point along y, and back.
+
+    A rotation about y mixes the orders m and -m alone; one about x is one about y between two fixed rotations, so no
+    matrix of an edge is formed. Edges near the y axis are first turned by that fixed rotation, which takes y to x.
+    """
+
+    _TURN = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64, device="cpu")
+
+    @torch.inference_mode(False)
+    def __init__(self, lmax: int):
+        turn = grids.rotation(self._TURN, lmax)
+        self._blocks = [_constant(turn[n * n:(n + 1) ** 2, n * n:(n + 1) ** 2]) for n in range(lmax + 1)]
+        orders = grids.orders(lmax) - lmax
+        self._orders = _constant(orders)
+        self._opposite = _constant(torch.arange(len(orders), device="cpu") - 2 * orders)
+        self._lmax = lmax
+
+    def waves(self, unit: Tensor) -> _Waves:
+        """unit [E, 3]."""
+        near = unit[:, 1].abs() > _NEAR
+        x, y, z = torch.where(near[:, None], unit.roll(1, 1), unit).unbind(1)  # roll: the inverse of the turn
+        sine = (x * x + z * z).sqrt()
+        return _Waves(near[None, :, None], self._multiples(z / sine, x / sine), self._multiples(y, sine))
+
+    def _multiples(self, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+        """cos m a and sin m a of every component's m, from cos a and sin a [E]."""
+        c, s = [torch.ones_like(cosine)], [torch.zeros_like(sine)]
+        for _ in range(self._lmax):
+            c, s = [*c, c[-1] * cosine - s[-1] * sine], [*s, s[-1] * cosine + c[-1] * sine]
+        m = self._orders.on(cosine.device)
+        return (torch.stack(c).index_select(0, m.abs())[:, :, None],
+                (torch.stack(s).index_select(0, m.abs()) * m.sign()[:, None])[:, :, None])
+
+    def into(self, f: Tensor, waves: _Waves) -> Tensor:
+        """From the common frame [d, E, C] to those of the edges."""
+        f = self._about(torch.where(waves.near, self._turned(f, -1), f), waves.alpha, -1)
+        return self._turned(self._about(self._turned(f, -1), waves.beta, -1), 1)
+
+    def back(self, f: Tensor, waves: _Waves) -> Tensor:
+        """From the frames of the edges [d, E, C] to the common one."""
+        f = self._turned(self._about(self._turned(f, -1), waves.beta, 1), 1)
+        f = self._about(f, waves.alpha, 1)
+        return torch.where(waves.near, self._turned(f, 1), f)
+
+    def _about(self, f: Tensor, angle: tuple[Tensor, Tensor], sign: int) -> Tensor:
+        """Rotates about y by an angle, or back where sign is -1."""
+        cosine, sine = (wave[:f.shape[0]] for wave in angle)
+        return f * cosine - sign * sine * f.index_select(0, self._opposite.on(f.device)[:f.shape[0]])
+
+    def _turned(self, f: Tensor, sign: int) -> Tensor:
+        """The fixed rotation, or back where sign is -1."""
+        lmax = isqrt(f.shape[0]) - 1
+        blocks = [block.on(f.device).to(f.dtype) for block in self._blocks[:lmax + 1]]
+        parts = [f[n * n:(n + 1) ** 2] for n in range(lmax + 1)]
+        return torch.cat([torch.tensordot(block if sign == 1 else block.T, part, 1)
+                          for block, part in zip(blocks, parts, strict=True)])
+
+
+def _order(m: int, lmax: int) -> list[int]:
+    """The components of order m of degrees 0..lmax."""
+    return [n * n + n + m for n in range(abs(m), lmax + 1)]
+
+
+def _constant(value: Tensor) -> Constant:
+    return Constant(value.to("cpu").contiguous())

@@ -81,8 +81,8 @@ def _turn(f: Tensor) -> Tensor:
 
 @torch.inference_mode(False)
 def _series(lmax: int) -> Constant:
-    """Fourier coefficients in theta of P_lm, [m, l, u], u in the order 0..L, -L..-1; over sqrt 2 for m > 0, where a real
-    wave is the half of two exponentials. Read from the whole circle, where P_lm continues with the sign of sin^m."""
+    """Fourier coefficients in theta of P_lm, [m, l, u], u in the order 0..L, -L..-1; over sqrt 2 for m > 0, where a
+    real wave is the half of two exponentials. Read from the whole circle, where P_lm continues as sin^m does."""
     theta = 2 * np.pi / (2 * lmax + 1) * np.arange(2 * lmax + 1)
     polar = grids.associated(np.cos(theta), lmax)[0] * np.sign(np.sin(theta))[:, None, None] ** np.arange(lmax + 1)
     series = np.fft.fft(polar, axis=0, norm="forward")  # [u, l, m]
@@ -92,9 +92,9 @@ def _series(lmax: int) -> Constant:
 
 @torch.inference_mode(False)
 def _projection(degree: int, lmax: int, bracket: bool) -> Constant:
-    """The integrals of e^{i u theta} P_lm sin theta (without sin theta for the bracket, which it divides by) over theta
-    in 0..pi, [m, u, l], |u| <= degree, with the factors of the integrals over phi. Only what is even in u for even m and
-    odd for odd m (bracket: the contrary) is exact, and only that meets coefficients other than 0."""
+    """The integrals of e^{i u theta} P_lm sin theta (without sin theta for the bracket, which it divides by) over
+    theta in 0..pi, [m, u, l], |u| <= degree, with the factors of the integrals over phi. Only what is even in u for
+    even m and odd for odd m (bracket: the contrary) is exact, and only that meets coefficients other than 0."""
     cosine, weights = np.polynomial.legendre.leggauss((degree + lmax) // 2 + 1)
     if bracket:
         weights = weights / np.sqrt(1 - cosine**2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from .fields import Constant, Fields, couples
+from .fields import Constant, Fields, Ir
 from .tensor_product import check_columns, no_script
 
 _HIGHEST = 6  # of orders; factors of the operator
@@ -19,8 +19,8 @@ class GauntManyBody(nn.Module):
 
     .. math:: z_l = \sum_{n=1}^{\nu} \alpha_{nl} v_{nl} \int_{S^2} Y_l \Big(\sum_k w_{nk} Y_k \cdot x_k\Big)^n
 
-    The features of body order nu + 1 of the atomic cluster expansion and MACE, as nu - 1 multiplications on an exact grid
-    in place of a generalised Clebsch-Gordan contraction: no intermediate degree is cut off. Only even couplings.
+    The features of body order nu + 1 of the atomic cluster expansion and MACE, as nu - 1 multiplications on an exact
+    grid in place of a generalised Clebsch-Gordan contraction: no intermediate degree is cut off. Only even couplings.
 
     Args:
         irreps_in, irreps_out: of one multiplicity C, the same; each irrep once.
@@ -55,8 +55,8 @@ class GauntManyBody(nn.Module):
         one, out = self._fields = (Fields(name, "irreps_in", irreps_in, layout),
                                    Fields(name, "irreps_out", irreps_out, layout))
         if out.irs and one.channels != out.channels:
-            raise ValueError(f"{name}: irreps_out must have the {one.channels} channels of irreps_in, got {out.irreps}; "
-                             "put an ace_fast.nn.Linear behind")
+            raise ValueError(f"{name}: irreps_out must have the {one.channels} channels of irreps_in, got "
+                             f"{out.irreps}; put an ace_fast.nn.Linear behind")
         self.irreps_in, self.irreps_out = one.irreps, out.irreps
         self.correlation, self.num_types, self.layout, self.backend = correlation, num_types, layout, backend
         self._check_reachable(name)
@@ -73,11 +73,11 @@ class GauntManyBody(nn.Module):
         one, out = (f.irs for f in self._fields)
         found, last = set(one), set(one)
         for _ in range(self.correlation - 1):
-            last = {c for a, b in product(last, one) for c in a * b if couples("product", a.l, b.l, c.l)}
+            last = {Ir(n, a.p * b.p) for a, b in product(last, one) for n in range(abs(a.l - b.l), a.l + b.l + 1, 2)}
             found |= last
         if missing := [str(ir) for ir in out if ir not in found and self._fields[1].channels]:
-            raise ValueError(f"{name}: every slot of irreps_out must be reachable from powers 1 to {self.correlation} of "
-                             f"{self.irreps_in} by even couplings, got {missing[0]}; drop it")
+            raise ValueError(f"{name}: every slot of irreps_out must be reachable from powers 1 to {self.correlation} "
+                             f"of {self.irreps_in} by even couplings, got {missing[0]}; drop it")
 
     def _gain(self, n: int) -> Tensor:
         """Of every slot of the output, what makes the mean square of power n 1 / nu; 0 where the power has none.
@@ -88,13 +88,13 @@ class GauntManyBody(nn.Module):
         one, out = (f.irs for f in self._fields)
         cosine, weights = np.polynomial.legendre.leggauss(n * self._fields[0].lmax + self._fields[1].lmax + 1)
         zonal = np.polynomial.legendre.legvander(cosine, max(f.lmax for f in self._fields))
-        parts = {sign: sum((ir.dim / (4 * pi) * zonal[:, ir.l] for ir in one if _sign(ir) == sign), 0 * cosine)
+        parts = {sign: sum((ir.dim / (4 * pi) * zonal[:, ir.l] for ir in one if ir.sign == sign), 0 * cosine)
                  for sign in (1, -1)}
         variance = sum(ir.dim / (4 * pi) for ir in one)
         moments = [_moment(n, parts[1] + sign * parts[-1], variance) for sign in (1, -1)]
         found = []
         for ir in out:
-            value = moments[0] if len(self._signs) == 1 else (moments[0] + _sign(ir) * moments[1]) / 2
+            value = moments[0] if len(self._signs) == 1 else (moments[0] + ir.sign * moments[1]) / 2
             square = 2 * pi * float((weights * zonal[:, ir.l] * value).sum())
             found.append((square * self.correlation) ** -0.5 if square > 1e-9 else 0.0)
         return torch.tensor(found, dtype=torch.float64, device="cpu")
@@ -110,16 +110,16 @@ class GauntManyBody(nn.Module):
         """x [..., irreps_in.dim], types [...] int64 (None: all of type 0) -> [..., irreps_out.dim]."""
         name = type(self).__name__
         one, out = self._fields
-        check_columns(name, x=(x, one.irreps.dim))
+        check_columns(name, x=(x, one.dim))
         lead = x.shape[:-1]
         if types is None and self.num_types > 1:
-            raise ValueError(f"{name}: types must be int64 {list(lead)}, got None; the layer has {self.num_types} types")
+            raise ValueError(f"{name}: types must be int64 {list(lead)}, got None; there are {self.num_types}")
         if types is not None and (types.shape != lead or types.dtype != torch.int64):
             raise ValueError(f"{name}: types must be int64 {list(lead)}, got {types.dtype} {list(types.shape)}")
         x = x.reshape(prod(lead), x.shape[-1])
         weight = self.weight[0] if types is None else self.weight.index_select(0, types.reshape(-1))
         parts = weight.unflatten(-1, (self.correlation, sum(self._counts)))
-        z = x.new_zeros(x.shape[0], out.irreps.dim)
+        z = x.new_zeros(x.shape[0], out.dim)
         for n, (table, gain) in enumerate(zip(self._tables, self._gains, strict=True)):
             before, behind = (f.spread(part) for f, part in
                               zip((one, out), parts[..., n, :].split(self._counts, -1), strict=True))
@@ -127,12 +127,7 @@ class GauntManyBody(nn.Module):
             found = [(functional.sphere_product(one.field(scaled, signs, one.lmax), table=table, layout=self.layout,
                                                 backend=self.backend), back) for signs, back in self._signs]
             z = z + out.rows(found, x) * (behind * gain.on(x.device).to(x.dtype))
-        return z.reshape(*lead, out.irreps.dim)
-
-
-def _sign(ir) -> int:
-    """1 of true irreps, -1 of pseudo ones."""
-    return ir.p * (-1) ** ir.l
+        return z.reshape(*lead, out.dim)
 
 
 def _signs(one: Fields, out: Fields) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
@@ -140,10 +135,10 @@ def _signs(one: Fields, out: Fields) -> list[tuple[tuple[float, ...], tuple[floa
     two)."""
     irs = [*one.irs, *out.irs]
     distinct = all(len({ir.l for ir in f.irs}) == len(f.irs) for f in (one, out))
-    if all(_sign(ir) == 1 for ir in irs) or distinct and all(ir.p == 1 for ir in irs):
+    if all(ir.sign == 1 for ir in irs) or distinct and all(ir.p == 1 for ir in irs):
         return [((1.0,) * len(one.irs), (1.0,) * len(out.irs))]
     return [((1.0,) * len(one.irs), (0.5,) * len(out.irs)),
-            (tuple(float(_sign(ir)) for ir in one.irs), tuple(_sign(ir) / 2 for ir in out.irs))]
+            (tuple(float(ir.sign) for ir in one.irs), tuple(ir.sign / 2 for ir in out.irs))]
 
 
 def _moment(n: int, covariance: np.ndarray, variance: float) -> np.ndarray:

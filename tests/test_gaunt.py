@@ -1,0 +1,283 @@
+"""Gaunt products: every path against e3nn's 3j symbols, method against method, many bodies, edges."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from e3nn import o3
+
+from ace_fast.nn import GauntEdgeProduct, GauntManyBody, GauntTensorProduct
+
+NATURAL = "3x0e+3x1o+3x2e"
+CASES = {  # irreps of the inputs and the output, odd paths
+    "natural": (NATURAL, NATURAL, NATURAL, False),
+    "one_channel": (NATURAL, "1x1o+1x0e+1x3o", "3x2e+3x0e+3x1o", False),
+    "no_parity": ("2x0e+2x1e+2x2e", "2x0e+2x1e", "2x0e+2x1e+2x2e", True),
+    "cross": ("1x0e+1x1o+1x2e", "2x0e+2x1o", "2x0e+2x1o+2x1e+2x2o", True),
+    "mixed": ("2x0e+2x1o+2x1e", "2x0e+2x1o+2x1e+2x0o", "2x0e+2x1o+2x2e+2x1e+2x2o+2x0o", True),
+}
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+
+
+def drawn(layer):
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(3)))
+    return layer
+
+
+def rows(layer, count):
+    return [torch.randn(count, irreps.dim) for irreps in (layer.irreps_in1, layer.irreps_in2)]
+
+
+def turn(irreps, improper=True):
+    rotation = o3.matrix_x(torch.tensor(0.3)) @ o3.matrix_y(torch.tensor(1.3))
+    return irreps.D_from_matrix(-rotation if improper else rotation).T
+
+
+@pytest.mark.parametrize("method", ["grid", "fourier"])
+def test_every_path_is_e3nns(method):
+    for one in range(4):
+        for two in range(4):
+            for out in range(abs(one - two), min(one + two, 3) + 1):
+                tp = GauntTensorProduct(f"1x{one}e", f"1x{two}e", f"1x{out}e", method, odd_paths=True)
+                x, y = torch.eye(2 * one + 1), torch.eye(2 * two + 1)
+                got = tp(x[:, None], y[None]) / (2 * out + 1) ** 0.5
+                want = o3.wigner_3j(one, two, out)
+                sign = (got * want).sum().sign()
+                assert (got - sign * want).abs().max() < 1e-12, (one, two, out)
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("case", CASES)
+def test_methods_agree_and_are_equivariant(case, layout):
+    *irreps, odd = CASES[case]
+    layers = [drawn(GauntTensorProduct(*irreps, method, odd, layout=layout)) for method in ("grid", "fourier")]
+    x, y = rows(layers[0], 4)
+    x.requires_grad_()
+    values = [layer(x, y) for layer in layers]
+    slopes = [torch.autograd.grad(z.square().sum(), x)[0] for z in values]
+    for one, other in (values, slopes):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    if layout == "mul_ir":
+        tp = layers[0]
+        turned = tp(x @ turn(tp.irreps_in1), y @ turn(tp.irreps_in2))
+        torch.testing.assert_close(turned, values[0] @ turn(tp.irreps_out), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_results_have_unit_variance(case):
+    *irreps, odd = CASES[case]
+    tp = GauntTensorProduct(*irreps, odd_paths=odd, internal_weights=None)
+    square = tp(*rows(tp, 4000)).square().mean(0)
+    assert (square - 1).abs().max() < 0.35 and abs(square.mean() - 1) < 0.03
+
+
+def test_weights_scale_their_degrees_and_may_be_of_every_row():
+    tp = GauntTensorProduct(*CASES["cross"][:3], odd_paths=True, internal_weights=False)
+    assert tp.weight_numel == 2 * (3 * 1 + 2 * 2 + 4 * 2) and tp.weight is None
+    x, y = rows(tp, 5)
+    weight = torch.randn(5, tp.weight_numel)
+    each = torch.cat([tp(x[n:n + 1], y[n:n + 1], weight[n]) for n in range(5)])
+    torch.testing.assert_close(tp(x, y, weight), each, rtol=1e-12, atol=1e-12)
+    weight[:, 3 + 4:3 + 4 + 2] = 0  # product, degree 0e of the result
+    assert tp(x, y, weight)[:, :2].abs().max() == 0
+    with pytest.raises(ValueError, match=r"weight must be \[30\] or \[..., 30\] where .* is False, got None"):
+        tp(x, y)
+    with pytest.raises(ValueError, match="weight must be None, got"):
+        GauntTensorProduct(*CASES["natural"][:3])(*[torch.zeros(1, 27)] * 2, weight)
+
+
+def test_second_derivatives():
+    *irreps, odd = CASES["cross"]
+    for method in ("grid", "fourier"):
+        tp = GauntTensorProduct(*irreps, method, odd, internal_weights=False)
+        inputs = [t.requires_grad_() for t in (*rows(tp, 2), torch.randn(tp.weight_numel))]
+        assert torch.autograd.gradgradcheck(tp, inputs, fast_mode=True)
+
+
+def test_leading_dimensions_empty_rows_and_no_channels():
+    tp = GauntTensorProduct("2x0e+2x1o", "1x0e+1x1o", "2x0e+2x1o")
+    x, y = torch.randn(3, 1, 8), torch.randn(4, 4)
+    assert tp(x, y).shape == (3, 4, 8)
+    torch.testing.assert_close(tp(x, y)[1, 2], tp(x[1, 0], y[2]))
+    assert tp(torch.zeros(0, 8), torch.zeros(0, 4)).shape == (0, 8)
+    assert tp(torch.zeros(0, 5, 8), torch.zeros(4)).shape == (0, 5, 8)
+    none = GauntTensorProduct("0x0e+0x1o", "1x0e+1x1o", "0x0e+0x1o")
+    assert none(torch.zeros(3, 0), torch.zeros(3, 4)).shape == (3, 0)
+    assert GauntTensorProduct("2x0e", "2x0e", "")(torch.zeros(3, 2), torch.zeros(3, 2)).shape == (3, 0)
+    scalar = GauntTensorProduct("2x0e", "2x0e", "2x0e", internal_weights=None)
+    torch.testing.assert_close(scalar(*[torch.full((1, 2), 3.0)] * 2), torch.full((1, 2), 9.0))
+
+
+@pytest.mark.parametrize("method", ["grid", "fourier"])
+def test_layers_are_copied_cast_and_compiled(method):
+    tp = drawn(GauntTensorProduct("2x0e+2x1o", "2x0e+2x1o", "2x0e+2x1o+2x1e", method, odd_paths=True))
+    x, y = rows(tp, 3)
+    for twin in (copy.deepcopy(tp), pickle.loads(pickle.dumps(tp))):
+        assert torch.equal(twin(x, y), tp(x, y))
+    if method == "grid":  # no compiler has complex numbers
+        whole = torch.compile(tp, backend="eager", fullgraph=True)
+        torch.testing.assert_close(whole(x, y), tp(x, y))
+    single = copy.deepcopy(tp).to(torch.float32)
+    torch.testing.assert_close(single(x.float(), y.float()).double(), tp(x, y), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("irreps, options, message", [
+    (("2x0e+1x1o", "1x0e", "2x0e"), {}, r"irreps_in1 must have one multiplicity, got 2x0e\+1x1o; put an"),
+    (("2x0e+2x0e", "1x0e", "2x0e"), {}, "irreps_in1 must hold each irrep once, got"),
+    (("2x0e", "3x0e", "2x0e"), {}, "irreps_in2 must have the 2 channels of irreps_in1, or 1, got 3"),
+    (("2x0e", "1x0e", "3x0e"), {}, "irreps_out must have 2 channels as the inputs, got 3x0e"),
+    (("1x1o", "1x1o", "1x1e"), {}, "even l1 .* l2 .* l3, .* got 1e; pass odd_paths=True"),
+    (("1x1o", "1x1o", "1x1o"), {"odd_paths": True}, "reachable from 1x1o x 1x1o, got 1o; drop it"),
+    (("1x1o", "1x1o", "1x0e"), {"method": "fft"}, "method must be one of .*, got 'fft'"),
+    (("1x2e", "1x2e", "1x2e"), {"grid": (3, 7)}, "grid: a product of degrees 2 x 2 kept to 2 must have at least 4 x 7"),
+    (("1x1o", "1x1o", "1x0e"), {"layout": "mul"}, "layout must be one of .*, got 'mul'"),
+])
+def test_errors(irreps, options, message):
+    with pytest.raises(ValueError, match=message):
+        GauntTensorProduct(*irreps, **options)
+
+
+def test_errors_of_calls():
+    tp = GauntTensorProduct("2x0e+2x1o", "1x0e+1x1o", "2x0e")
+    with pytest.raises(ValueError, match=r"GauntTensorProduct: y must be \[..., 4\], got \[3, 5\]"):
+        tp(torch.zeros(3, 8), torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="leading dimensions of x and y must broadcast"):
+        tp(torch.zeros(3, 8), torch.zeros(2, 4))
+    with pytest.raises(NotImplementedError, match="torch.jit.script is not supported"):
+        torch.jit.script(tp)
+
+
+@pytest.mark.parametrize("grid", ["gauss", "lebedev", (6, 12)])
+def test_grids_give_the_same(grid):
+    x, y = torch.randn(2, 3, 27)
+    plain = GauntTensorProduct(NATURAL, NATURAL, NATURAL)
+    other = GauntTensorProduct(NATURAL, NATURAL, NATURAL, grid=grid)
+    torch.testing.assert_close(other(x, y), plain(x, y), rtol=1e-12, atol=1e-12)
+
+
+# ---- many bodies
+
+MANY = {"natural": ("2x0e+2x1o+2x2e", "2x0e+2x1o"), "no_parity": ("2x0e+2x1e", "2x2e+2x0e+2x1e"),
+        "mixed": ("2x0e+2x1o+2x1e", "2x0e+2x0o+2x1e+2x2o")}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_many_bodies_are_equivariant_and_normalised(case):
+    many = GauntManyBody(*MANY[case], 3)
+    x = torch.randn(4000, many.irreps_in.dim)
+    with torch.no_grad():
+        for n in range(3):  # a power by itself
+            many.weight.zero_()
+            many.weight.unflatten(1, (3, -1))[:, n] = 1
+            square = many(x).square().mean(0)
+            assert abs(square.mean() - 1 / 3) < 0.03 if n else set((square * 3).round().tolist()) <= {0.0, 1.0}
+        drawn(many)
+        x = x[:3]
+        turned = many(x @ turn(many.irreps_in))
+        torch.testing.assert_close(turned, many(x) @ turn(many.irreps_out), rtol=1e-11, atol=1e-11)
+
+
+def test_a_power_is_a_repeated_product():
+    many = GauntManyBody("1x0e+1x1o", "1x0e+1x1o", 3)
+    with torch.no_grad():
+        many.weight.zero_()
+        many.weight.unflatten(1, (3, -1))[:, 2] = 1
+    x = torch.randn(5, 4)
+    square = GauntTensorProduct("1x0e+1x1o", "1x0e+1x1o", "1x0e+1x1o+1x2e", internal_weights=None)
+    cube = GauntTensorProduct("1x0e+1x1o+1x2e", "1x0e+1x1o", "1x0e+1x1o", internal_weights=None)
+    gains = [tp._fields[2].spread(tp._plans[0].constants[2].on("cpu")) for tp in (square, cube)]
+    want = cube(square(x, x) / gains[0], x) / gains[1] * many._gains[2].on("cpu")
+    torch.testing.assert_close(many(x), want, rtol=1e-12, atol=1e-12)
+
+
+def test_types_choose_weights():
+    many = drawn(GauntManyBody("2x0e+2x1o", "2x0e+2x1o", 2, num_types=3, layout="ir_mul"))
+    x, types = torch.randn(2, 3, 8), torch.tensor([[0, 2, 2], [1, 0, 2]])
+    whole = many(x, types)
+    for n in range(3):
+        alone = GauntManyBody("2x0e+2x1o", "2x0e+2x1o", 2, layout="ir_mul")
+        alone.load_state_dict({"weight": many.weight[n:n + 1].detach()})
+        torch.testing.assert_close(whole[types == n], alone(x[types == n]))
+    assert many(torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64)).shape == (0, 8)
+    for wrong, message in ((None, r"types must be int64 \[2, 3\], got None; there are 3"),
+                           (types.int(), r"types must be int64 \[2, 3\], got torch.int32 \[2, 3\]")):
+        with pytest.raises(ValueError, match=message):
+            many(x, wrong)
+
+
+def test_second_derivatives_of_powers():
+    many = drawn(GauntManyBody("1x0e+1x1o", "1x0e+1x1o", 3))
+    assert torch.autograd.gradgradcheck(many, torch.randn(2, 4).requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("args, message", [
+    (("1x0e", "1x0e", 0), "correlation must be from 1 to 6, got 0"),
+    (("1x1o", "1x1e", 3), "reachable from powers 1 to 3 of 1x1o by even couplings, got 1e; drop it"),
+    (("2x1o", "1x0e", 2), "irreps_out must have the 2 channels of irreps_in, got 1x0e"),
+])
+def test_errors_of_many_bodies(args, message):
+    with pytest.raises(ValueError, match=f"GauntManyBody: .*{message}"):
+        GauntManyBody(*args)
+    with pytest.raises(ValueError, match="num_types must be at least 1, got 0"):
+        GauntManyBody("1x0e", "1x0e", 1, num_types=0)
+
+
+# ---- edges
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("irreps, lmax, out, odd", [
+    ("2x0e+2x1o+2x2e", 2, "2x0e+2x1o+2x2e", False), ("2x0e+2x1o+2x1e", 3, "2x2e+2x1o+2x1e+2x2o+2x0o", True)])
+def test_edges_are_products_with_harmonics(irreps, lmax, out, odd, layout):
+    edge = drawn(GauntEdgeProduct(irreps, lmax, out, odd, layout=layout))
+    plain = GauntTensorProduct(irreps, edge.irreps_in2, out, odd_paths=odd, layout=layout)
+    plain.load_state_dict(edge.state_dict())
+    x = torch.randn(8, edge.irreps_in1.dim, requires_grad=True)
+    axes = torch.tensor([[0, 1, 0], [0, -2, 0], [3, 0, 0], [0, 0, -1]], dtype=torch.float64)
+    vectors = torch.cat([axes, torch.randn(4, 3)]).requires_grad_()
+
+    def harmonics():
+        y = o3.spherical_harmonics(list(range(lmax + 1)), vectors, True, "component")
+        inner = -2 if layout == "mul_ir" else -1
+        return torch.cat([part.unsqueeze(inner).repeat_interleave(2, inner).flatten(1)
+                          for part in y.split([2 * n + 1 for n in range(lmax + 1)], 1)], 1)
+
+    got, want = edge(x, vectors), plain(x, harmonics())
+    direction = torch.randn_like(want)
+    slopes = [torch.autograd.grad((z * direction).sum(), (x, vectors)) for z in (got, want)]
+    for one, other in ((got, want), *zip(*slopes, strict=True)):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_an_edge_of_length_zero_has_harmonics_of_degree_zero():
+    edge = drawn(GauntEdgeProduct("2x0e+2x1o", 2, "2x0e+2x1o"))
+    plain = GauntTensorProduct("2x0e+2x1o", edge.irreps_in2, "2x0e+2x1o")
+    plain.load_state_dict(edge.state_dict())
+    x, vectors = torch.randn(3, 8), torch.zeros(3, 3, requires_grad=True)
+    y = torch.cat([torch.ones(3, 2), torch.zeros(3, 16)], 1)
+    z = edge(x, vectors)
+    torch.testing.assert_close(z, plain(x, y), rtol=1e-12, atol=1e-12)
+    assert not torch.autograd.grad(z.sum(), vectors)[0].any()
+    assert edge(x[:0], vectors[:0]).shape == (0, 8)
+
+
+def test_edges_take_weights_of_every_edge_and_differentiate_twice():
+    edge = GauntEdgeProduct("1x0e+1x1o", 1, "1x0e+1x1o", internal_weights=False)
+    inputs = [torch.randn(2, n).requires_grad_() for n in (4, 3, edge.weight_numel)]
+    assert torch.autograd.gradgradcheck(edge, inputs, fast_mode=True)
+    x, vectors, weight = inputs
+    torch.testing.assert_close(edge(x, vectors, weight)[1], edge(x[1:], vectors[1:], weight[1])[0])
+    for wrong, message in ((weight[:1], r"weight must be \[6\] or \[2, 6\], got \[1, 6\]"),
+                           (None, r"weight must be \[6\] or")):
+        with pytest.raises(ValueError, match=message):
+            edge(x, vectors, wrong)
+    with pytest.raises(ValueError, match=r"x and vectors must be \[E, 4\] and \[E, 3\], got \[2, 4\] and \[1, 3\]"):
+        edge(x, vectors[:1], weight)
+    with pytest.raises(ValueError, match="lmax_filter must be at least 0, got -1"):
+        GauntEdgeProduct("1x0e", -1, "1x0e")
