@@ -1,6 +1,6 @@
 """Fast kernels for approximately equivariant networks."""
 
-from . import functional, models, nn
+from . import functional, models, nn, symmetry
 from .backend import available, which
 from .convert import convert, restore
 from .functional import gather, segment_sum
@@ -25,5 +25,6 @@ __all__ = [
     "segment_sum",
     "segments",
     "strict",
+    "symmetry",
     "which",
 ]

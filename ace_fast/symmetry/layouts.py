@@ -45,7 +45,12 @@ class Layout:
         axes = {"dim": (self.dim, -1), "nodes": (self.nodes, ()), "order": (self.order, "mul_ir"),
                 "regular": (self.regular, None)}
         more = "".join(f", {name}={value}" for name, (value, usual) in axes.items() if value != usual)
-        return f"Layout({self.irreps if self.kind == 'irreps' else self.kind}{more})"
+        return f"Layout({self.shown}{more})"
+
+    @property
+    def shown(self) -> str:
+        """In a word, or its irreps."""
+        return str(self.irreps) if self.kind == "irreps" else self.kind
 
     def over(self, *nodes: int) -> Layout:
         """The same with these axes running over the nodes."""
