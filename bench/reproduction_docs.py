@@ -49,6 +49,17 @@ def _gates(rows: Sequence[Row]) -> str:
     return ", ".join([*counts, f"r at most {units.digits(largest, 2)}"])
 
 
+def rows_of(name: str, results: Path) -> list[Row]:
+    """What an experiment shows: its rows, and for the sample efficiency those of nbody, which are of 3000 samples."""
+    rows = load(name, results)
+    if name != "samples" or not rows:
+        return rows
+    seeds = {row["seed"] for row in rows}
+    shared = [row | {"version": f"{row['version']}-3000", "settings": row["settings"] | {"train_samples": 3000}}
+              for row in load("nbody", results) if row["version"] in ("strict", "ace") and row["seed"] in seeds]
+    return sorted([*rows, *shared], key=lambda row: row["settings"]["train_samples"])
+
+
 def deciders(rows: Sequence[Row], measure: str, factor: float) -> list[str]:
     """One line for each version and model: test error, equivariance error, gates, best epoch, processor time."""
     lines = [f"| version | model | {measure} | equivariance error | gates of all seeds at the end | best epochs | CPU, "
@@ -162,7 +173,7 @@ def pages(root: Path) -> dict[Path, str]:
         return {}
     text, made = page.read_text(encoding="utf-8"), {}
     for name in EXPERIMENTS:
-        rows, begin = load(name, root / "bench" / "results" / "reproduction"), BEGIN.format(name)
+        rows, begin = rows_of(name, root / "bench" / "results" / "reproduction"), BEGIN.format(name)
         before, found, after = text.partition(begin + "\n")
         _, ended, rest = after.partition(END)
         if not found or not ended or begin in rest:

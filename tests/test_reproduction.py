@@ -136,6 +136,16 @@ def test_tables_have_mean_and_spread_of_the_seeds():
     assert reproduction_docs.spread([1.0, None]) == "–"
 
 
+def test_the_sample_efficiency_takes_the_runs_of_nbody(tmp_path):
+    for name, version, seed, settings in (("nbody", "strict", 42, {}), ("nbody", "strict", 43, {}),
+                                          ("nbody", "schedule", 42, {}), ("samples", "strict-500", 42,
+                                                                          {"train_samples": 500})):
+        reproduction.keep(made(version, seed, 0.005, settings=settings, experiment=name), tmp_path)
+    found = reproduction_docs.rows_of("samples", tmp_path)
+    assert [(row["version"], row["seed"]) for row in found] == [("strict-500", 42), ("strict-3000", 42)]
+    assert len(reproduction_docs.rows_of("nbody", tmp_path)) == 3 and reproduction_docs.rows_of("mocap", tmp_path) == []
+
+
 def test_the_page_follows_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduction_docs, "EXPERIMENTS", {"nbody": experiments.EXPERIMENTS["nbody"]})
     (tmp_path / "docs").mkdir()
