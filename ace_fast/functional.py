@@ -7,6 +7,7 @@ from .kernels.egnn_message import egnn_message
 from .kernels.knn import knn
 from .kernels.radius_graph import edge_vectors, radius_graph
 from .kernels.relaxed_linear import relaxed_linear
+from .kernels.segment_rank import rank_concat, segment_rank
 from .kernels.segment_sum import gather, segment_sum
 from .kernels.spectral_conv import spectral_conv, time_conv
 from .kernels.sphere_product import PointTable, sphere_product, sphere_table
@@ -36,7 +37,9 @@ __all__ = [
     "knn",
     "norm_activation",
     "radius_graph",
+    "rank_concat",
     "relaxed_linear",
+    "segment_rank",
     "segment_sum",
     "spectral_conv",
     "sphere_product",

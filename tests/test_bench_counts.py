@@ -313,6 +313,21 @@ def test_counts_of_knn():
     assert counts.backward("knn", inputs, torch.zeros(7, 2, dtype=torch.int64)) is None
 
 
+def test_counts_of_ranks():
+    inputs = {"score": torch.zeros(7), "ptr": torch.tensor([0, 3, 3, 7]), "seed": torch.zeros(2, dtype=torch.int64),
+              "longest": 4, "tolerance": 0.0}
+    found = torch.zeros(2, 7, dtype=torch.int64), torch.zeros(2, 7, dtype=torch.int64)
+    # 3 and 4 nodes: two comparisons a node of the sort, two operations of neighbours; 7 floats, 6 + 28 integers
+    assert counts.forward("segment_rank", inputs, found) == (7 * 4, 4 * 7 + 8 * 34)
+    assert counts.backward("segment_rank", inputs, found) is None
+    indices = {"rank": found[0], "order": found[1], "ptr": inputs["ptr"]}
+    # x [7, 5], table [4, 3]: 47 floats and the 14 ranks in, 2 x 7 x 8 out; a sum of 42 numbers
+    moved = counts.forward("rank_concat", tensors(x=(7, 5), table=(4, 3)) | indices, torch.zeros(2, 7, 8))
+    assert moved == (0, 4 * (47 + 112) + 8 * 14)
+    assert counts.FLOPS["rank_concat_bwd"](tensors(g=(2, 7, 3)) | indices) == 42
+    assert counts.FLOPS["rank_concat_bwd"](tensors(table=(4, 3)) | indices) == 42
+
+
 def test_counts_of_radius_graph():
     molecules = {"pos": torch.zeros(5, 3), "batch": torch.tensor([0, 0, 0, 2, 2]), "cell": None, "r": 2.0}
     edges = torch.zeros(2, 6, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.int32)
