@@ -9,7 +9,7 @@ from test_cli import TINY, failure
 from ace_fast import report
 from ace_fast.bench import results
 from ace_fast.train import cli, options
-from ace_fast.train.compare import compare, names_of
+from ace_fast.train.compare import compare, deciders_of, models_of
 
 NAMES = ["remul", "strict"]
 
@@ -50,11 +50,32 @@ def test_deciders_are_compared_in_one_command(given, tmp_path, capsys, no_plots)
         compare("nbody", out, NAMES, quiet=True, **given | {"lr": 0.5})
 
 
+def test_models_are_compared_in_one_command(given, tmp_path, capsys, no_plots):
+    names, out = ["segnn-ace", "segnn", "egnn", "gnn"], tmp_path / "models"
+    flags = [text for name, value in given.items() for text in (options.flag(name), str(value))]
+    argv = ["compare", "nbody", "--model", ",".join(names), "--repeats", "1", "--out", str(out), "--quiet", *flags]
+    assert cli.main(argv) == 0
+    assert "egnn" in capsys.readouterr().out
+    (row,) = results.load(out / "compare.json")
+    assert row["workload"] == "nbody_models" and results.versions(row) == names
+    errors = [row[f"{name}_equivariance"] for name in names]
+    assert errors[0] < 1e-5 and errors[1] < 1e-5 and errors[2] < 1e-5 and errors[3] > 1e-2  # the gnn has no symmetry
+    assert all(row[f"{name}_ms"] > 0 and row[f"{name}_model"] == "strict" for name in names)
+    page = (out / "compare.html").read_text()
+    assert "Equivariance error" in page and "segnn-ace" in page and (out / "compare.png").exists()
+    (written, _) = report.write([out / "compare.json"], tmp_path / "page.html")
+    assert "nbody_models" in written.read_text()
+
+
 @pytest.mark.parametrize(("argv", "message"), [
     (["nbody", "--relaxation", "ace,rpl"], "--relaxation must be different names among ace, .*, strict, got ace, rpl"),
     (["nbody", "--relaxation", "ace,ace"], "must be different names among"),
     (["nbody", "--relaxation", ","], "must be different names among .*, got none"),
     (["mocap", "--relaxation", "per"], "must be different names among ace, strict, got per"),
+    (["nbody", "--model", "segnn,egn"], "--model must be different names among segnn, segnn-ace, .*, got segnn, egn"),
+    (["nbody", "--model", "egnn-ace"], "--model must be different names among .*, got egnn-ace"),
+    (["nbody", "--model", "segnn,egnn", "--relaxation", "ace"], "--model must be one model with --relaxation, got"),
+    (["nbody", "--model", "egnn", "--norm", "batch"], "--norm must be none with --model egnn, got batch"),
     (["nbody", "--seeds", "0"], "compare: --seeds must be at least 1, got 0"),
     (["nbody", "--epochs", "0"], "--epochs must be at least 1, got 0"),
 ])
@@ -66,4 +87,6 @@ def test_what_cannot_be_compared_is_said_before_any_work(argv, message, tmp_path
 
 
 def test_names():
-    assert names_of("nbody") == ("ace", "schedule", "rpp", "per", "remul", "strict")
+    assert tuple(deciders_of("nbody")) == ("ace", "schedule", "rpp", "per", "remul", "strict")
+    assert {"segnn", "segnn-ace", "egnn", "gnn"} <= models_of("nbody").keys() >= models_of("qm9").keys() & {"segnn-ace"}
+    assert "egnn-ace" not in models_of("nbody") and "schnet-rpp" in models_of("qm9") and models_of("mocap") == {}

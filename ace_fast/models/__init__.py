@@ -2,10 +2,11 @@
 
 from .balanced import weight_balanced_irreps
 from .egno import EGNO
+from .nbody import NBodyEGNN, NBodyGNN
 from .schnet import SchNet
 from .segnn import SEGNN, SEGNNLayer, nbody_graph, qm9_graph
 from .vn_dgcnn import VNDGCNN, VNDGCNNPartSeg
 from .vn_pointnet import VNPointNet
 
-__all__ = ["EGNO", "SEGNN", "SEGNNLayer", "SchNet", "VNDGCNN", "VNDGCNNPartSeg", "VNPointNet", "nbody_graph",
-           "qm9_graph", "weight_balanced_irreps"]
+__all__ = ["EGNO", "NBodyEGNN", "NBodyGNN", "SEGNN", "SEGNNLayer", "SchNet", "VNDGCNN", "VNDGCNNPartSeg",
+           "VNPointNet", "nbody_graph", "qm9_graph", "weight_balanced_irreps"]

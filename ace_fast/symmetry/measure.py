@@ -59,8 +59,8 @@ def measure(model: Callable[..., Any], batch: Any, group: str | Group = "O(3)", 
         A `Report`, which prints as a table and draws itself (`plot`).
 
     Raises:
-        ValueError: an unknown group or layout, one that is missing or that the group cannot act on, outputs that do not
-            fit, or that are not finite.
+        ValueError: an unknown group or layout, one that is missing or that the group cannot act on, or outputs that do
+            not fit. Errors of outputs that are not finite are NaN.
 
     Example:
         >>> layer = ace_fast.nn.Linear("4x0e + 2x1o", "4x0e + 2x1o")

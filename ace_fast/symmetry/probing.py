@@ -105,10 +105,8 @@ class Probe:
         several = sum(own is not None for own in layouts) > 1
         self.layouts = {i: (f"output {i}" if several else "output", own) for i, own in enumerate(layouts)
                         if own is not None}
-        for i, (name, own) in self.layouts.items():
+        for name, own in self.layouts.values():
             check(self.group, own, f"measure: the layout of {name}")
-            if not self.outputs[i].isfinite().all():
-                raise ValueError(f"measure: {name} must be finite, got NaN or infinity; look at the batch")
         self.places = list(self._places())
 
     def look(self, arrays: Mapping[str, Any], keep: bool = False) -> tuple[list[Tensor | None], dict[str, list[Call]]]:

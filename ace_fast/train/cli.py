@@ -59,7 +59,7 @@ def _parser() -> _Parser:
         add_options(kind, of_group(task.OPTIONS, "data"))
         kind.set_defaults(run=_data)
 
-    compare = commands.add_parser("compare", help="train with several deciders of symmetry and compare them")
+    compare = commands.add_parser("compare", help="train several deciders of symmetry, or models, and compare them")
     kinds = compare.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
     for name, task in TASKS.items():
         _add_comparison(kinds.add_parser(name, help=task.HELP), name, task)
@@ -123,8 +123,13 @@ def _add_task(parser: argparse.ArgumentParser, name: str, task: ModuleType) -> N
 
 def _add_comparison(parser: argparse.ArgumentParser, name: str, task: ModuleType) -> None:
     known = ",".join((*task.RELAXATIONS, "strict"))
-    parser.add_argument("--relaxation", dest="relaxations", default=known, metavar="NAMES",
+    parser.add_argument("--relaxation", dest="relaxations", metavar="NAMES",
                         help=f"deciders, with commas between; strict has no branches (default: {known})")
+    if "model" in task.OPTIONS:
+        names = ", ".join(task.OPTIONS["model"].choices)
+        parser.add_argument("--model", dest="models", default="", metavar="NAMES",
+                            help=f"models, with commas between ({names}), strict, or with a decider as in segnn-ace; "
+                                 "or one model, whose deciders --relaxation names")
     parser.add_argument("--seeds", type=int, default=1, metavar="INT",
                         help="runs of each, seed after seed (default: 1)")
     parser.add_argument("--repeats", type=int, default=15, metavar="INT",
@@ -133,7 +138,8 @@ def _add_comparison(parser: argparse.ArgumentParser, name: str, task: ModuleType
                         help=f"settings to begin with (default: {DEFAULT_PRESET})")
     parser.add_argument("--out", type=Path, help=f"folder of the runs and of the result (default: runs/compare-{name})")
     parser.add_argument("--quiet", action="store_true", help="no progress")
-    add_options(parser, {key: o for key, o in task.OPTIONS.items() if key not in ("relaxed", "relaxation")})
+    own = ("relaxed", "relaxation", "model")
+    add_options(parser, {key: o for key, o in task.OPTIONS.items() if key not in own})
     parser.set_defaults(run=_compare)
 
 
@@ -232,12 +238,25 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from .compare import command_of, compare
+    from .compare import command_of, compare, deciders_of
 
-    names = [name.strip() for name in arguments.relaxations.split(",") if name.strip()]
+    deciders, names = (_listed(getattr(arguments, key, None)) for key in ("relaxations", "models"))
+    given = _given(arguments)
+    models = bool(names) and arguments.relaxations is None
+    if names and not models:
+        if len(names) > 1:
+            raise ValueError(f"compare: --model must be one model with --relaxation, got {', '.join(names)}; name "
+                             "deciders with the models, as in segnn-ace, and leave --relaxation out")
+        given["model"] = names[0]
+    if not models:
+        names = deciders if arguments.relaxations is not None else list(deciders_of(arguments.task))
     out = arguments.out or Path("runs") / f"compare-{arguments.task}"
     how = {name: getattr(arguments, name) for name in ("preset", "seeds", "repeats", "quiet")}
-    compare(arguments.task, out, names, **how, command=command_of(arguments.argv), **_given(arguments))
+    compare(arguments.task, out, names, models=models, **how, command=command_of(arguments.argv), **given)
+
+
+def _listed(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The deciders side by side on one task: error, equivariance error and time of a step; as table, page and rows."""
+"""Deciders, or models, side by side on one task: error, equivariance error, time of a step; table, page and rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FOREVER = 10**9  # steps of the timetables while steps are timed
 
 
 class Outcome(NamedTuple):
-    """One decider: its best checkpoint, of each seed."""
+    """One decider or model: its best checkpoint, of each seed."""
 
     mode: str  # the model that it is about: "strict" or "relaxed"
     test: list[float]
@@ -38,14 +38,28 @@ class Outcome(NamedTuple):
     epochs: list[int]
 
 
-def names_of(task: str) -> tuple[str, ...]:
-    """What can be compared on a task."""
-    return (*find(task).RELAXATIONS, STRICT)
+def deciders_of(task: str) -> dict[str, Config]:
+    """Name -> settings: who decides, and no branches at all."""
+    deciders = {name: {"relaxed": True, "relaxation": name} for name in find(task).RELAXATIONS}
+    return deciders | {STRICT: {"relaxed": False}}
 
 
-def compare(task: str, out: Path, relaxations: Sequence[str], *, preset: str = options.DEFAULT_PRESET, seeds: int = 1,
-            repeats: int = 15, quiet: bool = False, command: str = "", **given: Any) -> dict[str, Any]:
-    """Trains a model with every decider and every seed, times their steps in turn, and writes what came out.
+def models_of(task: str) -> dict[str, Config]:
+    """Name -> settings of a task with several models: strict ("segnn"), or with a decider ("segnn-ace")."""
+    found, models = find(task), {}
+    known = found.OPTIONS["model"].choices if "model" in found.OPTIONS else ()
+    for name in known:
+        models[name] = {"model": name, "relaxed": False}
+        if name in getattr(found, "BRANCHED", known):
+            models |= {f"{name}-{decider}": {"model": name, "relaxed": True, "relaxation": decider}
+                       for decider in found.RELAXATIONS}
+    return models
+
+
+def compare(task: str, out: Path, names: Sequence[str], *, models: bool = False,
+            preset: str = options.DEFAULT_PRESET, seeds: int = 1, repeats: int = 15, quiet: bool = False,
+            command: str = "", **given: Any) -> dict[str, Any]:
+    """Trains a model with every decider, or every model, and every seed, times their steps, and writes what came out.
 
     Runs lie in `out`/NAME-SEED; finished ones are used again, others continued. Each is judged by the checkpoint that
     is best on validation data, of the model that the decider is about: strict, or with its branches.
@@ -53,7 +67,7 @@ def compare(task: str, out: Path, relaxations: Sequence[str], *, preset: str = o
     Args:
         task: "nbody", or another one.
         out: folder of the runs, compare.json (rows for `ace-fast report`), compare.html and compare.png.
-        relaxations: of `names_of(task)`.
+        names: of `deciders_of(task)`, or with `models` of `models_of(task)`.
         seeds: runs of each, with the seeds `seed`, `seed` + 1, ...
         repeats: rounds of timing.
         command: that measures it again.
@@ -67,28 +81,29 @@ def compare(task: str, out: Path, relaxations: Sequence[str], *, preset: str = o
         FileExistsError: `out` holds a run with other settings.
     """
     found = find(task)
-    configs = _configs(task, relaxations, preset, seeds, repeats, given)
+    configs = _configs(task, names, models, preset, seeds, repeats, given)
     for config in itertools.chain(*configs.values()):
         check_device(config)
     out.mkdir(parents=True, exist_ok=True)
     outcomes = {name: _trained(task, preset, name, runs, out, quiet) for name, runs in configs.items()}
     first = {name: runs[0] for name, runs in configs.items()}
     timings, noise = _timed(found, first, repeats)
-    row = _row(task, first, outcomes, timings, noise, command)
+    row = _row(f"{task}_{'models' if models else 'relaxation'}", first, outcomes, timings, noise, command)
     from ..bench import results
 
     results.write(out / "compare.json", [row])
-    title = f"{found.TITLE}: deciders"
-    _draw(title, out, row, configs, timings, found.BEST is min)
+    title = f"{found.HELP}: models" if models else f"{found.TITLE}: deciders"
+    _draw(title, out, row, configs, timings, found.BEST is min, models)
     _show(title, out, outcomes, timings)
     return row
 
 
 def _draw(title: str, out: Path, row: Mapping[str, Any], configs: Mapping[str, list[Config]],
-          timings: Mapping[str, Any], log: bool) -> None:
+          timings: Mapping[str, Any], log: bool, models: bool) -> None:
     """compare.html and compare.png: the runs' own numbers, the time of a step as timed in turn."""
     runs = [(name, Run(_folder(out, name, config))) for name, seeds in configs.items() for config in seeds]
-    entries = [entry(run, out) | {"ms": timings[name].median} for name, run in runs]
+    entries = [entry(run, out) | {"ms": timings[name].median} | ({"group": name} if models else {})
+               for name, run in runs]
     drawn = comparison.charts(entries, log)
     made = {key: row[key] for key in ("epochs", "seeds", "case", "device_name", "threads", "torch", "revision")}
     lead = f"Steps were timed in turn on one machine; the noise of their times is {units.percent(row['noise'])}."
@@ -100,22 +115,21 @@ def _folder(out: Path, name: str, config: Config) -> Path:
     return out / f"{name}-{config['seed']}"
 
 
-def _configs(task: str, relaxations: Sequence[str], preset: str, seeds: int, repeats: int,
+def _configs(task: str, names: Sequence[str], models: bool, preset: str, seeds: int, repeats: int,
              given: Mapping[str, Any]) -> dict[str, list[Config]]:
     """The settings of every run, all checked."""
-    known = names_of(task)
-    wrong = [name for name in relaxations if name not in known]
-    if wrong or not relaxations or len(set(relaxations)) < len(relaxations):
-        raise ValueError(f"compare: --relaxation must be different names among {', '.join(known)}, got "
-                         f"{', '.join(relaxations) or 'none'}")
+    known = models_of(task) if models else deciders_of(task)
+    if not names or any(name not in known for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"compare: {'--model' if models else '--relaxation'} must be different names among "
+                         f"{', '.join(known) or 'none'}, got {', '.join(names) or 'none'}")
     for name, value in (("seeds", seeds), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"compare: --{name} must be at least 1, got {value}")
     first = given.get("seed", find(task).OPTIONS["seed"].default)
     configs: dict[str, list[Config]] = {}
-    for name in relaxations:
-        own = {key: value for key, value in given.items() if key != "mode" or name == "ace"}
-        own |= {"relaxed": False} if name == STRICT else {"relaxed": True, "relaxation": name}
+    for name in names:
+        own = {key: value for key, value in given.items() if key != "mode" or known[name].get("relaxation") == "ace"}
+        own |= known[name]
         configs[name] = [options.make_config(find(task), preset, own | {"seed": first + i}) for i in range(seeds)]
     return configs
 
@@ -132,7 +146,7 @@ def _trained(task: str, preset: str, name: str, configs: list[Config], out: Path
 
 
 def _timed(task: Any, configs: Mapping[str, Config], repeats: int) -> tuple[dict[str, Any], float]:
-    """Milliseconds of a training step of every decider, in turn, and the noise: one of them timed twice."""
+    """Milliseconds of a training step of each, in turn, and the noise: one of them timed twice."""
     from ..bench import timing
 
     config = next(iter(configs.values()))
@@ -140,11 +154,13 @@ def _timed(task: Any, configs: Mapping[str, Config], repeats: int) -> tuple[dict
     print("timing the steps in turn ...", file=sys.stderr, flush=True)
     data = task.load(config, "train")
     facts = task.facts(data)
-    training = task.Training(config, facts, data)
-    batches = list(itertools.islice(iter(training.batches), _BATCHES))
-    steps = {name: _step(task, own, facts, training, batches) for name, own in configs.items()}
+    prepared = {own.get("model"): task.Training(own, facts, data) for own in configs.values()}
+    trainings = {name: prepared[own.get("model")] for name, own in configs.items()}
+    batches = {kind: list(itertools.islice(iter(training.batches), _BATCHES)) for kind, training in prepared.items()}
+    steps = {name: _step(task, own, facts, trainings[name], batches[own.get("model")])
+             for name, own in configs.items()}
     first = next(iter(steps))
-    again = {"again": _step(task, configs[first], facts, training, batches)}
+    again = {"again": _step(task, configs[first], facts, trainings[first], batches[configs[first].get("model")])}
     found = timing.interleaved(steps | again, config["device"], repeats, burst=3)
     return found, timing.noise(found[first], found["again"])
 
@@ -171,13 +187,13 @@ def _step(task: Any, config: Config, facts: dict[str, Any], training: Any, batch
     return step
 
 
-def _row(task: str, configs: Mapping[str, Config], outcomes: Mapping[str, Outcome], timings: Mapping[str, Any],
+def _row(workload: str, configs: Mapping[str, Config], outcomes: Mapping[str, Outcome], timings: Mapping[str, Any],
          noise: float, command: str) -> dict[str, Any]:
-    """One flat row, the deciders as its versions."""
+    """One flat row, the deciders or models as its versions."""
     from ..bench import machine
 
     config = next(iter(configs.values()))
-    row: dict[str, Any] = {"workload": f"{task}_relaxation", "case": f"batch{config['batch_size']}",
+    row: dict[str, Any] = {"workload": workload, "case": f"batch{config['batch_size']}",
                            "device": config["device"], "dtype": config["dtype"], "epochs": config["epochs"],
                            "seeds": len(next(iter(outcomes.values())).test), "noise": noise}
     for name, one in outcomes.items():

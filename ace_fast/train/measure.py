@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..symmetry import Element, act, group, layout, random_o3
+from ..symmetry import Element, act, group, layout, measure, random_o3
 
 SEED = 7  # of the rotations and of what else is drawn: the same in every run, so that curves can be compared
 _O3 = group("O(3)")
+
+
+def equivariance(said: Callable[..., Tensor], vectors: Any, draws: int, output: str, graphs: Tensor | str) -> float:
+    """The mean relative error under O(3) of what a model says of vectors, always with the same draws.
+
+    Args:
+        said: vectors -> what the model says of them.
+        vectors: its arguments, [..., 3] each.
+        draws: elements of O(3), for each graph its own.
+        output: "vector" or "scalar".
+        graphs: of the nodes, or "samples" (`ace_fast.symmetry.measure`).
+    """
+    layouts = ["vector"] * (1 if isinstance(vectors, Tensor) else len(vectors))
+    found = measure(said, vectors, "O(3)", layouts=layouts, output=output, draws=draws, seed=SEED, graphs=graphs)
+    return found.relative
 
 
 def rotations(count: int) -> Tensor:

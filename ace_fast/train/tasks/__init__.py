@@ -8,6 +8,7 @@ A task module defines
     CURVES                                whether a finished run's best checkpoint is measured once more, with curves
     EQUIVARIANCE                          what the equivariance error is, as the label of its axis
     RELAXATIONS                           what --relaxation may be
+    BRANCHED                              which of its models have branches, where not all
     for_data(given)                       settings for `ace-fast data`
     load(config, split, quiet)            the data of "train", "valid" or "test"
     facts(data)                           what model and predictions need to know of the training data, as JSON

@@ -18,7 +18,7 @@ from ...data.shapefile import has_validation
 from ...report.chart import Bar, Bars, Chart, Lines, Series
 from ...symmetry import random_o3
 from .. import plots as draw
-from ..measure import SEED, rotations
+from ..measure import SEED, equivariance
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
@@ -202,7 +202,6 @@ class Evaluation:
         self._splits = {name: self._drawn(data, config["test_rotation"], config["drop"]) for name, data in
                         splits.items()}
         self._plain = self._splits["test"][0][0]  # [B, N, 3]
-        self._rotations = rotations(config["rotations"]).to(self._plain)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Accuracies over clouds and over classes, and the equivariance error: logits must not change."""
@@ -237,10 +236,9 @@ class Evaluation:
         return accuracies(found.cpu(), labels.cpu(), self._classes)
 
     def _equivariance(self, model: nn.Module) -> float:
-        """Mean over draws g of ||f(g x) - f(x)|| / ||f(x)|| for the logits f."""
-        plain = self.probe(model)
-        errors = [(_logits(model, self._plain @ r.T) - plain).norm() / plain.norm() for r in self._rotations]
-        return float(torch.stack(errors).double().mean())
+        """Mean over draws of ||f(g x) - f(x)|| / ||f(x)|| for the logits f, g an element of O(3) a cloud."""
+        return equivariance(lambda points: _logits(model, points), self._plain, self._config["rotations"], "scalar",
+                            "samples")
 
 
 def _logits(model: nn.Module, points: Tensor) -> Tensor:

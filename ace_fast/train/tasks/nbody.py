@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from ...data import Batch, Batcher, FlatDataset, NBodySettings, nbody
 from ...graph import Graph, Segments, segments
-from ...models.segnn import SEGNN, nbody_graph
+from ...models.segnn import nbody_graph
 from ...report.chart import Chart, Lines
 from .. import plots as draw
-from ..measure import rotations, turned
+from ..measure import equivariance, turned
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, flag
 from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
 from ..progress import data_progress
+from .nbody_models import INPUTS, MODELS, check_model
 
 TITLE = "ACE-SEGNN on charged N-body"
 HELP = "SEGNN on charged N-body trajectories"
@@ -32,6 +33,7 @@ BEST = min  # of the measure on validation data
 CURVES = False  # the last epoch says all
 EQUIVARIANCE = "||f(gx) - g f(x)|| / ||f(x)||"
 RELAXATIONS = ("ace", "schedule", "rpp", "per", "remul")
+BRANCHED = ("segnn",)
 
 # The defaults are the preset "demo"; the other presets change them.
 OPTIONS: Options = {
@@ -46,10 +48,12 @@ OPTIONS: Options = {
     "frame_from": Option("data", 30, "frame that is the input", least=0),
     "frame_to": Option("data", 40, "frame whose positions are predicted", least=0),
     "train_samples": Option("data", 3_000, "training trajectories used, the first ones", least=1),
+    "model": Option("model", "segnn", "what is trained: SEGNN; EGNN; a network that is not equivariant; all but segnn "
+                    "need --strict", tuple(MODELS)),
     "layers": Option("model", 4, "message-passing layers", least=1),
-    "hidden": Option("model", 64, "hidden width H, even: H/2 scalars and H/2 vectors", least=2),
-    "lmax_attr": Option("model", 1, "largest degree of the edge and node attributes", least=1, most=6),
-    "norm": Option("model", "none", "normalisation after each layer", ("none", "batch", "instance")),
+    "hidden": Option("model", 64, "hidden width H; for segnn even: H/2 scalars and H/2 vectors", least=2),
+    "lmax_attr": Option("model", 1, "segnn: largest degree of the edge and node attributes", least=1, most=6),
+    "norm": Option("model", "none", "segnn: normalisation after each layer", ("none", "batch", "instance")),
     "relaxed": RELAXED,
     **OPTIMISATION,
     "batch_size": Option("optimisation", 100, "trajectories per step", least=1),
@@ -75,7 +79,6 @@ PRESET_HELP = {
     "original_code": "as paper, with Adam on gammas and multipliers as the authors' scripts",
 }
 
-INPUTS = "2x1o + 1x0e"  # position, velocity, speed
 EDGE_ATTRIBUTES = ("edge_attr", "additional_message_features")
 _CHUNK = 500  # graphs per forward
 _PROBE = 50  # graphs that the equivariance error and the branch ratios are measured on
@@ -83,8 +86,7 @@ _PROBE = 50  # graphs that the equivariance error and the branch ratios are meas
 
 def check(config: Config) -> None:
     """Raises ValueError where settings do not fit together."""
-    if config["hidden"] % 2:
-        raise ValueError(f"train: {flag('hidden')} must be even, got {config['hidden']}")
+    check_model(config)
     if config["train_samples"] > config["num_train"]:
         raise ValueError(
             f"train: {flag('train_samples')} must be at most the {config['num_train']} training trajectories, got "
@@ -103,22 +105,8 @@ def for_data(given: Mapping[str, Any]) -> Config:
 
 
 def build_model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
-    """The SEGNN of a config, with fresh weights drawn from torch's generator."""
-    half = config["hidden"] // 2
-    attributes = " + ".join(f"1x{l}{'eo'[l % 2]}" for l in range(config["lmax_attr"] + 1))
-    return SEGNN(
-        INPUTS,
-        f"{half}x0e + {half}x1o",
-        "1x1o",  # the displacement
-        attributes,
-        attributes,
-        config["layers"],
-        norm=None if config["norm"] == "none" else config["norm"],
-        task="node",
-        additional_message_irreps="2x0e",  # distance, product of the charges
-        relaxed=config["relaxed"],
-        backend=config["backend"],
-    )
+    """The model of a config, with fresh weights drawn from torch's generator."""
+    return MODELS[config["model"]](config)
 
 
 def load(config: Config, split: str, quiet: bool = True) -> FlatDataset:
@@ -228,11 +216,8 @@ class Evaluation:
         self.fixed = {"baseline": linear_baseline(test, _interval(config))}
         self._forward = Forward()
         self._splits = {name: _batches(data, config) for name, data in (("valid", valid), ("test", test))}
-        probe = test.subset(range(min(_PROBE, len(test))))
-        dtype = getattr(torch, config["dtype"])
-        self._rotations = rotations(config["rotations"]).to(config["device"], dtype)
-        self._copies = [_rotated(probe, r.cpu(), config) for r in self._rotations]
-        (self._plain,) = _batches(probe, config)
+        self._config, self._probe = config, test.subset(range(min(_PROBE, len(test))))
+        (self._plain,) = _batches(self._probe, config)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Mean squared errors and the equivariance error."""
@@ -248,13 +233,17 @@ class Evaluation:
         return float(total / sum(b.target.numel() for b in batches))
 
     def _equivariance(self, model: nn.Module) -> float:
-        """Mean over draws g of ||f(g x) - g f(x)|| / ||f(x)|| for the displacements f."""
-        plain = self.probe(model)
-        errors = []
-        for rotation, copy in zip(self._rotations, self._copies, strict=True):
-            turned = self._forward(model, copy) - copy.pos
-            errors.append((turned - plain @ rotation.T).norm() / plain.norm())
-        return float(torch.stack(errors).double().mean())
+        """Mean over draws of ||f(g x) - g f(x)|| / ||f(x)|| for the displacements f, g an element of O(3) a graph."""
+        data = self._probe
+
+        def displacements(pos: Tensor, vel: Tensor) -> Tensor:
+            moved = FlatDataset(data.node | {"pos": pos, "vel": vel}, data.node_offsets, data.edge_index,
+                                data.edge_offsets, check=False)
+            (batch,) = _batches(moved, self._config)  # attributes of the turned inputs
+            return self._forward(model, batch) - batch.pos
+
+        return equivariance(displacements, (data.node["pos"], data.node["vel"]), self._config["rotations"], "vector",
+                            self._plain.batch)
 
 
 def linear_baseline(data: FlatDataset, time: float) -> float:
@@ -270,14 +259,6 @@ def _interval(config: Config) -> float:
 def _batches(data: FlatDataset, config: Config) -> list[Batch]:
     prepared = with_attributes(data, config)
     return [prepared.batch(range(i, min(i + _CHUNK, len(data)))) for i in range(0, len(data), _CHUNK)]
-
-
-def _rotated(data: FlatDataset, rotation: Tensor, config: Config) -> Batch:
-    """`data` turned by `rotation` [3, 3], attributes computed from the turned inputs."""
-    node = dict(data.node) | {name: data.node[name] @ rotation.T for name in ("pos", "vel")}
-    turned = FlatDataset(node, data.node_offsets, data.edge_index, data.edge_offsets, check=False)
-    (batch,) = _batches(turned, config)
-    return batch
 
 
 def summary(latest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[str, str]]:

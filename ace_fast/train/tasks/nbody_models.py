@@ -1,0 +1,56 @@
+"""The models that the N-body task trains; all read the graph that `nbody_graph` makes and say displacements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ...models.nbody import NBodyEGNN, NBodyGNN
+from ...models.segnn import SEGNN
+from ..options import Config, flag
+
+INPUTS = "2x1o + 1x0e"  # position, velocity, speed
+
+
+def _segnn(config: Config) -> SEGNN:
+    half = config["hidden"] // 2
+    attributes = " + ".join(f"1x{l}{'eo'[l % 2]}" for l in range(config["lmax_attr"] + 1))
+    return SEGNN(
+        INPUTS,
+        f"{half}x0e + {half}x1o",
+        "1x1o",  # the displacement
+        attributes,
+        attributes,
+        config["layers"],
+        norm=None if config["norm"] == "none" else config["norm"],
+        task="node",
+        additional_message_irreps="2x0e",  # distance, product of the charges
+        relaxed=config["relaxed"],
+        backend=config["backend"],
+    )
+
+
+def _egnn(config: Config) -> NBodyEGNN:
+    return NBodyEGNN(config["layers"], config["hidden"], backend=config["backend"])
+
+
+def _gnn(config: Config) -> NBodyGNN:
+    return NBodyGNN(config["layers"], config["hidden"], backend=config["backend"])
+
+
+MODELS: dict[str, Callable[[Config], nn.Module]] = {"segnn": _segnn, "egnn": _egnn, "gnn": _gnn}
+
+
+def check_model(config: Config) -> None:
+    """Raises ValueError where settings do not fit the model."""
+    name = config["model"]
+    if name == "segnn":
+        if config["hidden"] % 2:
+            raise ValueError(f"train: {flag('hidden')} must be even, got {config['hidden']}")
+        return
+    if config["relaxed"]:
+        raise ValueError(f"train: --relaxed must be off with --model {name}, which has no branches, got it on; pass "
+                         "--strict")
+    if config["norm"] != "none":
+        raise ValueError(f"train: --norm must be none with --model {name}, got {config['norm']}")
