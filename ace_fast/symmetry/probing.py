@@ -51,6 +51,18 @@ def recording(layers: Mapping[str, nn.Module], keep: bool) -> Iterator[dict[str,
             handle.remove()
 
 
+def generator_state() -> tuple[Tensor, list[Tensor]]:
+    """Of torch's generators, of the CPU and of CUDA where that is in use."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def set_generators(state: tuple[Tensor, list[Tensor]]) -> None:
+    """As `generator_state` said."""
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
 @contextmanager
 def untouched(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Evaluation mode; afterwards training modes, buffers, gradients and the state of every generator as before."""
@@ -58,27 +70,26 @@ def untouched(modules: Sequence[nn.Module]) -> Iterator[None]:
     gradients = [(p, p.grad) for root in modules for p in root.parameters()]
     buffers = [(m, name, b, b.clone()) for root in modules for m in root.modules()
                for name, b in m.named_buffers(recurse=False)]
-    devices = sorted({p.device.index or 0 for p, _ in gradients if p.device.type == "cuda"})
-    numbers, python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            for root in modules:
-                root.eval()
-            for p, _ in gradients:
-                p.grad = None
-            yield
-        finally:
-            for m, mode in training:
-                m.training = mode
-            for p, gradient in gradients:
-                p.grad = gradient
-            with torch.no_grad():
-                for m, name, b, before in buffers:
-                    m._buffers[name] = b
-                    if not torch.equal(b, before):
-                        b.copy_(before)
-            np.random.set_state(numbers)
-            random.setstate(python)
+    states = generator_state(), np.random.get_state(), random.getstate()
+    try:
+        for root in modules:
+            root.eval()
+        for p, _ in gradients:
+            p.grad = None
+        yield
+    finally:
+        for m, mode in training:
+            m.training = mode
+        for p, gradient in gradients:
+            p.grad = gradient
+        with torch.no_grad():
+            for m, name, b, before in buffers:
+                m._buffers[name] = b
+                if not torch.equal(b, before):
+                    b.copy_(before)
+        set_generators(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 class Place(NamedTuple):
@@ -96,7 +107,7 @@ class Probe:
 
     def __init__(self, model: Any, inputs: Inputs, root: nn.Module | None, output: Any, layers: Any) -> None:
         self.model, self.inputs, self.group, self.rows = model, inputs, inputs.group, inputs.rows
-        self._state = torch.get_rng_state()
+        self._state = generator_state()
         self.layers = chosen(root, model, layers)
         self.demanded = tuple(layers or ())
         self.outputs, self.calls = self.look(inputs.floats(), keep=True)
@@ -111,7 +122,7 @@ class Probe:
 
     def look(self, arrays: Mapping[str, Any], keep: bool = False) -> tuple[list[Tensor | None], dict[str, list[Call]]]:
         """The model's outputs for other arrays, and its layers' calls."""
-        torch.set_rng_state(self._state)
+        set_generators(self._state)
         with recording({name: module for name, (module, _) in self.layers.items()}, keep) as calls:
             return tensors_of(self.inputs.call(self.model, arrays)), calls
 
