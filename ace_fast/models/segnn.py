@@ -8,10 +8,20 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..graph import Graph, Segments
-from ..nn import BatchNorm, InstanceNorm, O3TensorProduct, O3TensorProductSwishGate
+from ..nn import (
+    BatchNorm,
+    InstanceNorm,
+    O3GauntProduct,
+    O3GauntProductSwishGate,
+    O3TensorProduct,
+    O3TensorProductSwishGate,
+)
 from ..nn.gates import Seen, add_gates
 from ..nn.norm import graph_segments
 from .branches import Branched
+
+PRODUCTS = {"clebsch_gordan": (O3TensorProduct, O3TensorProductSwishGate),
+            "gaunt": (O3GauntProduct, O3GauntProductSwishGate)}
 
 
 def _width(name: str, value: Tensor, rows: int, width: int) -> None:
@@ -34,6 +44,7 @@ class SEGNNLayer(nn.Module):
         norm: None (or "none"), "batch" or "instance".
         additional_message_irreps: of e_ij, or None.
         relaxed: has the branches `lin_noneq1`, `lin_noneq2` and the `gammas`.
+        product: as in `SEGNN`.
         backend: which implementation of the operators runs.
 
     Attributes:
@@ -41,7 +52,7 @@ class SEGNNLayer(nn.Module):
     """
 
     def __init__(self, input_irreps, hidden_irreps, output_irreps, edge_attr_irreps, node_attr_irreps, norm=None,
-                 additional_message_irreps=None, *, relaxed=False, backend="auto"):
+                 additional_message_irreps=None, *, relaxed=False, product="clebsch_gordan", backend="auto"):
         super().__init__()
         inputs, hidden, output = (o3.Irreps(i) for i in (input_irreps, hidden_irreps, output_irreps))
         if not inputs == hidden == output:
@@ -53,10 +64,12 @@ class SEGNNLayer(nn.Module):
         message = (2 * hidden + self.additional_irreps).simplify()
         update = (2 * hidden).simplify()
         options = {"backend": backend}
-        self.message_layer_1 = O3TensorProductSwishGate(message, hidden, self.edge_attr_irreps, **options)
-        self.message_layer_2 = O3TensorProductSwishGate(hidden, hidden, self.edge_attr_irreps, **options)
-        self.update_layer_1 = O3TensorProductSwishGate(update, hidden, self.node_attr_irreps, **options)
-        self.update_layer_2 = O3TensorProduct(hidden, hidden, self.node_attr_irreps, **options)
+        plain, gated = PRODUCTS[product]
+        self.product = product
+        self.message_layer_1 = gated(message, hidden, self.edge_attr_irreps, **options)
+        self.message_layer_2 = gated(hidden, hidden, self.edge_attr_irreps, **options)
+        self.update_layer_1 = gated(update, hidden, self.node_attr_irreps, **options)
+        self.update_layer_2 = plain(hidden, hidden, self.node_attr_irreps, **options)
         if relaxed:
             d = hidden.dim
             self.lin_noneq1 = _branch_of(2 * d, d)
@@ -100,14 +113,15 @@ class SEGNNLayer(nn.Module):
     def message(self, x: Tensor, graph: Graph, edge_attr: Tensor, additional: Tensor | None) -> Tensor:
         """The sum of the messages that arrive at each node, [N, D]."""
         one, two = self.message_layer_1, self.message_layer_2
-        if self.message_norm is None:
+        if self.message_norm is None and self.product == "clebsch_gordan":
             return functional.steerable_message(
                 x, edge_attr, graph, one.tp.weight, one.table, two.tp.weight, two.table, extra=additional,
                 bias1=one.biases, bias2=two.biases, gate1=one.gate_table, gate2=two.gate_table, backend=self.backend)
-        # batch norm takes its statistics from the messages of all edges, so they must exist
+        # batch norm takes its statistics from the messages of all edges, so they must exist; Gaunt products make them
         ends = [functional.gather(x, s, backend=self.backend) for s in (graph.targets, graph.sources)]
         message = torch.cat(ends if additional is None else [*ends, additional], 1)  # [E, 2 D + F]
-        message = self.message_norm(two(one(message, edge_attr), edge_attr))
+        message = two(one(message, edge_attr), edge_attr)
+        message = message if self.message_norm is None else self.message_norm(message)
         return functional.segment_sum(message, graph.targets, backend=self.backend)
 
     def update(self, message: Tensor, x: Tensor, node_attr: Tensor) -> Tensor:
@@ -150,6 +164,7 @@ class SEGNN(Branched):
         task: "graph" (one output a graph) or "node".
         additional_message_irreps: of the additional edge features, or None.
         relaxed: adds two branches and two gammas to every layer.
+        product: "clebsch_gordan", or "gaunt": products on the sphere (`O3GauntProduct`) where features meet attributes.
         backend: which implementation of the operators runs.
 
     Raises:
@@ -165,11 +180,13 @@ class SEGNN(Branched):
     """
 
     def __init__(self, input_irreps, hidden_irreps, output_irreps, edge_attr_irreps, node_attr_irreps, num_layers,
-                 norm=None, pool="avg", task="graph", additional_message_irreps=None, *, relaxed=False, backend="auto"):
+                 norm=None, pool="avg", task="graph", additional_message_irreps=None, *, relaxed=False,
+                 product="clebsch_gordan", backend="auto"):
         super().__init__()
         inputs, hidden, output = (o3.Irreps(i) for i in (input_irreps, hidden_irreps, output_irreps))
         edge_attr, node_attr = o3.Irreps(edge_attr_irreps), o3.Irreps(node_attr_irreps)
-        for name, value, choices in (("task", task, ("graph", "node")), ("pool", pool, ("avg", "sum"))):
+        for name, value, choices in (("task", task, ("graph", "node")), ("pool", pool, ("avg", "sum")),
+                                     ("product", product, tuple(PRODUCTS))):
             if value not in choices:
                 raise ValueError(f"SEGNN: {name} must be one of {choices}, got {value!r}")
         for name, value in (("edge_attr_irreps", edge_attr), ("node_attr_irreps", node_attr)):
@@ -182,18 +199,19 @@ class SEGNN(Branched):
         self._widths = (inputs.dim, edge_attr.dim, node_attr.dim, self.additional_irreps.dim)
         self.task, self.pool, self.relaxed, self.backend = task, pool, relaxed, backend
         options = {"backend": backend}
-        self.embedding_layer = O3TensorProduct(inputs, hidden, node_attr, **options)
+        plain, gated = PRODUCTS[product]
+        self.embedding_layer = plain(inputs, hidden, node_attr, **options)
         self.layers = nn.ModuleList(
             SEGNNLayer(hidden, hidden, hidden, edge_attr, node_attr, norm, self.additional_irreps, relaxed=relaxed,
-                       **options)
+                       product=product, **options)
             for _ in range(num_layers)
         )
-        self.pre_pool1 = O3TensorProductSwishGate(hidden, hidden, node_attr, **options)
+        self.pre_pool1 = gated(hidden, hidden, node_attr, **options)
         if task == "node":
-            self.pre_pool2 = O3TensorProduct(hidden, output, node_attr, **options)
+            self.pre_pool2 = plain(hidden, output, node_attr, **options)
         else:
             pooled = (output * hidden.num_irreps).simplify().sort().irreps
-            self.pre_pool2 = O3TensorProduct(hidden, pooled, node_attr, **options)
+            self.pre_pool2 = plain(hidden, pooled, node_attr, **options)
             self.post_pool1 = O3TensorProductSwishGate(pooled, pooled, **options)
             self.post_pool2 = O3TensorProduct(pooled, output, **options)
 

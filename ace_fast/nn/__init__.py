@@ -1,5 +1,6 @@
 """Layers with the originals' constructors, parameter names and numbers, on the fused operators."""
 
+from . import cp
 from .affine_chain import AffineMaps, Moments, affine_chain, moments, moments_of_all
 from .conv import TensorProductConv
 from .egnn import EGNN, EGNN_Layer
@@ -10,6 +11,7 @@ from .gaunt_many_body import GauntManyBody
 from .linear import Linear
 from .norm import BatchNorm, InstanceNorm
 from .norm_activation import NormActivation
+from .o3_gaunt import O3GauntProduct, O3GauntProductSwishGate
 from .o3_layers import O3TensorProduct, O3TensorProductSwishGate
 from .products import ElementwiseTensorProduct, FullTensorProduct, FullyConnectedTensorProduct, TensorSquare
 from .radius import radius_graph
@@ -17,6 +19,7 @@ from .relaxed import RelaxedLinear
 from .schnet import CFConv, GaussianSmearing, InteractionBlock, ShiftedSoftplus
 from .spectral import SpectralConv1d, SpectralConv1d_x, TimeConv, TimeConv_x
 from .spectral_norm import spectral_weights
+from .tdn import TDNTensorProduct
 from .tensor_product import TensorProduct
 from .vector_neurons import (
     VNBatchNorm,
@@ -48,12 +51,15 @@ __all__ = [
     "Linear",
     "Moments",
     "NormActivation",
+    "O3GauntProduct",
+    "O3GauntProductSwishGate",
     "O3TensorProduct",
     "O3TensorProductSwishGate",
     "RelaxedLinear",
     "ShiftedSoftplus",
     "SpectralConv1d",
     "SpectralConv1d_x",
+    "TDNTensorProduct",
     "TensorProduct",
     "TensorProductConv",
     "TensorSquare",
@@ -67,6 +73,7 @@ __all__ = [
     "VNMaxPool",
     "VNStdFeature",
     "affine_chain",
+    "cp",
     "mean_pool",
     "moments",
     "moments_of_all",

@@ -13,6 +13,27 @@ from .products import FullyConnectedTensorProduct
 from .tensor_product import apply_product
 
 
+def gated_irreps(name: str, irreps_out) -> tuple[o3.Irreps, tuple[int, ...]]:
+    """The irreps of a product whose Gate returns irreps_out (scalars, gates, gated tensors), and the Gate's layout."""
+    out = o3.Irreps(irreps_out)
+    if len(out) == 0 or out[0].ir != o3.Irrep("0e"):
+        raise ValueError(f"{name}: irreps_out must begin with even scalars (0e), got {out}; put them first")
+    scalars, gated = out[:1], out[1:]
+    gates = o3.Irreps([(gated.num_irreps, "0e")])
+    taken = (scalars + gates + gated).simplify()
+    expected = (scalars + gates + gated.simplify()).sort().irreps.simplify()
+    if taken != expected:
+        raise ValueError(f"{name}: e3nn's Gate takes {expected}, got {taken}; give the gated part of irreps_out in "
+                         "sorted order, each degree odd before even, without scalars")
+    inner = (v for mul, ir in gated.simplify() for v in (mul, ir.dim))
+    return taken, (scalars.num_irreps, gated.num_irreps, *inner)
+
+
+def gate_gains(layout: tuple[int, ...]) -> tuple[float, float]:
+    """The constants of the Gate's scalars and gates; where nothing is gated a plain SiLU is applied."""
+    return _gains() if layout[1] else (1.0, 1.0)
+
+
 @functools.cache
 def _gains() -> tuple[float, float]:
     """e3nn's second-moment constants of SiLU and sigmoid, as its Gate computes them."""
@@ -117,21 +138,9 @@ class O3TensorProductSwishGate(O3TensorProduct):
     """
 
     def __init__(self, irreps_in1, irreps_out, irreps_in2=None, *, backend="auto"):
-        out = o3.Irreps(irreps_out)
-        if len(out) == 0 or out[0].ir != o3.Irrep("0e"):
-            raise ValueError(f"O3TensorProductSwishGate: irreps_out must begin with even scalars (0e), got {out}; "
-                             "put them first")
-        scalars, gated = out[:1], out[1:]
-        gates = o3.Irreps([(gated.num_irreps, "0e")])
-        taken = (scalars + gates + gated).simplify()
-        expected = (scalars + gates + gated.simplify()).sort().irreps.simplify()
-        if taken != expected:
-            raise ValueError(f"O3TensorProductSwishGate: e3nn's Gate takes {expected}, got {taken}; give the gated "
-                             "part of irreps_out in sorted order, each degree odd before even, without scalars")
+        taken, layout = gated_irreps("O3TensorProductSwishGate", irreps_out)
         super().__init__(irreps_in1, taken, irreps_in2, backend=backend)
-        layout = [scalars.num_irreps, gated.num_irreps]
-        layout += [v for mul, ir in gated.simplify() for v in (mul, ir.dim)]
-        self.gate_table = GateTable(tuple(layout), *(_gains() if gated.num_irreps else (1.0, 1.0)))
+        self.gate_table = GateTable(layout, *gate_gains(layout))
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...data import Batch, Batcher, FlatDataset, NBodySettings, nbody
 from ...graph import Graph, Segments, segments
-from ...models.segnn import nbody_graph
+from ...models.segnn import PRODUCTS, nbody_graph
 from ...report.chart import Chart, Lines
 from .. import plots as draw
 from ..measure import equivariance, turned
@@ -54,6 +54,8 @@ OPTIONS: Options = {
     "hidden": Option("model", 64, "hidden width H; for segnn even: H/2 scalars and H/2 vectors", least=2),
     "lmax_attr": Option("model", 1, "segnn: largest degree of the edge and node attributes", least=1, most=6),
     "norm": Option("model", "none", "segnn: normalisation after each layer", ("none", "batch", "instance")),
+    "product": Option("model", "clebsch_gordan", "segnn: how features meet attributes, by Clebsch-Gordan products or "
+                                                 "as functions on the sphere", tuple(PRODUCTS)),
     "relaxed": RELAXED,
     **OPTIMISATION,
     "batch_size": Option("optimisation", 100, "trajectories per step", least=1),

@@ -27,6 +27,7 @@ def _segnn(config: Config) -> SEGNN:
         task="node",
         additional_message_irreps="2x0e",  # distance, product of the charges
         relaxed=config["relaxed"],
+        product=config["product"],
         backend=config["backend"],
     )
 
@@ -52,5 +53,6 @@ def check_model(config: Config) -> None:
     if config["relaxed"]:
         raise ValueError(f"train: --relaxed must be off with --model {name}, which has no branches, got it on; pass "
                          "--strict")
-    if config["norm"] != "none":
-        raise ValueError(f"train: --norm must be none with --model {name}, got {config['norm']}")
+    for option, only in (("norm", "none"), ("product", "clebsch_gordan")):
+        if config[option] != only:
+            raise ValueError(f"train: {flag(option)} must be {only} with --model {name}, got {config[option]}")

@@ -14,6 +14,7 @@ from ...data import Batch, FlatDataset, symmetric_edges
 from ...data.qm9_targets import ATOMS
 from ...models import SEGNN, SchNet, qm9_graph, weight_balanced_irreps
 from ...models.schnet import GAMMAS
+from ...models.segnn import PRODUCTS
 from ..options import Config, Option, Options
 
 FILTERS = ("exact", "table")
@@ -70,6 +71,7 @@ def _build_segnn(config: Config) -> SEGNN:
         task="graph",
         additional_message_irreps="1x0e",  # squared distance
         relaxed=config["relaxed"],
+        product=config["product"],
         backend=config["backend"],
     )
 
@@ -138,6 +140,8 @@ _SEGNN: Options = {
     "lmax_h": Option("segnn", 1, "largest degree of the hidden features", least=0, most=6),
     "lmax_attr": Option("segnn", 2, "largest degree of the edge and node attributes", least=0, most=6),
     "norm": Option("segnn", "instance", "normalisation after each layer", ("none", "batch", "instance")),
+    "product": Option("segnn", "clebsch_gordan", "how features meet attributes: by Clebsch-Gordan products or as "
+                                                 "functions on the sphere", tuple(PRODUCTS)),
 }
 _SCHNET: Options = {
     "filters": Option("schnet", 0, "width of the filters; 0: --hidden", least=0),

@@ -1,0 +1,84 @@
+"""The SEGNN code's layers on Gaunt products: the same signature, a linear map before, between and behind."""
+
+from e3nn import o3
+from torch import Tensor, nn
+
+from .. import functional
+from ..kernels.tensor_product import GateTable
+from .gaunt import GauntTensorProduct
+from .linear import Linear
+from .o3_layers import gate_gains, gated_irreps
+from .tensor_product import check_columns
+
+
+class O3GauntProduct(nn.Module):
+    r"""Fully connected Gaunt product with a bias on the even scalars, in the place of `O3TensorProduct`.
+
+    .. math:: y = V (A x \cdot B a) + b\, [l = 0, even]
+
+    with linear maps A, B to R channels of every irrep and V back, and the product of `GauntTensorProduct`: the weights
+    of all paths of all channels are a sum of R separable terms in place of a free matrix each.
+
+    The order of the arguments is in1, out, in2, as in the SEGNN code.
+
+    Args:
+        irreps_in1: of the features. irreps_out: of the result.
+        irreps_in2: of the attributes, 1x0e where None.
+        channels: R; None for the largest multiplicity of irreps_out.
+        odd_paths: adds the antisymmetric paths.
+        backend: which implementation of the operators runs.
+
+    Raises:
+        ValueError: an output slice that no path reaches (odd_paths named where it would), channels below 1.
+
+    Derivatives of any order. Source: Luo, Chen, Krishnapriyan 2024; SEGNN (Brandstetter et al. 2022).
+    """
+
+    def __init__(self, irreps_in1, irreps_out, irreps_in2=None, channels=None, *, odd_paths=False, backend="auto"):
+        super().__init__()
+        self.irreps_in1, self.irreps_out = o3.Irreps(irreps_in1), o3.Irreps(irreps_out)
+        self.irreps_in2 = o3.Irreps("1x0e" if irreps_in2 is None else irreps_in2)
+        channels = max((mul for mul, _ in self.irreps_out), default=1) if channels is None else channels
+        if channels < 1:
+            raise ValueError(f"{type(self).__name__}: channels must be at least 1, got {channels}")
+        self.backend, self._widths = backend, (self.irreps_in1.dim, self.irreps_in2.dim)
+        inner = [[(channels, ir) for ir in dict.fromkeys(ir for mul, ir in irreps if mul)]
+                 for irreps in (self.irreps_in1, self.irreps_in2, self.irreps_out)]
+        self.linear_in1 = Linear(self.irreps_in1, o3.Irreps(inner[0]), backend=backend)
+        self.linear_in2 = Linear(self.irreps_in2, o3.Irreps(inner[1]), backend=backend)
+        # the linear maps hold all weights of degrees and channels
+        self.tp = GauntTensorProduct(*inner, odd_paths=odd_paths, internal_weights=None, backend=backend)
+        self.linear_out = Linear(o3.Irreps(inner[2]), self.irreps_out, biases=True, backend=backend)
+
+    def forward(self, data_in1: Tensor, data_in2: Tensor | None = None) -> Tensor:
+        """data_in1 [..., irreps_in1.dim], data_in2 [..., irreps_in2.dim] (None: 1) -> [..., irreps_out.dim]."""
+        name, (width, other) = type(self).__name__, self._widths
+        if data_in2 is None:
+            if other != 1:
+                raise ValueError(f"{name}: data_in2 must be [..., {other}], got None; pass the attributes, or build "
+                                 "the layer without irreps_in2")
+            data_in2 = data_in1.new_ones(*data_in1.shape[:-1], 1)
+        check_columns(name, data_in1=(data_in1, width), data_in2=(data_in2, other))
+        return self.linear_out(self.tp(self.linear_in1(data_in1), self.linear_in2(data_in2)))
+
+
+class O3GauntProductSwishGate(O3GauntProduct):
+    """`O3GauntProduct` followed by e3nn's Gate, in the place of `O3TensorProductSwishGate`.
+
+    Args:
+        irreps_in1, irreps_out, irreps_in2, channels, odd_paths, backend: as in `O3GauntProduct`.
+
+    Raises:
+        ValueError: as `O3GauntProduct` and `O3TensorProductSwishGate`.
+    """
+
+    def __init__(self, irreps_in1, irreps_out, irreps_in2=None, channels=None, *, odd_paths=False, backend="auto"):
+        taken, layout = gated_irreps(type(self).__name__, irreps_out)
+        if channels is None:
+            channels = max(mul for mul, _ in o3.Irreps(irreps_out))
+        super().__init__(irreps_in1, taken, irreps_in2, channels, odd_paths=odd_paths, backend=backend)
+        self.gate_table = GateTable(layout, *gate_gains(layout))
+
+    def forward(self, data_in1: Tensor, data_in2: Tensor | None = None) -> Tensor:
+        """data_in1 [..., irreps_in1.dim], data_in2 [..., irreps_in2.dim] (None: 1) -> the gated part."""
+        return functional.gate(super().forward(data_in1, data_in2), self.gate_table, backend=self.backend)

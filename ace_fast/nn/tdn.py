@@ -1,0 +1,130 @@
+"""The product of tensor decomposition networks: all paths by factors of rank R, with weights that the paths share."""
+
+import os
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..kernels.cp_product import CPTable
+from . import cp
+from .fields import Factors, Fields
+from .tensor_product import as_rows, check_columns, no_script
+
+
+class TDNTensorProduct(nn.Module):
+    r"""All Clebsch-Gordan paths of two inputs at once by factors of rank R, approximately or exactly equivariant.
+
+    .. math:: z^u_k = \sum_v w_{uv} \sum_r A_{kr} \Big(\sum_i B_{ri} x^u_i\Big) \Big(\sum_j C_{rj} y^v_j\Big)
+
+    One weight for a channel (or pair of channels), which all paths share. The factors are fitted once by
+    `ace_fast.nn.cp.fit`. What the fit leaves is an error of equivariance, `equivariance_error`; with rank="exact" there
+    is none, and paths have fixed strengths of their own. Below L = 3 the exact `TensorProduct` is as fast
+    (docs/products.md).
+
+    Args:
+        irreps_in1: C channels of each, each degree once. irreps_in2: C channels (channel u with u), or any V (all with
+            all). irreps_out: C channels of each, each degree once.
+        rank: R; None for 7 L^2; "exact" for exactly equivariant factors.
+        trainable: the factors are parameters `A`, `B`, `C`; then in plain torch.
+        internal_weights: the layer has `weight`, [weight_numel], normal; False: the call takes [weight_numel] or
+            [..., weight_numel].
+        seed, cache: of the fit.
+        layout: of inputs and result, "mul_ir" or "ir_mul".
+        backend: which implementation of the operator runs.
+
+    Attributes:
+        fit: a `cp.Fit`: rank, error, equivariance_error.
+        weight_numel: C, or C V where V is neither C nor 1.
+
+    Warns:
+        UserWarning: degrees of at most 1, for which the exact product is faster.
+
+    Raises:
+        ValueError: multiplicities that do not fit, a degree twice, a rank above d1 d2.
+
+    Derivatives of any order. Source: Lin et al. 2025 (TDN), equation 5 and section 3.3.
+
+    Example:
+        >>> tdn = ace_fast.nn.TDNTensorProduct("16x0e+16x1e+16x2e", "1x0e+1x1e+1x2e", "16x0e+16x1e+16x2e", rank=36)
+        >>> tdn(torch.randn(10, 144), torch.randn(10, 9)).shape
+        torch.Size([10, 144])
+    """
+
+    def __init__(self, irreps_in1, irreps_in2, irreps_out, rank: int | str | None = None, *, trainable: bool = False,
+                 internal_weights: bool = True, seed: int = 0, cache: str | os.PathLike | None = None, layout="mul_ir",
+                 backend="auto"):
+        super().__init__()
+        name = type(self).__name__
+        one, two, out = self._fields = tuple(
+            Fields(name, argument, irreps, layout) for argument, irreps in
+            (("irreps_in1", irreps_in1), ("irreps_in2", irreps_in2), ("irreps_out", irreps_out)))
+        if out.channels != one.channels:
+            raise ValueError(f"{name}: irreps_out must have the {one.channels} channels of irreps_in1, got "
+                             f"{out.irreps}; put an ace_fast.nn.Linear behind")
+        self.irreps_in1, self.irreps_in2, self.irreps_out = one.irreps, two.irreps, out.irreps
+        self.layout, self.backend, self.trainable = layout, backend, trainable
+        self.mode = "uuu" if two.channels in (1, one.channels) else "uvu"
+        self.fit = cp.fit(*(f.irreps for f in self._fields), rank, seed=seed, cache=cache)
+        self._warn(name)
+        self._shape = (one.channels,) if self.mode == "uuu" else (one.channels, two.channels)
+        self.weight_numel = one.channels * (1 if self.mode == "uuu" else two.channels)
+        self.internal_weights = internal_weights
+        self.weight = nn.Parameter(torch.randn(self.weight_numel)) if internal_weights else None
+        self._scale = two.channels**-0.5 if self.mode == "uvu" and two.channels else 1.0
+        if trainable:
+            self.A, self.B, self.C = (nn.Parameter(t.to(torch.get_default_dtype())) for t in self.fit.factors)
+            self.table = None
+        else:
+            self.table = self._made(self.fit.factors)
+
+    def _warn(self, name: str) -> None:
+        if max(f.lmax for f in self._fields) <= 1:
+            warnings.warn(f"{name}: for degrees of at most 1 the exact ace_fast.nn.TensorProduct is faster; see "
+                          "docs/products.md", stacklevel=3)
+
+    def _made(self, tables: Factors) -> CPTable:
+        """The operator's table of degrees 0..L; what the irreps lack has factors 0."""
+        one, two, out = self._fields
+        return CPTable(_all_degrees(out, tables.A), _all_degrees(one, tables.B.T), _all_degrees(two, tables.C.T))
+
+    def __repr__(self) -> str:
+        return (f"{type(self).__name__}({self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out} | rank "
+                f"{self.fit.rank} | {self.weight_numel} weights)")
+
+    def __prepare_scriptable__(self):
+        no_script(self)
+
+    def _given(self, weight: Tensor | None) -> Tensor:
+        n = self.weight_numel
+        if self.internal_weights:
+            if weight is not None:
+                raise ValueError(f"{type(self).__name__}: weight must be None, got {list(weight.shape)}; build the "
+                                 "layer with internal_weights=False")
+            return self.weight
+        if weight is None or weight.dim() == 0 or weight.shape[-1] != n:
+            raise ValueError(f"{type(self).__name__}: weight must be [{n}] or [..., {n}] where internal_weights is "
+                             f"False, got {None if weight is None else list(weight.shape)}")
+        return weight
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x [..., irreps_in1.dim], y [..., irreps_in2.dim] -> [..., irreps_out.dim], leading dimensions broadcast;
+        weight [weight_numel] or [..., weight_numel] where internal_weights is False."""
+        one, two, out = self._fields
+        check_columns(type(self).__name__, x=(x, one.dim), y=(y, two.dim))
+        x, y, weight, lead = as_rows(type(self).__name__, x, y, self._given(weight))
+        weight = weight.unflatten(-1, self._shape)
+        table = self.table if self.table is not None else self._made(Factors(self.A, self.B, self.C))
+        f, g = (field.field(value, (1.0,) * len(field.irs), field.lmax) for field, value in ((one, x), (two, y)))
+        z = functional.cp_product(f, g, weight * self._scale, table=table, mode=self.mode, layout=self.layout,
+                                  backend=self.backend)
+        z = out.rows([(z, (1.0,) * len(out.irs))], x)
+        return z if len(lead) == 1 else z.reshape(*lead, out.dim)
+
+
+def _all_degrees(field: Fields, table: Tensor) -> Tensor:
+    """The rows [d, R] of the irreps of a field at the components of degrees 0..L, [(L + 1)^2, R]."""
+    blocks = {ir.l: table[at:at + ir.dim] for ir, at in zip(field.irs, field.starts, strict=True)}
+    return torch.cat([blocks[n] if n in blocks else table.new_zeros(2 * n + 1, table.shape[1])
+                      for n in range(field.lmax + 1)])

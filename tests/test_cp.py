@@ -1,0 +1,183 @@
+"""Factors of Clebsch-Gordan tensors: exact where they say so, errors that they state, kept on disk; layers on them."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from e3nn import o3
+
+from ace_fast.nn import TDNTensorProduct, TensorProduct, cp
+
+TWO = "1x0e+1x1e+1x2e"
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache(own_cache):
+    """Fits are kept in a folder of the module's own."""
+
+
+def random_turn(irreps, generator):
+    angles = torch.rand(3, generator=generator) * torch.tensor([6.3, 3.1, 6.3])
+    return irreps.D_from_angles(*angles).T
+
+
+@pytest.mark.parametrize("lmax, rank", [(0, 1), (1, 8), (2, 30)])
+def test_enough_rank_is_exact(lmax, rank):
+    found = cp.fit(lmax, rank=rank)
+    assert found.rank == rank and found.error < 1e-12 and found.equivariance_error < 1e-12 and not found.exact
+    irreps = o3.Irreps([(1, (n, 1)) for n in range(lmax + 1)])
+    instructions = [(i, j, k, "uuu", False) for i in range(lmax + 1) for j in range(lmax + 1) for k in range(lmax + 1)
+                    if abs(i - j) <= k <= i + j]
+    exact = TensorProduct(irreps, irreps, irreps, instructions)  # e3nn's normalisation is that of the target
+    x, y = torch.randn(2, 6, irreps.dim)
+    A, B, C = found.factors
+    torch.testing.assert_close(((x @ B.T) * (y @ C.T)) @ A.T, exact(x, y), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("irreps", [(3,), (TWO,), ("0e+1o+2e+3o", "0e+1o+2e", "2e+1o"), ("1o", "1o", "1e"),
+                                    ("0e+1o", "0o+1e", "0o+1e+2o")])
+def test_factors_from_grids_are_exactly_equivariant_and_have_every_path(irreps):
+    found = cp.fit(*irreps, rank="exact")
+    assert found.exact and found.error == 0 and found.equivariance_error < 1e-13
+    assert found.rank <= found.factors.B.shape[1] * found.factors.C.shape[1]
+    fields, made = cp.fields_of("", *irreps), found.factors.tensor()
+    for at, path in cp.symbols(fields):
+        strength = (made[at] * path).sum()
+        assert abs(strength) > 0.05 and (made[at] - strength * path).abs().max() < 1e-12
+    torch.testing.assert_close(made.square().sum((0, 1)), torch.ones(fields[2].width))
+
+
+def test_the_stated_error_is_that_of_random_rotations():
+    found = cp.fit(1, rank=6)
+    assert 0.01 < found.equivariance_error < 1
+    A, B, C = found.factors
+    irreps, generator = o3.Irreps("0e+1e"), torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, 1000, 4)
+    z, squares = ((x @ B.T) * (y @ C.T)) @ A.T, []
+    for _ in range(100):
+        turn = random_turn(irreps, generator)
+        other = ((x @ turn @ B.T) * (y @ turn @ C.T)) @ A.T
+        squares.append((other - z @ turn).square().sum() / z.square().sum())
+    assert abs(torch.stack(squares).mean().sqrt() / found.equivariance_error - 1) < 0.1
+    wanted = cp.target(cp.fields_of("", 1))
+    assert found.error == pytest.approx(float((found.factors.tensor() - wanted).norm() / wanted.norm()))
+
+
+def test_alternating_least_squares_alone_improves(monkeypatch):
+    monkeypatch.setattr(cp, "_SMALL", 0)
+    monkeypatch.setattr(cp, "_SWEEPS", {False: 60})
+    wanted = cp.target(cp.fields_of("", "0e+1o+2e"))
+    made = cp._solve(wanted, 24, 0).tensor()
+    assert 1e-6 < (made - wanted).norm() / wanted.norm() < 0.2
+
+
+def test_fits_are_the_same_for_a_seed_and_kept(tmp_path, monkeypatch):
+    first = cp.fit(1, rank=5, seed=3, cache=tmp_path).factors
+    (path,) = tmp_path.glob("cp-*.json")
+    assert not torch.equal(first.A, cp.fit(1, rank=5, seed=4, cache=tmp_path).factors.A)
+    cp._fitted.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(first, cp.fit(1, rank=5, seed=3, cache=tmp_path).factors, strict=True))
+    damaged = next(tmp_path.glob(f"{path.stem}-*-A.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    cp._fitted.cache_clear()
+    with pytest.warns(UserWarning, match="cp.fit: .* factors are fitted anew and it is replaced"):
+        again = cp.fit(1, rank=5, seed=3, cache=tmp_path).factors
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    monkeypatch.setattr(cp, "_solve", None)  # the replaced file serves
+    cp._fitted.cache_clear()
+    assert torch.equal(first.B, cp.fit(1, rank=5, seed=3, cache=tmp_path).factors.B)
+
+
+def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="cp.fit: factors could not be saved .* pass cache=, or set ACE_FAST_DATA"):
+        assert cp.fit(1, rank=3, cache=tmp_path / "file" / "folder").rank == 3
+
+
+@pytest.mark.parametrize("args, rank, message", [
+    ((1,), 17, "rank must be from 1 to 16, with which every map is exact, or 'exact', got 17"),
+    ((1,), 0, "rank must be from 1 to 16, .*, got 0"),
+    ((1,), "full", "or 'exact', got 'full'"),
+    (("1o", "1o", "1o"), 4, "irreps_out must be reachable from 1x1o x 1x1o, got 1x1o"),
+    (("1o+1e", "1o", "1o"), 4, r"irreps_in1 must hold each degree once, got 1x1o\+1x1e; fit true and pseudo"),
+    (("", "1o", "1o"), 4, "irreps_in1 must hold each degree once, got"),
+])
+def test_errors(args, rank, message):
+    with pytest.raises(ValueError, match=f"cp.fit: .*{message}"):
+        cp.fit(*args, rank=rank)
+
+
+# ---- layers
+
+LAYERS = {"uuu": ("3x0e+3x1e+3x2e", "3x2e+3x0e+3x1e", "3x1e+3x2e"), "one": ("3x0e+3x2e", "1x1e+1x0e", "3x1e+3x2e"),
+          "uvu": ("3x0e+3x1e+3x2e", "2x0e+2x1e", "3x0e+3x1e+3x2e")}
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("case", LAYERS)
+def test_layers_are_the_formula(case, trainable):
+    tdn = TDNTensorProduct(*LAYERS[case], rank="exact", trainable=trainable)
+    one, two, out = (irreps for irreps in (tdn.irreps_in1, tdn.irreps_in2, tdn.irreps_out))
+    x, y = torch.randn(4, one.dim), torch.randn(4, two.dim)
+    A, B, C = tdn.fit.factors
+    f, g = (torch.cat([part.unflatten(1, (mul, -1)) for part, (mul, _) in
+                       zip(v.split([i.dim for i in irreps], 1), irreps, strict=True)], 2)
+            for v, irreps in ((x, one), (y, two)))
+    g, weight = g @ C.T, tdn.weight
+    g = torch.einsum("uv,zvr->zur", weight.view(3, 2) * 2**-0.5, g) if case == "uvu" else g * weight[:, None]
+    z = ((f @ B.T) * g) @ A.T
+    want = torch.cat([part.flatten(1) for part in z.split([ir.dim for _, ir in out], 2)], 1)
+    torch.testing.assert_close(tdn(x, y), want, rtol=1e-12, atol=1e-12)
+    turn = random_turn(o3.Irreps(one), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    turned = tdn(x @ turn, y @ random_turn(two, generator))
+    back = random_turn(out, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(turned, want @ back, rtol=1e-11, atol=1e-11)
+    tdn(x, y).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in tdn.parameters())
+    assert len(list(tdn.parameters())) == 1 + 3 * trainable
+
+
+def test_layers_take_weights_of_every_row_layouts_and_no_rows():
+    tdn = TDNTensorProduct(*LAYERS["uvu"], rank="exact", internal_weights=False, layout="ir_mul")
+    x, y, weight = torch.randn(4, 27), torch.randn(4, 8), torch.randn(4, 6)
+    each = torch.cat([tdn(x[n:n + 1], y[n:n + 1], weight[n]) for n in range(4)])
+    torch.testing.assert_close(tdn(x, y, weight), each, rtol=1e-12, atol=1e-12)
+    assert tdn(x[:0], y[:0], weight[:0]).shape == (0, 27)
+    assert torch.autograd.gradgradcheck(tdn, [t[:2].requires_grad_() for t in (x, y, weight)], fast_mode=True)
+    with pytest.raises(ValueError, match=r"weight must be \[6\] or \[..., 6\] where .* is False, got None"):
+        tdn(x, y)
+    with pytest.raises(ValueError, match="weight must be None, got"):
+        TDNTensorProduct(*LAYERS["one"], rank="exact")(torch.zeros(1, 18), torch.zeros(1, 4), weight)
+
+
+def test_layers_are_copied():
+    tdn = TDNTensorProduct(*LAYERS["uuu"], rank="exact")
+    x, y = torch.randn(2, 3, 27)
+    for twin in (copy.deepcopy(tdn), pickle.loads(pickle.dumps(tdn))):
+        assert torch.equal(twin(x, y), tdn(x, y))
+
+
+def test_degree_one_is_offered_with_a_warning():
+    with pytest.warns(UserWarning, match="for degrees of at most 1 the exact ace_fast.nn.TensorProduct is faster"):
+        TDNTensorProduct("2x0e+2x1e", "1x0e+1x1e", "2x0e+2x1e", rank=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TDNTensorProduct("2x0e+2x2e", "1x0e", "2x0e+2x2e", rank="exact")
+
+
+@pytest.mark.parametrize("irreps, message", [
+    (("2x0e+2x1e+2x1o", "1x0e", "2x0e"), "must hold each degree once"),
+    (("2x0e+2x2e", "1x0e", "1x0e"), "irreps_out must have the 2 channels of irreps_in1, got 1x0e"),
+    (("2x0e+3x2e", "1x0e", "2x0e"), "irreps_in1 must have one multiplicity"),
+])
+def test_errors_of_layers(irreps, message):
+    with pytest.raises(ValueError, match=message):
+        TDNTensorProduct(*irreps, rank=2)
