@@ -424,6 +424,14 @@ def test_errors(call, message):
         call()
 
 
+@pytest.mark.parametrize("group", ["E(3)", "E(3) x S_n"])
+def test_nothing_and_points_at_one_place(group):
+    empty = {"pos": torch.zeros(0, 3), "batch": torch.zeros(0, dtype=torch.int64), "ptr": torch.tensor([0, 0, 0])}
+    assert measure(lambda pos, batch, ptr: pos, empty, group, output="position").relative == 0
+    together = {"pos": torch.ones(4, 3), "batch": torch.zeros(4, dtype=torch.int64)}
+    assert measure(lambda pos, batch: 0 * pos, together, group, output="vector").relative == 0
+
+
 def test_no_number_is_no_proof():
     calls = iter(range(99))
     broken = lambda x: x if next(calls) == 0 else x * float("nan")  # noqa: E731

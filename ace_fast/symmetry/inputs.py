@@ -163,8 +163,9 @@ class Inputs:
     @property
     def reach(self) -> float:
         """The spread of the positions, by about which translations move them."""
-        found = [x.detach().double().std() for name, x in self.arrays.items() if self.layouts[name].kind == "position"]
-        return max([float(x) for x in found if x > 0], default=1.0)
+        found = [float(x.detach().double().std()) for name, x in self.arrays.items()
+                 if self.layouts[name].kind == "position" and x.numel() > 1]
+        return max([x for x in found if x > 0], default=1.0)
 
     def floats(self) -> dict[str, Tensor]:
         """Copies of the arrays that a derivative can be taken of, by name."""

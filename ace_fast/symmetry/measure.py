@@ -121,7 +121,7 @@ def _balanced(group: Group, element: Element, number: int) -> Element:
 
 def _difference(probe: Probe, element: Element, name: str, own: Layout, x: Tensor, y: Tensor | None
                 ) -> tuple[float, float]:
-    expected = probe.at(name, x.detach(), own, element)
+    expected = probe.at(name, x, own, element)
     if y is None or y.shape != expected.shape:
         raise ValueError(f"measure: {name} must keep its shape {list(x.shape)} where the input is moved, got "
                          f"{None if y is None else list(y.shape)}")
@@ -151,15 +151,14 @@ def _moved_arguments(probe: Probe, module: nn.Module, known: Declared, call: Cal
     names = parameters_of(module)
     if not known.inputs:
         return None
-
     layouts = dict.fromkeys(_WEIGHTS, layout("scalar")) | dict(known.inputs)
 
     def move(name: str, x: Any) -> Any:
         if isinstance(x, Graph) and element.permutation is not None:
             return moved_graph(probe.group, element, x)
         if isinstance(x, Tensor) and name in layouts:
-            return probe.at(name, x.detach(), layouts[name], element)
-        return x.detach() if isinstance(x, Tensor) else x
+            return probe.at(name, x, layouts[name], element)
+        return x
 
     named = [(names[i] if i < len(names) else "", x) for i, x in enumerate(call.args)] + list(call.kwargs.items())
     if any(isinstance(x, Tensor) and x.is_floating_point() and name not in layouts for name, x in named):

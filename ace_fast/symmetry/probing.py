@@ -33,14 +33,23 @@ def tensors_of(output: Any) -> list[Tensor | None]:
     return [x if isinstance(x, Tensor) and x.is_floating_point() else None for x in parts]
 
 
+def detached(x: Any) -> Any:
+    """x with all tensors in tuples, lists and dicts out of the graph, which can then be freed."""
+    if isinstance(x, Tensor):
+        return x.detach()
+    if type(x) in (tuple, list):
+        return type(x)(detached(part) for part in x)
+    return {name: detached(part) for name, part in x.items()} if type(x) is dict else x
+
+
 @contextmanager
 def recording(layers: Mapping[str, nn.Module], keep: bool) -> Iterator[dict[str, list[Call]]]:
-    """Yields name -> the layer's calls while the block runs; `keep`: with their inputs."""
+    """Yields name -> the layer's calls while the block runs; `keep`: with their inputs, all without their graph."""
     calls: dict[str, list[Call]] = {name: [] for name in layers}
 
     def hook(name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            calls[name].append(Call(args, kwargs, output) if keep else Call((), {}, output))
+            calls[name].append(Call(*detached((args, kwargs, output))) if keep else Call((), {}, output))
         return record
 
     handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
@@ -110,7 +119,8 @@ class Probe:
         self._state = generator_state()
         self.layers = chosen(root, model, layers)
         self.demanded = tuple(layers or ())
-        self.outputs, self.calls = self.look(inputs.floats(), keep=True)
+        outputs, self.calls = self.look(inputs.floats(), keep=True)
+        self.outputs = detached(outputs)
         known = declared(model)
         layouts = output_layouts(output, known.outputs if known else None, self.outputs)
         several = sum(own is not None for own in layouts) > 1
