@@ -29,6 +29,7 @@ def picture(title: str, charts: Sequence[Chart], below: str = "") -> bytes:
     columns = min(3, max(1, len(charts)))
     rows = max(1, math.ceil(len(charts) / columns))
     height = 2.2 if all(isinstance(chart, Bars) for chart in charts) else 3.5
+    height = max([height, *(1.2 + 0.13 * len(chart.rows) for chart in charts if isinstance(chart, Dots))])
     figure = Figure(figsize=(5.2 * columns, height * rows + 0.7), dpi=110, facecolor="white")
     wide, high = figure.get_size_inches()
     # fixed margins in inches: a layout that measures its texts takes most of the time
@@ -95,6 +96,14 @@ def _lines(axes: Any, chart: Lines) -> None:
 
 
 def _dots(axes: Any, chart: Dots) -> None:
+    # room for the labels, 0.05 inches a letter, where they are longer than the margin
+    box, wide = axes.get_position(), axes.figure.get_size_inches()[0]
+    more = min(max(0.05 * max((len(row.label) for row in chart.rows), default=0) - 0.5, 0.0), 2.5) / wide
+    axes.set_position([box.x0 + more, box.y0, box.width - more, box.height])
+    for name, colour in chart.legend:
+        axes.plot([], [], "o", color=COLOURS[colour], markersize=4, label=name)
+    if chart.legend:
+        axes.legend(fontsize=7.5, frameon=False)
     axes.set_xscale("log")
     axes.set_xlabel(chart.x, fontsize=9, color=_SOFT)
     axes.axvline(1.0, color=_SOFT, linewidth=1)
