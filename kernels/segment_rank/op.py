@@ -144,7 +144,7 @@ rank_concat_bwd = define(f"rank_concat_bwd(Tensor g, {_INDICES}, int rows, str b
                          _concat_bwd_fake, _concat_bwd_setup, _concat_bwd_rule)
 
 
-def _longest(ptr: Tensor, rows: int) -> int:
+def longest_segment(ptr: Tensor, rows: int) -> int:
     """The size of the largest segment; reads ptr from the device once."""
     _check_int64(_OP, ptr.device, 1, "[B + 1]", ptr=ptr)
     if ptr.shape[0] < 1:
@@ -194,7 +194,7 @@ def segment_rank(score: Tensor, ptr: Tensor, seed: int | Tensor, *, tolerance: f
             fail(_OP, name, "a tensor", type(x).__name__, "use torch.as_tensor(...)")
     score = score.detach()
     if longest is None:
-        longest = _longest(ptr, score.shape[0])
+        longest = longest_segment(ptr, score.shape[0])
     return segment_rank_op(score, ptr, seeds(_OP, seed, score.device), longest, float(tolerance), backend)
 
 
