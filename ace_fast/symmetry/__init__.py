@@ -1,19 +1,23 @@
-"""Groups, how their elements act on arrays, and how far a model is from commuting with them."""
+"""Groups, how their elements act on arrays, how far a model is from commuting with them, and breaking symmetries."""
 
+from .breaking import SymPE
 from .forces import conservativity
 from .groups import Element, Group, check_homomorphism, finite, generated, group, product
 from .layouts import Layout, act, given, image, irreps, layout, vectors
 from .matrices import random_o3, wigner
 from .measure import measure
 from .monitor import Monitor
+from .refinement import GraphSymmetries, refined_scores
 from .report import Report
 
 __all__ = [
     "Element",
     "Group",
+    "GraphSymmetries",
     "Layout",
     "Monitor",
     "Report",
+    "SymPE",
     "act",
     "check_homomorphism",
     "conservativity",
@@ -27,6 +31,7 @@ __all__ = [
     "measure",
     "product",
     "random_o3",
+    "refined_scores",
     "vectors",
     "wigner",
 ]

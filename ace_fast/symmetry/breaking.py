@@ -30,13 +30,11 @@ class SymPE(nn.Module):
     ===================  ==========================================  ==============================================
     S_n                  (most nodes T, channels C): table [T, C]     scores [N]; equal ones are ordered at random.
                                                                      Or `GraphSymmetries`: exact automorphisms
-    SO(3), O(3), SE(3),  irreps that leave no turn open              2 (O(3): 3) polar vectors or more [B, n, 3];
-    E(3)                                                             what they leave open is drawn
     C_n, D_n             (C, H, H): an image; C: numbers of each      activations [B, |G|]; the largest wins, equals
                          element [C, |G|]; or irreps                 at random
     p4, p4m              (C, H, H): an image with rolls              activations [B, 4 or 8, H, H] of pixels
-    products, "O(3) x    a tuple with one for each factor            a tuple with one for each factor; each sees what
-    S_n"                                                             those before have added
+    products,            a tuple with one for each factor            a tuple with one for each factor; each sees what
+    "D_4 x S_n"                                                      those before have added
     ===================  ==========================================  ==============================================
 
     Args:

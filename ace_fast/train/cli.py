@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from ..symmetry.experiments.cli import add_experiments
 from .options import DEFAULT_PRESET, RUN, add_options, make_config, of_group, presets_of
 from .tasks import TASKS, nbody
 
@@ -69,6 +70,7 @@ def _parser() -> _Parser:
     add_options(demo, nbody.OPTIONS)
     demo.set_defaults(run=_demo, task="nbody")
 
+    add_experiments(commands, _Parser)
     _add_report(commands.add_parser("report", help="a page and a picture of benchmark results, or of runs"))
     bench = commands.add_parser("bench", help="benchmarks against the eager reference; see ace-fast bench --help",
                                 add_help=False)

@@ -174,7 +174,7 @@ def make_config(task: ModuleType, preset: str, given: Mapping[str, Any]) -> Conf
     config = {name: option.default for name, option in task.OPTIONS.items()}
     config |= presets_of(task, given.get("model"))[preset] | dict(given)
     for name, option in task.OPTIONS.items():
-        config[name] = _checked(name, option, config[name])
+        config[name] = checked(name, option, config[name])
     if config["lr_scaling"] != "none" and not config["lr_batch"]:
         config["lr_batch"] = presets_of(task, given.get("model"))[preset].get(
             "batch_size", task.OPTIONS["batch_size"].default)
@@ -225,21 +225,26 @@ def of_group(options: Options, group: str) -> Options:
     return {name: option for name, option in options.items() if option.group == group}
 
 
-def _checked(name: str, option: Option, value: Any) -> Any:
+def checked(name: str, option: Option, value: Any, owner: str = "train") -> Any:
+    """The value of a setting, as a float where that is what it is.
+
+    Raises:
+        ValueError: another type or choice, or out of range.
+    """
     kind = type(option.default)
     right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value, right = float(value), True
     if not right:
-        raise ValueError(f"train: {flag(name)} must be {kind.__name__}, got {value!r}")
+        raise ValueError(f"{owner}: {flag(name)} must be {kind.__name__}, got {value!r}")
     if option.choices and value not in option.choices:
-        raise ValueError(f"train: {flag(name)} must be one of {', '.join(option.choices)}, got {value!r}")
+        raise ValueError(f"{owner}: {flag(name)} must be one of {', '.join(option.choices)}, got {value!r}")
     if kind is float and not abs(value) < float("inf"):
-        raise ValueError(f"train: {flag(name)} must be finite, got {value}")
+        raise ValueError(f"{owner}: {flag(name)} must be finite, got {value}")
     if option.least is not None and value < option.least:
-        raise ValueError(f"train: {flag(name)} must be at least {option.least}, got {value}")
+        raise ValueError(f"{owner}: {flag(name)} must be at least {option.least}, got {value}")
     if option.most is not None and value > option.most:
-        raise ValueError(f"train: {flag(name)} must be at most {option.most}, got {value}")
+        raise ValueError(f"{owner}: {flag(name)} must be at most {option.most}, got {value}")
     if option.above is not None and value <= option.above:
-        raise ValueError(f"train: {flag(name)} must be more than {option.above}, got {value}")
+        raise ValueError(f"{owner}: {flag(name)} must be more than {option.above}, got {value}")
     return value
