@@ -21,23 +21,30 @@ def bodies():
     return {"pos": pos, "vel": vel, "charges": torch.randn(7, 1).double(), "edge_index": edges, "batch": OWNER}
 
 
-def says(model, **extra):
-    return lambda pos, vel, charges, edge_index, batch: model(SimpleNamespace(**vars(nbody_graph(SimpleNamespace(
-        pos=pos, vel=vel, charges=charges, edge_index=edge_index, batch=batch))), **extra))
-
-
-def error(model, bodies, group, **extra):
+def error(model, bodies, group):
+    says = lambda **given: model(nbody_graph(SimpleNamespace(**given)))  # noqa: E731
     layouts = {"pos": "position", "vel": "vector", "charges": "scalar"}
-    return measure(says(model, **extra), bodies, group, layouts=layouts, output="vector", module=model).relative
+    return measure(says, bodies, group, layouts=layouts, output="vector", module=model).relative
 
 
 def test_egnn_has_the_symmetries_of_space_and_of_identical_bodies(bodies):
     model = NBodyEGNN(2, 8).double()
     assert error(model, bodies, "E(3) x S_n") < 1e-12
-    wide = NBodyEGNN(2, 8, features=2).double()
-    assert wide.get_gammas() == [] and not wide.relaxed
-    assert error(wide, bodies, "E(3)", extra=torch.randn(7, 2).double()) < 1e-12
-    assert error(wide, bodies, "S_n", extra=torch.randn(7, 2).double()) > 1e-6  # the features stay where they are
+    assert model.get_gammas() == [] and not model.relaxed
+
+
+def test_egnn_tells_bodies_apart_that_are_alike(bodies):
+    """A square of equal charges at rest: EGNN moves its corners alike, SymPE does not."""
+    corners = torch.tensor([[1.0, 1, 0], [1, -1, 0], [-1, -1, 0], [-1, 1, 0]]).double()
+    edges = torch.tensor([[i, j] for i in range(4) for j in range(4) if i != j]).T
+    square = nbody_graph(SimpleNamespace(pos=corners, vel=torch.zeros(4, 3).double(), charges=torch.ones(4, 1).double(),
+                                         edge_index=edges, batch=torch.zeros(4, dtype=torch.int64)))
+    plain, broken = NBodyEGNN(2, 8).double(), NBodyEGNN(2, 8, places=(5, 3)).double()
+    sizes = plain(square).norm(dim=1), broken(square).norm(dim=1)
+    assert torch.allclose(sizes[0], sizes[0].mean(), rtol=1e-12) and sizes[1].std() > 1e-6 * sizes[1].mean()
+    assert error(broken, bodies, "E(3) x S_n") < 1e-12  # speeds that differ leave nothing to draw
+    with pytest.raises(ValueError, match="representation must have a row for each of 4 nodes"):
+        NBodyEGNN(2, 8, places=(3, 3)).double()(square)
 
 
 def test_the_plain_network_knows_permutations_alone(bodies):

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from .. import functional
 from ..graph import Graph
 from ..nn import EGNN
+from ..symmetry import SymPE
 from .branches import Branched
+from .segnn import segments_of
 
 _EDGE = 2  # distance and product of the charges
 
@@ -28,25 +30,28 @@ class NBodyEGNN(_Strict):
 
     Args:
         layers, hidden: message-passing layers and their width.
-        features: of the nodes beside the speed, `graph.extra` [N, features]; invariant.
+        places: (most bodies, channels): the learned vectors of the places beside the speed, by which bodies that are
+            alike are told apart (`SymPE` on permutations; the speed orders them, ties at random).
         backend: which implementation of the operators runs.
 
-    Source: Satorras et al. 2021 (EGNN), section 5.1.
+    Source: Satorras et al. 2021 (EGNN), section 5.1; Lawrence et al. 2025 (SymPE).
 
     Example:
         >>> NBodyEGNN(layers=2, hidden=16)(nbody_graph(batch)).shape  # batch of pos, vel, charges, edge_index
         torch.Size([20, 3])
     """
 
-    def __init__(self, layers: int = 4, hidden: int = 64, *, features: int = 0, backend: str = "auto"):
+    def __init__(self, layers: int = 4, hidden: int = 64, *, places: tuple[int, int] | None = None,
+                 backend: str = "auto"):
         super().__init__()
-        self.features = features
-        self.net = EGNN(layers, 1 + features, _EDGE, hidden, with_v=True, backend=backend)
+        self.breaking = None if places is None else SymPE("S_n", places)
+        self.net = EGNN(layers, 1 if places is None else 1 + places[1], _EDGE, hidden, with_v=True, backend=backend)
 
     def forward(self, graph) -> Tensor:
-        """The displacement of every body, [N, 3]; `graph` as `nbody_graph` makes it, with `extra` where asked for."""
-        pos, vel, speed = graph.x.split([3, 3, 1], 1)
-        h = torch.cat([speed, graph.extra], 1) if self.features else speed
+        """The displacement of every body, [N, 3]; `graph` as `nbody_graph` makes it."""
+        pos, vel, h = graph.x.split([3, 3, 1], 1)
+        if self.breaking is not None:
+            h = self.breaking(h, segments_of(graph, graph.x).ptr, generator=torch.default_generator)
         x, _, _ = self.net(pos, h, graph_of(graph), graph.additional_message_features, vel)
         return x - pos
 
@@ -56,14 +61,13 @@ class NBodyGNN(_Strict):
 
     .. math:: m_i = \sum_{j \to i} \phi_e(h_i, h_j, e_{ij}), \qquad h_i' = h_i + \phi_h(h_i, m_i)
 
-    The backbone of frame averaging on charged bodies. The first map of the message is one map of the nodes and one of
-    the edges.
+    The first map of the message is one map of the nodes and one of the edges.
 
     Args:
         layers, hidden: message-passing layers and their width.
         backend: which implementation of the operators runs.
 
-    Source: Puny et al. 2022 (frame averaging), section 4 (its GNN); Gilmer et al. 2017.
+    Source: Puny et al. 2022 (frame averaging), its GNN on charged bodies; Gilmer et al. 2017.
 
     Example:
         >>> NBodyGNN(layers=2, hidden=16)(nbody_graph(batch)).shape
@@ -72,15 +76,26 @@ class NBodyGNN(_Strict):
 
     def __init__(self, layers: int = 4, hidden: int = 64, *, backend: str = "auto"):
         super().__init__()
+        self.net = _MessagePassing(layers, hidden, backend)
+
+    def forward(self, graph) -> Tensor:
+        """The displacement of every body, [N, 3]; `graph` as `nbody_graph` makes it."""
+        return self.net(*graph.x.split([3, 3, 1], 1), graph_of(graph), graph.additional_message_features)
+
+
+class _MessagePassing(nn.Module):
+    def __init__(self, layers: int, hidden: int, backend: str):
+        super().__init__()
         self.embedding = nn.Linear(7, hidden)  # position, velocity, speed
         self.layers = nn.ModuleList(_MessageLayer(hidden, backend) for _ in range(layers))
         self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 3))
 
-    def forward(self, graph) -> Tensor:
-        """The displacement of every body, [N, 3]; `graph` as `nbody_graph` makes it."""
-        h, edges = self.embedding(graph.x), graph_of(graph)
+    def forward(self, pos: Tensor, vel: Tensor, speed: Tensor, edge_index: Tensor | Graph, edge: Tensor) -> Tensor:
+        """pos and vel [N, 3], speed [N, 1], edge [E, 2] -> [N, 3]."""
+        graph = edge_index if isinstance(edge_index, Graph) else Graph(edge_index, pos.shape[0])
+        h = self.embedding(torch.cat([pos, vel, speed], 1))
         for layer in self.layers:
-            h = layer(h, edges, graph.additional_message_features)
+            h = layer(h, graph, edge)
         return self.head(h)
 
 

@@ -240,7 +240,7 @@ class SEGNN(Branched):
         self._check(x, edges, graph.edge_attr, node_attr, additional)
         batch = None
         if self.task == "graph" or self.layers and self.layers[0].norm == "instance":
-            batch = _graph_of_node(graph, x)
+            batch = segments_of(graph, x)
         x = self.embedding_layer(x, node_attr)
         for layer in self.layers:
             x = layer(x, edges, graph.edge_attr, node_attr, batch, additional)
@@ -277,7 +277,8 @@ def _with_trivial(node_attr: Tensor, num_nodes: int) -> Tensor:
     return torch.cat([rest.new_ones(rest.shape[0], 1), rest], 1)
 
 
-def _graph_of_node(graph, x: Tensor) -> Segments:
+def segments_of(graph, x: Tensor) -> Segments:
+    """The nodes of each graph; `graph.segments` where it is there, else made from `graph.batch` (reads the device)."""
     found = getattr(graph, "segments", None)
     if isinstance(found, Segments):
         return found

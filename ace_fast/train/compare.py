@@ -92,7 +92,7 @@ def compare(task: str, out: Path, names: Sequence[str], *, models: bool = False,
     from ..bench import results
 
     results.write(out / "compare.json", [row])
-    title = f"{found.HELP}: models" if models else f"{found.TITLE}: deciders"
+    title = f"{found.DATA_HELP[0].upper()}{found.DATA_HELP[1:]}: models" if models else f"{found.TITLE}: deciders"
     _draw(title, out, row, configs, timings, found.BEST is min, models)
     _show(title, out, outcomes, timings)
     return row

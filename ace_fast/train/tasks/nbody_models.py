@@ -11,6 +11,7 @@ from ...models.segnn import SEGNN
 from ..options import Config, flag
 
 INPUTS = "2x1o + 1x0e"  # position, velocity, speed
+_CHANNELS = 8  # of the vectors that tell bodies apart
 
 
 def _segnn(config: Config) -> SEGNN:
@@ -36,11 +37,17 @@ def _egnn(config: Config) -> NBodyEGNN:
     return NBodyEGNN(config["layers"], config["hidden"], backend=config["backend"])
 
 
+def _egnn_sympe(config: Config) -> NBodyEGNN:
+    return NBodyEGNN(config["layers"], config["hidden"], places=(config["bodies"], _CHANNELS),
+                     backend=config["backend"])
+
+
 def _gnn(config: Config) -> NBodyGNN:
     return NBodyGNN(config["layers"], config["hidden"], backend=config["backend"])
 
 
-MODELS: dict[str, Callable[[Config], nn.Module]] = {"segnn": _segnn, "egnn": _egnn, "gnn": _gnn}
+MODELS: dict[str, Callable[[Config], nn.Module]] = {"segnn": _segnn, "egnn": _egnn, "egnn-sympe": _egnn_sympe,
+                                                  "gnn": _gnn}
 
 
 def check_model(config: Config) -> None:
