@@ -108,6 +108,12 @@ def test_a_stream_is_cut_into_shards(data, shards, tmp_path):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
+def test_what_they_are_is_kept(data, shards, tmp_path):
+    about = {"source": "drawn", "settings": {"seed": 0}}
+    assert write_shards(tmp_path, data, about=about).about == ShardedDataset(tmp_path).about == about
+    assert shards.about == {} and shards.names == ("pos", "length", "number", "odd")
+
+
 def test_symmetric_edges_stay_known(tmp_path):
     path = FlatDataset({}, torch.tensor([0, 2]), torch.tensor([[1, 0], [0, 1]]), torch.tensor([0, 2]), symmetric=True)
     assert write_shards(tmp_path, path).shard(0).batch([0]).symmetric
@@ -160,10 +166,52 @@ def test_resumes_with_the_next_batch(shards, done):
 
 
 def test_processes_share_each_batch(shards):
+    """As those of a Batcher do: 50 graphs in batches of 6 leave 2, for the third process one at weight 0."""
     single = numbers(ShardBatcher(shards, 6, seed=2, window=2))
-    ranks = [numbers(ShardBatcher(shards, 6, seed=2, window=2, rank=r, world_size=3)) for r in range(3)]
-    assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == single
-    assert all(len(part) == 2 for rank in ranks for part in rank[:-1])
+    ranks = [shared(shards, rank) for rank in range(3)]
+    for whole, *parts in zip(single, *ranks, strict=True):
+        assert sum((ids for ids, weight in parts if weight), []) == whole
+        assert [weight for ids, weight in parts] == ([1 / 3] * 3 if len(whole) == 6 else [0.5, 0.5, 0.0])
+    assert ranks[2][-1][0] == single[-1][:1]
+
+
+def shared(shards, rank):
+    """(graphs, weight) of what a process of three is handed out."""
+    batcher = ShardBatcher(shards, 6, seed=2, window=2)
+    batcher.shard(rank, 3)
+    return [(batch.number.tolist(), batcher.weight) for batch in batcher]
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_parts_and_pieces_of_a_batch(shards, prefetch):
+    """Accumulated parts make up the batch, of which a state counts whole ones alone; pieces make up a part."""
+    single, batcher = numbers(ShardBatcher(shards, 9, window=2)), ShardBatcher(shards, 9, window=2, prefetch=prefetch)
+    batcher.shard(accumulate=2)
+    found, whole = [], []
+    for batch in batcher:
+        pieces = list(batcher.split(3))
+        assert sum((piece.number.tolist() for piece, _ in pieces), []) == batch.number.tolist()
+        assert sum(weight for _, weight in pieces) == pytest.approx(batcher.weight)
+        whole += batch.number.tolist()
+        assert batcher.state_dict()["position"] == (len(found) + batcher.last) % 6
+        if batcher.last:
+            found, whole = [*found, whole], []
+    assert found == single
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_windows_are_prepared(shards, data, prefetch):
+    """Batches are formed of what `prepare` makes of a window, also those that lie in two."""
+    seen = []
+
+    def prepare(graphs):
+        seen.append(len(graphs))
+        node = {"twice": 2 * graphs.node["pos"]}
+        return FlatDataset(node, graphs.node_offsets, graph={"number": graphs.graph["number"]}, check=False)
+
+    for batch in ShardBatcher(shards, 7, window=3, prefetch=prefetch, prepare=prepare):
+        torch.testing.assert_close(batch.twice, 2 * data.batch(batch.number).pos, rtol=0, atol=0)
+    assert len(seen) == 3 and sum(seen) == 50
 
 
 def test_memory_stays_flat(tmp_path):
@@ -225,8 +273,6 @@ def test_interrupted_writing_is_no_data_set(data, tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     ({"batch_size": 0}, "batch_size must be at least 1"),
     ({"batch_size": 51}, "at most the 50 graphs"),
-    ({"batch_size": 10, "world_size": 3}, r"divides batch_size 10, got rank 0 of 3; make batch_size a multiple of 3"),
-    ({"batch_size": 10, "world_size": 2, "rank": 2}, "got rank 2 of 2"),
     ({"batch_size": 10, "window": 0}, "window must be at least 1"),
     ({"batch_size": 10, "prefetch": -1}, "prefetch must be at least 0"),
 ])

@@ -19,10 +19,11 @@ from run_checks import numbers
 from torch import multiprocessing
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ace_fast.train import load, report, train
+from ace_fast.train import load, options, report, train
 from ace_fast.train.progress import EpochProgress
 from ace_fast.train.run import Run
 from ace_fast.train.steps import Stepper
+from ace_fast.train.tasks import qm9, sharded
 
 FORK = multiprocessing.get_context("fork")  # imports are there already
 SHARED = {"rotations": 1, "threads": 1, "eval_every": 1, "quiet": True, "epochs": 2}
@@ -30,6 +31,7 @@ NBODY = SHARED | {"num_train": 22, "num_valid": 8, "num_test": 8, "steps": 301, 
                   "layers": 1, "train_samples": 22, "batch_size": 8, "hidden": 8}
 QM9 = SHARED | {"task": "qm9", "target": "gap", "train_samples": 0, "eval_samples": 0, "layers": 1, "hidden": 8,
                 "batch_size": 16, "epochs": 1}
+STREAMED = {name: value for name, value in QM9.items() if name != "train_samples"}
 FILES = ("best.safetensors", "weights.safetensors")
 
 
@@ -78,18 +80,26 @@ def together(folder):
 
     Of the first two one runs out of memory and goes on in pieces.
 
-    22 trajectories in batches of 8 leave 6, 45 molecules of 2 to 6 atoms in batches of 16 leave 13.
+    22 trajectories in batches of 8 leave 6, 45 molecules of 2 to 6 atoms in batches of 16 leave 13. The same molecules
+    from shards of 4.
     """
     data = str(npz(folder / "few.npz", count=60, listed=()))
+    ended(start(_write_shards, data, folder / "shards"))
     cases = {
         "nbody": NBODY | {"accumulate": 2, "clip": 0.5, "epochs": 1},
         "schnet": QM9 | {"data": data, "model": "schnet", "filters": 4, "gaussians": 5, "sync_batch_norm": True},
+        "shards": STREAMED | {"shards": str(folder / "shards"), "accumulate": 2},
     }
     for name, given in cases.items():
         one, two = folder / f"{name}-one", folder / f"{name}-two"
         ended(start(_train, one, given | {"dtype": "float64", "accumulate": 1}))
         ranks(_short_of_memory if name == "nbody" else _train, two, given | {"dtype": "float64"})
         compare(one, two, 1e-11)
+
+
+def _write_shards(data, folder):
+    config = options.make_config(qm9, options.DEFAULT_PRESET, {"data": data})
+    assert [split for split, _ in sharded.write("qm9", qm9, config, folder, 4)] == list(sharded.SPLITS)
 
 
 def _train(folder, given):

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..graph import Graph, Segments, SymmetricGraph
 from .checks import as_integer, as_tensor, check_edges, check_finite, check_names, check_shapes
-from .resuming import Resumable
-from .shares import shares
+from .resuming import Shared
 
 
 class Batch:
@@ -252,7 +251,7 @@ class FlatDataset:
             self.edge = {name: x.index_select(0, order) for name, x in self.edge.items()}
 
 
-class Batcher(Resumable):
+class Batcher(Shared):
     """Iterates over a FlatDataset in batches; the order depends on seed and epoch alone, and a run can be resumed.
 
     One full iteration is one epoch, the next one is shuffled anew. `state_dict()` may be taken at any time between two
@@ -265,9 +264,6 @@ class Batcher(Resumable):
         shuffle: a new order each epoch; otherwise the order of the data set.
         seed: of the order, >= 0.
         drop_last: leave out the last batch where it is not full.
-
-    Attributes:
-        weight, last: of the batch handed out last, see `shard`; 1.0 and True of a whole one.
 
     Raises:
         ValueError: batch_size or seed out of range, or a state of other data or another batch size.
@@ -291,9 +287,7 @@ class Batcher(Resumable):
         self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
         self.seed, self.drop_last = seed, drop_last
         self._number = 0  # of the present batch in its epoch, from 1
-        self._shares: tuple[int, ...] = (0, 1, 1, 1)  # as `shard` was given them
         self._index = torch.zeros(0, dtype=torch.int64)  # what was handed out last
-        self.weight, self.last = 1.0, True
         self._shared: dict[int, Batch] = {}  # batch size -> a batch with the structure tensors to use again
 
     def order(self) -> Tensor:
@@ -306,12 +300,10 @@ class Batcher(Resumable):
         order, start, self._resume = self.order(), self._resume, 0
         for position in range(start, len(self)):
             whole, self._number = order[position * self.batch_size : (position + 1) * self.batch_size], position + 1
-            parts = shares(whole.numel(), *self._shares)
-            for number, (part, self.weight) in enumerate(parts, 1):
-                self.last, self._index = number == len(parts), whole[part]
+            for part, weight, last in self._parts(whole.numel()):
+                self._index = whole[part]
                 batch = self._form(self._index)
-                if self.last:
-                    self._position = position + 1
+                self._hand_out(position, weight, last)
                 yield batch
         self.epoch, self._position = self.epoch + 1, 0
 
@@ -321,18 +313,10 @@ class Batcher(Resumable):
             self._shared[index.numel()] = Batch({}, batch.edge_index, batch.batch, batch.ptr, batch.structure_key)
         return batch
 
-    def shard(self, rank: int = 0, world: int = 1, accumulate: int = 1, least: int = 1) -> None:
-        """From now on hand out what process `rank` of `world` takes of every batch, in `accumulate` parts: `shares`.
-
-        All processes go through the batches of one and the same order, so that a state is good for any number of them.
-        With each part `weight` is its share of the whole batch, and `last` whether it ends this process's share.
-        """
-        self._shares = rank, world, accumulate, least
-
     def split(self, count: int) -> Iterator[tuple[Batch, float]]:
         """What was handed out last once more, in `count` parts or fewer, each with its weight."""
-        for part, share in shares(self._index.numel(), 0, 1, count, self._shares[3]):
-            yield self._form(self._index[part]), share * self.weight
+        for part, weight in self._pieces(self._index.numel(), count):
+            yield self._form(self._index[part]), weight
 
 
 def _move(x: Tensor, device: torch.device | str | None, dtype: torch.dtype | None, later: bool = False) -> Tensor:

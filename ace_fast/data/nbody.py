@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -156,15 +156,22 @@ def _in_chunks(run: Callable[[slice], None], count: int, progress: Progress | No
 
 def initial_conditions(settings: NBodySettings, split: str) -> tuple[Tensor, Tensor, Tensor]:
     """Position and velocity [B, n, 3] and charge [B, n, 1] of a split, float64; a smaller split is a prefix."""
-    n, B = settings.bodies, settings.count(split)
+    return next(_drawn(settings, split, settings.count(split)))
+
+
+def _drawn(settings: NBodySettings, split: str, most: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The initial conditions of a split, of `most` trajectories at a time."""
+    n, count = settings.bodies, settings.count(split)
     # One stream per quantity: then the draws for one trajectory do not depend on how many follow it.
     streams = np.random.SeedSequence([settings.seed, _SPLITS.index(split)]).spawn(3)
     draw_x, draw_v, draw_q = (np.random.default_rng(s) for s in streams)
-    x = draw_x.standard_normal((B, n, 3)) * (n / 5) ** (1 / 3)
-    v = draw_v.standard_normal((B, n, 3))
-    v *= settings.speed / np.linalg.norm(v, axis=-1, keepdims=True)
-    q = 1.0 - 2.0 * (draw_q.random((B, n, 1)) < 0.5)
-    return torch.from_numpy(x), torch.from_numpy(v), torch.from_numpy(q)
+    for start in range(0, count, most):
+        B = min(most, count - start)
+        x = draw_x.standard_normal((B, n, 3)) * (n / 5) ** (1 / 3)
+        v = draw_v.standard_normal((B, n, 3))
+        v *= settings.speed / np.linalg.norm(v, axis=-1, keepdims=True)
+        q = 1.0 - 2.0 * (draw_q.random((B, n, 1)) < 0.5)
+        yield torch.from_numpy(x), torch.from_numpy(v), torch.from_numpy(q)
 
 
 def nbody(
@@ -208,11 +215,8 @@ def nbody(
         FlatDataset(4 graphs, 20 nodes, 80 edges: position, velocity, target, charge)
     """
     settings = settings or NBodySettings()
-    if split not in _SPLITS:
-        raise ValueError(f"nbody: split must be one of {', '.join(_SPLITS)}, got {split!r}")
-    count, (first, last) = settings.count(split), frames
-    if not 0 <= first <= last < settings.frames:
-        raise ValueError(f"nbody: frames must be two of 0 .. {settings.frames - 1} in order, got {tuple(frames)}")
+    _check_task(split, settings, frames)
+    count = settings.count(split)
     if num_samples is None:
         num_samples = min(count, 3_000) if split == "train" else count
     if not 1 <= num_samples <= count:
@@ -220,7 +224,31 @@ def nbody(
             f"nbody: num_samples must be in 1 .. {count}, got {num_samples}; for more set a larger num_{split}"
         )
     folder = Path(root or os.environ.get("ACE_FAST_DATA") or Path.home() / ".cache" / "ace_fast")
-    return _task(_load_or_build(folder, split, settings, progress), num_samples, (first, last), dtype)
+    return _task(_load_or_build(folder, split, settings, progress), num_samples, frames, dtype)
+
+
+def stream(split: str, settings: NBodySettings, frames: tuple[int, int] = (30, 40), *, most: int = 16_384,
+           progress: Progress | None = None) -> Iterator[FlatDataset]:
+    """What `nbody` gives of a split in float32, `most` trajectories at a time and without a file: any number of them.
+
+    Raises:
+        ValueError: unknown split, or frames out of range.
+    """
+    _check_task(split, settings, frames)
+    done = 0
+    for drawn in _drawn(settings, split, most):
+        part = _task(_simulated(settings, drawn, None), len(drawn[0]), frames, torch.float32)
+        done += len(part)
+        if progress is not None:
+            progress(done, settings.count(split))
+        yield part
+
+
+def _check_task(split: str, settings: NBodySettings, frames: tuple[int, int]) -> None:
+    if split not in _SPLITS:
+        raise ValueError(f"nbody: split must be one of {', '.join(_SPLITS)}, got {split!r}")
+    if not 0 <= frames[0] <= frames[1] < settings.frames:
+        raise ValueError(f"nbody: frames must be two of 0 .. {settings.frames - 1} in order, got {tuple(frames)}")
 
 
 def _task(arrays: dict[str, np.ndarray], num_samples: int, frames: tuple[int, int], dtype: torch.dtype) -> FlatDataset:
@@ -344,7 +372,7 @@ def _load_or_build(
         raise cache.no_access(error, "written in", folder) from error
     try:
         with file:
-            arrays = _build(settings, split, progress)
+            arrays = _simulated(settings, initial_conditions(settings, split), progress)
             try:
                 np.savez(file, meta=np.array(json.dumps(meta, sort_keys=True)), **arrays)
                 file.close()
@@ -360,8 +388,11 @@ def _load_or_build(
     return arrays
 
 
-def _build(settings: NBodySettings, split: str, progress: Progress | None) -> dict[str, np.ndarray]:
-    x, v, q = initial_conditions(settings, split)
+def _simulated(
+    settings: NBodySettings, drawn: tuple[Tensor, Tensor, Tensor], progress: Progress | None
+) -> dict[str, np.ndarray]:
+    """Position and velocity [B, T, n, 3] and charge [B, n, 1] of initial conditions, float32."""
+    x, v, q = drawn
     position, velocity = simulate(
         x, v, q, settings.steps, settings.dt, settings.sample_every, settings.max_force, progress
     )

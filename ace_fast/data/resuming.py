@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 
 from .checks import as_integer
+from .shares import shares
 
 
 class Resumable:
@@ -55,3 +56,39 @@ class Resumable:
             raise ValueError(f"{owner}: position must be in 0 .. {len(self) - 1}, got {position} in the saved state; "
                              f"{begin}")
         self.seed, self.epoch, self._position, self._resume = seed, epoch, position, position
+
+
+class Shared(Resumable):
+    """A batcher of whose batches every process takes its share, in parts where gradients are accumulated.
+
+    `__iter__` takes `_parts` of every batch, and calls `_hand_out` before it yields one.
+
+    Attributes:
+        weight, last: of the part handed out last, see `shard`; 1.0 and True of a whole batch.
+    """
+
+    weight, last = 1.0, True
+    _shares: tuple[int, int, int, int] = (0, 1, 1, 1)  # as `shard` was given them
+
+    def shard(self, rank: int = 0, world: int = 1, accumulate: int = 1, least: int = 1) -> None:
+        """From now on hand out what process `rank` of `world` takes of every batch, in `accumulate` parts: `shares`.
+
+        All processes go through the batches of one and the same order, so that a state is good for any number of them.
+        With each part `weight` is its share of the whole batch, and `last` whether it ends this process's share.
+        """
+        self._shares = rank, world, accumulate, least
+
+    def _parts(self, count: int) -> list[tuple[slice, float, bool]]:
+        """Of a batch of `count` samples: which ones, weight and last."""
+        parts = shares(count, *self._shares)
+        return [(part, weight, number == len(parts)) for number, (part, weight) in enumerate(parts, 1)]
+
+    def _hand_out(self, position: int, weight: float, last: bool) -> None:
+        """Notes what is handed out of batch `position`, which is done with its last part."""
+        self.weight, self.last = weight, last
+        if last:
+            self._position = position + 1
+
+    def _pieces(self, count: int, pieces: int) -> list[tuple[slice, float]]:
+        """Those of the `count` samples handed out last, for `split`."""
+        return [(part, share * self.weight) for part, share in shares(count, 0, 1, pieces, self._shares[3])]

@@ -63,7 +63,7 @@ def _joined(offsets: Sequence[Tensor]) -> Tensor:
 
 
 def write_shards(folder: str | os.PathLike[str], graphs: FlatDataset | Iterable[FlatDataset], *,
-                 shard_size: int = 16_384) -> ShardedDataset:
+                 shard_size: int = 16_384, about: Mapping[str, Any] | None = None) -> ShardedDataset:
     """Writes graphs as shards, from a data set or a stream of them, and opens what was written.
 
     A shard is one file of raw numbers an array (little-endian, rows one after another); `shards.json`, written last and
@@ -73,6 +73,7 @@ def write_shards(folder: str | os.PathLike[str], graphs: FlatDataset | Iterable[
         folder: made if it is missing; one that holds shards is refused.
         graphs: all arrays alike; of a stream no more than two shards and one of its parts are in memory.
         shard_size: graphs a shard; the last has the rest.
+        about: what the graphs are, as JSON; kept with them.
 
     Raises:
         FileExistsError: the folder holds shards.
@@ -101,7 +102,7 @@ def write_shards(folder: str | os.PathLike[str], graphs: FlatDataset | Iterable[
         raise ValueError("write_shards: graphs must hold at least one graph, got none")
     arrays = {name: {"part": part, "dtype": dtype, "row": row} for name, (part, dtype, row) in first[0].items()}
     _write(folder / MANIFEST, [json.dumps({"format": FORMAT, "symmetric": first[1], "arrays": arrays,
-                                           "shards": shards}).encode()])
+                                           "shards": shards, "about": dict(about or {})}).encode()])
     return ShardedDataset(folder)
 
 
@@ -160,6 +161,8 @@ class ShardedDataset:
 
     Attributes:
         counts: [S], graphs of each shard.
+        names: of the arrays.
+        about: what `write_shards` was told of them.
         symmetric: what is known of the edges, see `FlatDataset`.
 
     Raises:
@@ -177,7 +180,7 @@ class ShardedDataset:
         self.folder = Path(folder)
         found = _manifest(self.folder)
         try:
-            self.symmetric = bool(found["symmetric"])
+            self.symmetric, self.about = bool(found["symmetric"]), dict(found.get("about", {}))
             self._arrays = {name: (a["part"], np.dtype(a["dtype"]), tuple(a["row"]))
                             for name, a in found["arrays"].items()}
             self._shards = [{**s, "files": dict(s["files"])} for s in found["shards"]]
@@ -214,9 +217,12 @@ class ShardedDataset:
     def num_shards(self) -> int:
         return len(self.counts)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in self._arrays if name != "edge_index")
+
     def __repr__(self) -> str:
-        names = ", ".join(name for name in self._arrays if name != "edge_index")
-        return f"ShardedDataset({len(self)} graphs in {self.num_shards} shards: {names})"
+        return f"ShardedDataset({len(self)} graphs in {self.num_shards} shards: {', '.join(self.names)})"
 
     def shard(self, number: int) -> FlatDataset:
         """Shard `number`, memory-mapped (copy on write): pages come from the file as they are touched."""

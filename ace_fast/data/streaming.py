@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from .batching import Batch, FlatDataset
 from .checks import as_integer
-from .resuming import Resumable
+from .resuming import Shared
 from .shards import ShardedDataset, concatenate
 
 
-class ShardBatcher(Resumable):
+class ShardBatcher(Shared):
     """Iterates over a ShardedDataset in batches, as `Batcher` does over a FlatDataset in memory.
 
     Each epoch permutes the shards, and the graphs within each window of `window` consecutive shards; seed, epoch and
@@ -26,23 +27,21 @@ class ShardBatcher(Resumable):
 
     Args:
         dataset: the shards.
-        batch_size: graphs of a batch over all processes.
+        batch_size: graphs of a batch over all processes (`shard`).
         shuffle: a new order each epoch; otherwise the order of the shards.
         seed: of the order, >= 0.
         drop_last: leave out the last batch where it is not full.
         window: shards that are mixed with each other; more mix better and take more memory.
-        rank, world_size: this process takes the rank-th of `world_size` equal parts of every batch, so that all
-            together see the batches of a single process. A last batch that is not full may have nothing for some:
-            drop_last leaves it out.
         prefetch: batches formed ahead, 0 for none and no thread.
         pin: batches in page-locked memory, from which copies to a GPU run beside its work; needs CUDA.
+        prepare: the graphs of a window -> those that batches are formed of, as many in the same order: attributes that
+            are not on disk, another device. Called by whoever forms the batches.
 
     A state is the same on every rank, and good for another number of processes; batches formed ahead do not count as
     done.
 
     Raises:
-        ValueError: an argument out of range, a batch size that world_size does not divide, and while iterating what
-            `ShardedDataset.read` raises.
+        ValueError: an argument out of range, and while iterating what `ShardedDataset.read` raises.
 
     Example:
         >>> for batch in ShardBatcher(ShardedDataset("qm9-shards"), 4096, pin=True):  # doctest: +SKIP
@@ -50,44 +49,62 @@ class ShardBatcher(Resumable):
     """
 
     def __init__(self, dataset: ShardedDataset, batch_size: int, shuffle: bool = True, seed: int = 0,
-                 drop_last: bool = False, *, window: int = 8, rank: int = 0, world_size: int = 1, prefetch: int = 2,
-                 pin: bool = False) -> None:
+                 drop_last: bool = False, *, window: int = 8, prefetch: int = 2, pin: bool = False,
+                 prepare: Callable[[FlatDataset], FlatDataset] | None = None) -> None:
         whole = lambda name, x, least: as_integer("ShardBatcher", name, x, least)  # noqa: E731
         self.dataset, self.batch_size = dataset, whole("batch_size", batch_size, 1)
         self.shuffle, self.seed, self.drop_last = shuffle, whole("seed", seed, 0), drop_last
         self.window, self.prefetch, self.pin = whole("window", window, 1), whole("prefetch", prefetch, 0), pin
-        self.rank, self.world_size = whole("rank", rank, 0), whole("world_size", world_size, 1)
+        self.prepare, self._formed = prepare, None
         if batch_size > len(dataset):
             raise ValueError(f"ShardBatcher: batch_size must be at most the {len(dataset)} graphs of the shards, got "
                              f"{batch_size}")
-        if batch_size % world_size or rank >= world_size:
-            raise ValueError(f"ShardBatcher: rank must be below world_size, which divides batch_size {batch_size}, got "
-                             f"rank {rank} of {world_size}; make batch_size a multiple of {world_size}")
         if pin and not torch.cuda.is_available():
             raise ValueError("ShardBatcher: pin must be False where torch sees no GPU, got True")
 
     def __iter__(self) -> Iterator[Batch]:
         start, self._resume = self._resume, 0
-        formed = _Stream(self, start)
-        ahead = _ahead(formed, self.prefetch) if self.prefetch else formed
+        stream = _Stream(self, start)
+        ahead = _ahead(iter(stream), self.prefetch) if self.prefetch else iter(stream)
         try:
-            for position, batch in enumerate(ahead, start):
-                self._position = position + 1
-                yield batch
+            for formed in ahead:
+                self._formed = formed
+                self._hand_out(formed.position, formed.weight, formed.last)
+                yield formed.batch
         finally:
             ahead.close()
-            formed.close()
+            stream.close()
         self.epoch, self._position = self.epoch + 1, 0
+
+    def split(self, count: int) -> Iterator[tuple[Batch, float]]:
+        """As that of `Batcher`."""
+        graphs, index = self._formed.graphs, self._formed.index
+        for part, weight in self._pieces(len(index), count):
+            yield self._made(graphs.batch(index[part])), weight
+
+    def _made(self, batch: Batch) -> Batch:
+        return _pinned(batch) if self.pin else batch
 
     def _fingerprint(self) -> dict[str, int | bool]:
         return super()._fingerprint() | {"num_shards": self.dataset.num_shards, "window": self.window}
+
+
+class _Formed(NamedTuple):
+    """A part of a batch, and what it was formed of."""
+
+    batch: Batch
+    graphs: FlatDataset
+    index: Tensor  # [G], which of them
+    position: int  # of the batch in its epoch
+    weight: float
+    last: bool
 
 
 class _Stream:
     """The batches of one epoch from `start` on, formed one by one; a window is read while the one before is used."""
 
     def __init__(self, batcher: ShardBatcher, start: int) -> None:
-        self.b, self.position, self.epoch = batcher, start, batcher.epoch
+        self.b, self.start, self.epoch = batcher, start, batcher.epoch
         shards = np.arange(batcher.dataset.num_shards)
         if batcher.shuffle:
             shards = self._generator(0).permutation(shards)
@@ -96,32 +113,29 @@ class _Stream:
         self.ends = np.cumsum([counts[w].sum() for w in self.windows])  # of the windows, in graphs
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="ace_fast-shards")
         self.read: dict[int, Future[FlatDataset]] = {}
+        self.ready: dict[int, FlatDataset] = {}
         self.orders: dict[int, Tensor] = {}
         self.like: dict[int, Batch] = {}
 
     def _generator(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.b.seed, self.epoch, stream])
 
-    def __iter__(self) -> _Stream:
-        return self
-
-    def __next__(self) -> Batch:
+    def __iter__(self) -> Iterator[_Formed]:
         b = self.b
-        if self.position >= len(b):
-            raise StopIteration
-        first = self.position * b.batch_size
-        size = min(b.batch_size, len(b.dataset) - first)
-        self.position += 1
-        batch = self._batch(first + size * b.rank // b.world_size, first + size * (b.rank + 1) // b.world_size)
-        return _pinned(batch) if b.pin else batch
+        for position in range(self.start, len(b)):
+            first = position * b.batch_size
+            for part, weight, last in b._parts(min(b.batch_size, len(b.dataset) - first)):
+                batch, graphs, index = self._batch(first + part.start, first + part.stop)
+                yield _Formed(b._made(batch), graphs, index, position, weight, last)
 
-    def _batch(self, start: int, stop: int) -> Batch:
-        """Graphs start .. stop - 1 of the epoch's order; they lie in one window, or in several that follow."""
+    def _batch(self, start: int, stop: int) -> tuple[Batch, FlatDataset, Tensor]:
+        """Graphs start .. stop - 1 of the epoch's order, and what they were taken from: a window, or several."""
         first = last = min(int(np.searchsorted(self.ends, start, side="right")), len(self.ends) - 1)
         while last + 1 < len(self.ends) and self.ends[last] < stop:
             last += 1
-        for done in [w for w in self.read if w < first]:
-            del self.read[done], self.orders[done]
+        for done in [w for w in self.orders if w < first]:
+            del self.orders[done]
+            self.ready.pop(done, None)
         parts = []
         for window in range(first, last + 1):
             begin = int(self.ends[window - 1]) if window else 0
@@ -134,23 +148,26 @@ class _Stream:
         batch = data.batch(index, like=self.like.get(len(index)))
         if batch.structure_key is not None:
             self.like[len(index)] = Batch({}, batch.edge_index, batch.batch, batch.ptr, batch.structure_key)
-        return batch
+        return batch, data, index
 
     def _window(self, number: int) -> FlatDataset:
         for near in range(number, min(number + 2, len(self.windows))):
-            if near not in self.read:
+            if near not in self.orders:
                 self.read[near] = self.pool.submit(self.b.dataset.read, self.windows[near].tolist())
                 count = int(self.ends[near] - (self.ends[near - 1] if near else 0))
                 self.orders[near] = (torch.from_numpy(self._generator(1 + near).permutation(count)) if self.b.shuffle
                                      else torch.arange(count))
-        return self.read[number].result()
+        if number not in self.ready:
+            graphs = self.read.pop(number).result()
+            self.ready[number] = self.b.prepare(graphs) if self.b.prepare else graphs
+        return self.ready[number]
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ahead(stream: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """The same batches, `depth` of them formed ahead by a thread; what it raises is raised here, in its place."""
+def _ahead(stream: Iterator[_Formed], depth: int) -> Iterator[_Formed]:
+    """The same, `depth` of them formed ahead by a thread; what it raises is raised here, in its place."""
     ready: queue.Queue[tuple[str, object]] = queue.Queue(depth)
     stopped = threading.Event()
 

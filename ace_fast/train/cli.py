@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ..symmetry.experiments.cli import add_experiments
 from .options import DEFAULT_PRESET, RUN, add_options, make_config, of_group, presets_of
-from .tasks import TASKS, nbody
+from .tasks import TASKS, nbody, sharded
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,7 +43,8 @@ def _parser() -> _Parser:
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     _add_checkpoint(evaluate)
     evaluate.add_argument("--json", type=Path, help="write the numbers to this file too")
-    evaluate.add_argument("--data", help="where the data lie (the run's --data), if not where the run found them")
+    evaluate.add_argument("--data", help="where the data lie (the run's --data or --shards), if not where the run "
+                                            "found them")
     evaluate.set_defaults(run=_evaluate)
 
     _add_prediction(commands.add_parser("predict",
@@ -58,6 +59,9 @@ def _parser() -> _Parser:
     for name, task in TASKS.items():
         kind = kinds.add_parser(name, help=task.DATA_HELP)
         add_options(kind, of_group(task.OPTIONS, "data"))
+        if "shards" in task.OPTIONS:
+            kind.add_argument("--shard-size", type=int, default=16_384, metavar="INT",
+                              help="graphs in each of the --shards that are written (default: 16384)")
         kind.set_defaults(run=_data)
 
     compare = commands.add_parser("compare", help="train several deciders of symmetry, or models, and compare them")
@@ -233,8 +237,13 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    task = TASKS[arguments.task]
-    config = make_config(task, DEFAULT_PRESET, task.for_data(_given(arguments)))
+    task, given = TASKS[arguments.task], _given(arguments)
+    folder = given.pop("shards", "")
+    config = make_config(task, DEFAULT_PRESET, task.for_data(given))
+    if folder:
+        for split, written in sharded.write(arguments.task, task, config, Path(folder), arguments.shard_size):
+            print(f"{split}: {written}")
+        return
     for split in ("train", "valid", "test"):
         print(f"{split}: {task.load(config, split, False)}")
 
@@ -305,7 +314,7 @@ def _run(parser: _Parser, argv: list[str]) -> int:
     # The benchmarks have a command line of their own.
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "bench":
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        parser.error(_unknown(arguments, rest))
     after = argv[argv.index("bench") + 1 :] if arguments.command == "bench" else []
     arguments.argv = argv
     arguments.rest = [text for text in after if text != "--debug"]
@@ -319,6 +328,13 @@ def _run(parser: _Parser, argv: list[str]) -> int:
         if "debug" in arguments:
             raise
         return _failed(error, 1 if isinstance(error, FloatingPointError) else 2)
+
+
+def _unknown(arguments: argparse.Namespace, rest: list[str]) -> str:
+    if rest[0].partition("=")[0] == "--shards":
+        known = ", ".join(name for name, task in TASKS.items() if "shards" in task.OPTIONS)
+        return f"--shards must be left out with {arguments.task}, whose data are in memory, got it; {known} take it"
+    return f"unknown arguments: {' '.join(rest)}"
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:

@@ -103,7 +103,7 @@ def evaluate_run(
     task, facts = find(about["task"]), about["facts"]
     # Trained branches are measured too: the weights must be those of training.
     predictor = load(folder, checkpoint, relaxed=about["config"]["relaxed"], device=device, backend=backend)
-    config = predictor.config | ({} if data is None else {"data": data})
+    config = predictor.config | ({} if data is None else {"shards" if predictor.config.get("shards") else "data": data})
     use_threads(config)
     valid, test = (task.load(config, split, False) for split in ("valid", "test"))
     inputs = task.Training(config, facts, task.load(config, "train", False)).inputs() if recalibrates(config) else None

@@ -28,12 +28,13 @@ from .run import Run, build, check_device, use_threads, versions
 from .schedule import course, step_size
 from .setup import make_optimizer, prepared
 from .steps import Average, Failure, Stepper
-from .tasks import find
+from .tasks import find, sharded
 
 __all__ = ["course", "train"]
 
 # what a resumed run may set anew
-_FREE_ON_RESUME = ("epochs", "data", "threads", "patience", "nan", "checkpoint_every", "keep", "tensorboard", "wandb")
+_FREE_ON_RESUME = ("epochs", "data", "shards", "threads", "patience", "nan", "checkpoint_every", "keep", "tensorboard",
+                   "wandb")
 
 
 def train(
@@ -53,7 +54,7 @@ def train(
         task: "nbody" (SEGNN), "qm9" (SEGNN or SchNet), "modelnet" (VN-DGCNN), "mocap" (EGNO), or
             "md17" (SchNet).
         resume: continue the run in `out`; its own task and settings are used, and `given` may change only epochs
-            (under a constant lr_schedule), data, threads, patience, nan, checkpoint_every, keep and the loggers.
+            (under a constant lr_schedule), data, shards, threads, patience, nan, checkpoint_every, keep and loggers.
         quiet: no progress on stderr.
         given: settings over those of the preset, see `ace-fast train TASK --help`.
 
@@ -71,7 +72,7 @@ def train(
     Example:
         >>> run = train("runs/short", epochs=2)  # doctest: +SKIP
     """
-    given = {name: os.fspath(value) if name == "data" else value for name, value in given.items()}
+    given = {name: os.fspath(value) if name in ("data", "shards") else value for name, value in given.items()}
     with processes.joined() as group:
         # The folder comes before the data, so that one that cannot be used costs no time.
         run, about, state = group.from_first(lambda: _begin(group, out, preset, task, resume, given))
@@ -113,6 +114,8 @@ def _begin(
     loggers.check(config)
     check_device(config)
     if not resume:
+        if config.get("shards"):
+            sharded.verify(find(task), config)
         use_threads(config)
         run.create(task, preset, config)
         about = run.about()
@@ -124,7 +127,8 @@ def _resumed(task: str, config: Config, given: Mapping[str, Any]) -> Config:
     config = dict(config)
     asked = options.make_config(find(task), options.DEFAULT_PRESET, {**config, **given})
     for name in given:
-        if asked[name] != config[name] and name not in _FREE_ON_RESUME:
+        moved = name in _FREE_ON_RESUME and (name != "shards" or asked[name] and config[name])
+        if asked[name] != config[name] and not moved:
             raise ValueError(
                 f"train: {options.flag(name)} must be {config[name]} as in the run that is resumed, got {asked[name]}; "
                 "leave it out or start another run with another --out"

@@ -126,7 +126,7 @@ LATER = ("decay_every", "decay_by", "warmup", "lr_scaling", "lr_batch", "clip", 
          "precision", "compile", "cuda_graphs", "sync_batch_norm", "nan", "checkpoint_every", "keep", "tensorboard",
          "wandb", "relaxation", "lie", "branch_init", "prior_branch", "prior_equivariant", "groups", "strength",
          "adjust", "beta", "balance", "gamma_groups", "dual_warmup", "snap", "tolerance", "gate_patience", "look_every",
-         "model", "product")
+         "model", "product", "shards")
 
 
 def changed(options: Options, **defaults: Any) -> Options:

@@ -13,6 +13,10 @@ A task module defines
     load(config, split, quiet)            the data of "train", "valid" or "test"
     facts(data)                           what model and predictions need to know of the training data, as JSON
     build_model(config, facts)            with get_gammas(), set_equivariance(flag), relaxed and probe()
+    shards(config, split), parts(config, split), written(config)
+                                          where the data may lie in shards (tasks/sharded.py): those of a split opened
+                                          and checked, what is written into them, and what they must have in common
+                                          with a run
     LEAST                                 samples that a batch must have, where that is more than 1
     Training(config, facts, data)         .batches (as `Batcher`: an iterable with len, shard, split, weight, last,
                                           state_dict and load_state_dict) and .loss(model, batch), the mean over the

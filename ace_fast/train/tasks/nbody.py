@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from ...data import Batch, Batcher, FlatDataset, NBodySettings, nbody
+from ...data import Batch, FlatDataset, NBodySettings, ShardedDataset, nbody
+from ...data.nbody import stream
 from ...graph import Graph, Segments, segments
 from ...models.segnn import PRODUCTS, nbody_graph
 from ...report.chart import Chart, Lines
@@ -23,6 +24,7 @@ from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Conf
 from ..options import SEED as LARGEST_SEED
 from ..predict import Answer, PredictorBase, check_offsets, read_arrays, tensor
 from ..progress import data_progress
+from . import sharded
 from .nbody_models import INPUTS, MODELS, check_model
 
 TITLE = "ACE-SEGNN on charged N-body"
@@ -38,6 +40,7 @@ BRANCHED = ("segnn",)
 # The defaults are the preset "demo"; the other presets change them.
 OPTIONS: Options = {
     "data": Option("data", "", "cache folder of the trajectories; empty: $ACE_FAST_DATA or ~/.cache/ace_fast"),
+    "shards": sharded.SHARDS,
     "num_train": Option("data", 10_000, "training trajectories simulated and cached", least=1),
     "num_valid": Option("data", 2_000, "validation trajectories", least=1),
     "num_test": Option("data", 2_000, "test trajectories", least=1),
@@ -83,12 +86,18 @@ PRESET_HELP = {
 
 EDGE_ATTRIBUTES = ("edge_attr", "additional_message_features")
 _CHUNK = 500  # graphs per forward
+_ARRAYS = ("pos", "vel", "charges", "target")  # of the nodes
+_WRITTEN = ("data_seed", "bodies", "steps", "sample_every", "frame_from", "frame_to")  # what shards depend on
+_UNUSED = ("data", "num_train", "num_valid", "num_test", "train_samples")  # where there are shards
 _PROBE = 50  # graphs that the equivariance error and the branch ratios are measured on
 
 
 def check(config: Config) -> None:
     """Raises ValueError where settings do not fit together."""
     check_model(config)
+    sharded.check_options(config, {name: (OPTIONS[name].default,) for name in _UNUSED})
+    if config["shards"]:
+        return
     if config["train_samples"] > config["num_train"]:
         raise ValueError(
             f"train: {flag('train_samples')} must be at most the {config['num_train']} training trajectories, got "
@@ -111,8 +120,11 @@ def build_model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
     return MODELS[config["model"]](config)
 
 
-def load(config: Config, split: str, quiet: bool = True) -> FlatDataset:
+def load(config: Config, split: str, quiet: bool = True) -> FlatDataset | sharded.Streamed:
     """Node arrays pos, vel, charges and target of a split, in the run's dtype; simulated where not cached."""
+    if config["shards"]:
+        dtype = getattr(torch, config["dtype"])
+        return sharded.load(shards(config, split), split, lambda data: data.to(dtype=dtype))
     data = nbody(
         config["data"] or None,
         split,
@@ -122,12 +134,35 @@ def load(config: Config, split: str, quiet: bool = True) -> FlatDataset:
         dtype=getattr(torch, config["dtype"]),
         progress=data_progress(split, quiet),
     )
-    names = {"pos": "position", "vel": "velocity", "charges": "charge", "target": "target"}
-    node = {mine: data.node[theirs] for mine, theirs in names.items()}
-    return FlatDataset(node, data.node_offsets, data.edge_index, data.edge_offsets)
+    return _named(data)
 
 
-def facts(data: FlatDataset) -> dict[str, Any]:
+def _named(data: FlatDataset, index: torch.dtype = torch.int64) -> FlatDataset:
+    """The arrays of `ace_fast.data.nbody` by this task's names, and the edges in another type."""
+    theirs = ("position", "velocity", "charge", "target")
+    node = {name: data.node[other] for name, other in zip(_ARRAYS, theirs, strict=True)}
+    return FlatDataset(node, data.node_offsets, data.edge_index.to(index), data.edge_offsets)
+
+
+def shards(config: Config, split: str) -> ShardedDataset:
+    """The shards of a split, checked."""
+    return sharded.opened(config, split, "nbody", written(config), _ARRAYS)
+
+
+def written(config: Config) -> Config:
+    """What shards must have in common with a run."""
+    return {name: config[name] for name in _WRITTEN}
+
+
+def parts(config: Config, split: str) -> Iterator[FlatDataset]:
+    """What is written into shards, simulated a part at a time."""
+    frames = config["frame_from"], config["frame_to"]
+    index = torch.uint8 if config["bodies"] <= 256 else torch.int32
+    for part in stream(split, settings(config), frames, progress=data_progress(split)):
+        yield _named(part, index)
+
+
+def facts(data: FlatDataset | sharded.Streamed) -> dict[str, Any]:
     """Nothing: the config says all that the model and its predictions depend on."""
     return {}
 
@@ -197,8 +232,8 @@ class Forward:
 class Training:
     """The training data in batches, and the loss: the mean squared error over all coordinates."""
 
-    def __init__(self, config: Config, facts: Mapping[str, Any], data: FlatDataset) -> None:
-        self.batches = Batcher(with_attributes(data, config), config["batch_size"], seed=config["seed"])
+    def __init__(self, config: Config, facts: Mapping[str, Any], data: FlatDataset | sharded.Streamed) -> None:
+        self.batches = sharded.batches(data, config, lambda graphs: with_attributes(graphs, config))
         self._forward = Forward()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

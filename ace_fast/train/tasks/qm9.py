@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...data import Batcher, FlatDataset, MolecularGraphs
+from ...data import FlatDataset, MolecularGraphs, ShardedDataset, symmetric_edges
 from ...data import qm9 as read_qm9
 from ...data.qm9 import SCHEMES
 from ...data.qm9_targets import REFERENCES, TARGETS, atom_sums
@@ -18,6 +18,7 @@ from .. import plots as draw
 from ..measure import rotations, turned
 from ..options import DEFAULT_PRESET, OPTIMISATION, RELAXED, RUN, SYMMETRY, Config, Option, Options, changed, flag
 from ..progress import data_progress
+from . import sharded
 from .qm9_models import MODELS, radius_of, scaling
 from .qm9_predict import Predictor
 
@@ -41,6 +42,7 @@ OPTIONS: Options = {
     "data": Option("data", "", "QM9: a folder with gdb9.sdf and gdb9.sdf.csv, with the original .xyz files or their "
                                "archive, or with torch-geometric's QM9, or an .npz file; molecules and edges are kept "
                                "in $ACE_FAST_DATA or else ~/.cache/ace_fast; empty: the folder qm9 there"),
+    "shards": sharded.SHARDS,
     "target": Option("data", "alpha", "the property that is predicted", tuple(TARGETS)),
     "subtract_atomref": Option("data", False, f"learn {', '.join(REFERENCES)} less their atom references, which are "
                                               "added to what is predicted"),
@@ -123,7 +125,8 @@ def check(config: Config) -> None:
             f"train: {flag('subtract_atomref')} must be off for a target without atom references, got "
             f"{config['target']}; {', '.join(REFERENCES)} have them"
         )
-    if 0 < config["train_samples"] < config["batch_size"]:
+    sharded.check_options(config, {"data": ("",), "train_samples": (OPTIONS["train_samples"].default, 0)})
+    if not config["shards"] and 0 < config["train_samples"] < config["batch_size"]:
         raise ValueError(
             f"train: {flag('batch_size')} must be at most the {config['train_samples']} training molecules, got "
             f"{config['batch_size']}; pass {flag('batch_size')} {config['train_samples']} or less, or more "
@@ -136,36 +139,68 @@ def for_data(given: Mapping[str, Any]) -> Config:
     return {"train_samples": 0, "eval_samples": 0, "batch_size": 1} | dict(given)
 
 
-def load(config: Config, split: str, quiet: bool = True) -> MolecularGraphs:
+def load(config: Config, split: str, quiet: bool = True) -> MolecularGraphs | sharded.Streamed:
     """Node arrays z and pos, graph arrays gdb_id, target and references (its atom references, or 0) of a split."""
+    if config["shards"]:
+        found = shards(config, split)
+        source = found.about.get("source", "shards")
+        data = sharded.load(found, split, lambda graphs: _chosen(graphs, config, source))
+    else:
+        data = _chosen(_read(config, split, quiet), config)
+    most = config["train_samples" if split == "train" else "eval_samples"]
+    return data.subset(range(most)) if isinstance(data, FlatDataset) and 0 < most < len(data) else data
+
+
+def _read(config: Config, split: str, quiet: bool) -> MolecularGraphs:
+    """A split with all targets."""
     shown = data_progress("QM9", quiet, "load", "molecules")
-    data = read_qm9(config["data"] or None, split, radius=radius_of(config), neighbours=config["neighbours"] or None,
+    return read_qm9(config["data"] or None, split, radius=radius_of(config), neighbours=config["neighbours"] or None,
                     scheme=config["split"], seed=config["data_seed"], progress=shown)
-    name = config["target"]
+
+
+def _chosen(data: FlatDataset, config: Config, source: str | None = None) -> MolecularGraphs:
+    """The molecules with the target of a run and its atom references alone."""
+    name, source = config["target"], source or data.source
     if name not in data.graph:
         known = [target for target in TARGETS if target in data.graph]
         raise ValueError(
-            f"train: {flag('target')} must be one that {data.source} has, {', '.join(known)}, got {name}; choose "
+            f"train: {flag('target')} must be one that {source} has, {', '.join(known)}, got {name}; choose "
             "another or give other --data"
         )
-    most = config["train_samples" if split == "train" else "eval_samples"]
-    if most and most < len(data):
-        data = data.subset(range(most))
     references = torch.zeros(len(data), dtype=torch.float64)
     if config["subtract_atomref"]:
         references = torch.from_numpy(atom_sums(name, data.node["z"].numpy(), data.node_offsets.numpy()))
-    graph = {"gdb_id": data.graph["gdb_id"], "target": data.graph[name], "references": references}
+    kept = {one: data.graph[one] for one in ("gdb_id",) if one in data.graph}
+    graph = kept | {"target": data.graph[name].double(), "references": references}
     places = data.node_offsets, data.edge_index, data.edge_offsets
-    return MolecularGraphs(data.node, *places, graph=graph, check=False, source=data.source)
+    return MolecularGraphs(data.node, *places, graph=graph, check=False, symmetric=data.symmetric, source=source)
 
 
-def facts(data: MolecularGraphs) -> dict[str, Any]:
+def shards(config: Config, split: str) -> ShardedDataset:
+    """The shards of a split, checked."""
+    return sharded.opened(config, split, "qm9", written(config), ("z", "pos", config["target"]))
+
+
+def written(config: Config) -> Config:
+    """What shards must have in common with a run."""
+    return {"radius": radius_of(config)} | {name: config[name] for name in ("neighbours", "split", "data_seed")}
+
+
+def parts(config: Config, split: str) -> Iterator[MolecularGraphs]:
+    """What is written into shards: molecules with all their targets, and edges."""
+    data = _read(config, split, False)
+    data.symmetric = symmetric_edges(data)
+    yield from (data.subset(range(start, min(start + _TOGETHER, len(data))))
+                for start in range(0, len(data), _TOGETHER))
+
+
+def facts(data: MolecularGraphs | sharded.Streamed) -> dict[str, Any]:
     """What the data are, and mean and spread (mean absolute deviation) of what is learned: they scale the output.
 
     Raises:
         ValueError: all values are equal.
     """
-    y = data.graph["target"] - data.graph["references"]
+    y = torch.cat([part.graph["target"] - part.graph["references"] for part in sharded.parts(data)])
     mean = y.mean()
     spread = float((y - mean).abs().mean())
     # Rounding of the mean alone leaves a spread of equal values.
@@ -190,17 +225,22 @@ def build_model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
 class Training:
     """The training data in batches, and the loss: mean absolute error, where standardised in units of the spread."""
 
-    def __init__(self, config: Config, facts: Mapping[str, Any], data: MolecularGraphs) -> None:
+    def __init__(
+        self, config: Config, facts: Mapping[str, Any], data: MolecularGraphs | sharded.Streamed
+    ) -> None:
         if config["batch_size"] > len(data):
             raise ValueError(
                 f"train: {flag('batch_size')} must be at most the {len(data)} training molecules, got "
                 f"{config['batch_size']}; pass {flag('batch_size')} {len(data)} or less, or more data"
             )
-        self._model, self._config = MODELS[config["model"]], config
-        prepared = self._model.prepare(without_targets(data), config)
-        dtype = getattr(torch, config["dtype"])
-        prepared.graph["y"] = _scaled(data, *scaling(config, facts)).to(config["device"], dtype)
-        self.batches = Batcher(prepared, config["batch_size"], seed=config["seed"])
+        self._model, self._config, self._scaling = MODELS[config["model"]], config, scaling(config, facts)
+        self.batches = sharded.batches(data, config, self._prepared)
+
+    def _prepared(self, data: MolecularGraphs) -> FlatDataset:
+        prepared = self._model.prepare(without_targets(data), self._config)
+        dtype = getattr(torch, self._config["dtype"])
+        prepared.graph["y"] = _scaled(data, *self._scaling).to(self._config["device"], dtype)
+        return prepared
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return (model(*self._model.inputs(batch))[:, 0] - batch.y).abs().mean()
@@ -212,7 +252,8 @@ class Training:
 
 def without_targets(data: FlatDataset) -> FlatDataset:
     """`data` without its targets."""
-    return FlatDataset(data.node, data.node_offsets, data.edge_index, data.edge_offsets, check=False)
+    places = data.node_offsets, data.edge_index, data.edge_offsets
+    return FlatDataset(data.node, *places, check=False, symmetric=data.symmetric)
 
 
 def _scaled(data: MolecularGraphs, mean: float, spread: float) -> Tensor:
@@ -259,11 +300,11 @@ class Evaluation:
 
     def curves(self, model: nn.Module) -> dict[str, Any]:
         """The error on the training molecules, and what is predicted for some of the test molecules."""
-        train = load(self._config, "train")
-        total = 0.0
-        for start in range(0, len(train), _TOGETHER):
-            part = self._split(train.subset(range(start, min(start + _TOGETHER, len(train)))))
-            total += self._error(_said(model, part.inputs), part) * len(part.scaled)
+        train, total = load(self._config, "train"), 0.0
+        for data in sharded.parts(train):
+            for start in range(0, len(data), _TOGETHER):
+                part = self._split(data.subset(range(start, min(start + _TOGETHER, len(data)))))
+                total += self._error(_said(model, part.inputs), part) * len(part.scaled)
         test = self._splits["test"]
         pair = {"target": test.scaled, "predicted": _said(model, test.inputs)}
         parity = {name: test.value(scaled, *self._scaling)[:_PARITY].tolist() for name, scaled in pair.items()}

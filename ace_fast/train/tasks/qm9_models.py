@@ -129,7 +129,8 @@ def _prepare_schnet(data: FlatDataset, config: Config) -> FlatDataset:
     node = {"z": data.node["z"].to(device, torch.int64), "pos": data.node["pos"].to(device, dtype)}
     places = (x.to(device) for x in (data.node_offsets, data.edge_index, data.edge_offsets))
     graph = {name: x.to(device) for name, x in data.graph.items()}
-    return FlatDataset(node, *places, graph=graph, check=False, symmetric=symmetric_edges(data))
+    return FlatDataset(node, *places, graph=graph, check=False,
+                       symmetric=data.symmetric or symmetric_edges(data))
 
 
 def _schnet_inputs(batch: Batch) -> tuple[Any, ...]:
