@@ -220,6 +220,8 @@ CASES = {
                        (torch.randn(5, 12), torch.randn(5, 4)), "O(3)", {"graphs": "samples"}),
     "gate": lambda: (ace_fast.nn.O3TensorProductSwishGate("4x0e + 2x1o", "4x0e + 2x1o", ATTRIBUTES),
                      (torch.randn(5, 10), torch.randn(5, 4)), "O(3)"),
+    "gaunt gate": lambda: (ace_fast.nn.O3GauntProductSwishGate("4x0e + 2x1o", "4x0e + 2x1o", ATTRIBUTES),
+                           (torch.randn(5, 10), torch.randn(5, 4)), "O(3)"),
     "norm": lambda: (ace_fast.nn.InstanceNorm("3x0e + 2x1o"), (torch.randn(8, 9), OWNER), "O(3) x S_n"),
     "vn": lambda: (VNDGCNN(4, 5).double(), torch.randn(2, 3, 20).double(), "SE(3) x S_n"),
     "vn D_4": lambda: (VNDGCNN(4, 5).double(), torch.randn(2, 3, 20).double(), "D_4"),

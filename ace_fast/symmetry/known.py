@@ -78,16 +78,16 @@ def _egnn(more: Mapping[str, Layout]) -> Declared:
 
 
 def _graph_layer(module: nn.Module) -> Declared | None:
+    from .. import nn as layers
     from ..models.segnn import SEGNNLayer
-    from ..nn import EGNN, EGNN_Layer, InteractionBlock, O3TensorProductSwishGate, VNStdFeature
 
-    if isinstance(module, EGNN | EGNN_Layer):
+    if isinstance(module, layers.EGNN | layers.EGNN_Layer):
         return _egnn({})
-    if isinstance(module, VNStdFeature) or type(module).__name__ == "VNStdFeature":
+    if type(module).__name__ == "VNStdFeature":
         return Declared({"x": vectors(2).over(3), "mean": vectors(2)}, (layout("scalar").over(3), None), True)
-    if isinstance(module, InteractionBlock):
+    if isinstance(module, layers.InteractionBlock):
         return Declared({}, (layout("scalar"),))
-    if isinstance(module, O3TensorProductSwishGate):
+    if isinstance(module, layers.O3TensorProductSwishGate | layers.O3GauntProductSwishGate):
         out = [(module.gate_table.layout[0], "0e"), *module.irreps_out[1:]]  # its irreps_out hold the gates too
         return Declared(_by_irreps(module).inputs, (irreps(out),))
     if isinstance(module, SEGNNLayer):
