@@ -41,6 +41,10 @@ cuequivariance-torch and openequivariance, what is missing with its reason; case
 Scaling (--scaling): time and memory of every operator along edges (1e3 to 1e7), points, channels and degree, with the
 fitted exponent beside the one that the algorithm says; what grows faster beyond its scatter has an `error`.
 
+Products (--suite products): Clebsch-Gordan products (ace_fast's and e3nn's), Gaunt products on a grid, by Fourier
+series and with the Poisson bracket, CP factors of several ranks: time, memory, paths, independent maps and equivariance
+error for L = 1 to 10 (docs/products.md); cases L1 to L10, or L2_C64@1000 with channels and rows.
+
 Before anything is timed its outputs and gradients are compared with the reference in float64 on the very tensors that
 are timed; what is wrong gets a row with `error` and no time, and the exit status is 1. Versions run in turn, round
 after round, in one process; the fast one runs twice, and `noise` is the difference of its two medians: nothing inside
@@ -70,6 +74,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--backend", choices=["cpu", "cuda", "triton", "reference"], help="run the operators on this backend alone")
     add("--scaling", metavar="AXIS", nargs="*", choices=scaling.AXES,
         help=f"run the operators along {', '.join(scaling.AXES)}, default all")
+    add("--suite", choices=["products"], help="products: every product of irreps beside every other, L = 1 to 10")
     add("--roofline", action="store_true", help="measure the machine's rates in every dtype")
     add("--case", help="only this case, e.g. batch100 or nbody_100; with --workload, --protocol, --operators or --op")
     add("--device", choices=["cpu", "cuda", "all"], help="default: the GPU where there is one, else the CPU")
@@ -123,10 +128,10 @@ def _check(parser: argparse.ArgumentParser, a: argparse.Namespace) -> None:
     for name in ("threads", "repeats"):
         if getattr(a, name) is not None and getattr(a, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(a, name)}")
-    if a.compare and (a.scaling is not None or a.roofline):
-        parser.error("--compare takes workloads, protocols and operators; leave --scaling and --roofline out")
-    if a.case and not (a.workload or a.protocol or a.operators or a.op):
-        parser.error(f"--case {a.case} needs the --workload, --protocol or --op that it is of")
+    if a.compare and (a.scaling is not None or a.roofline or a.suite):
+        parser.error("--compare takes workloads, protocols and operators; leave --scaling, --roofline and --suite out")
+    if a.case and not (a.workload or a.protocol or a.operators or a.op or a.suite):
+        parser.error(f"--case {a.case} needs the --workload, --protocol, --op or --suite that it is of")
     if os.environ.get("TRITON_INTERPRET") == "1" and a.device != "cpu" and torch.cuda.is_available():
         parser.error("TRITON_INTERPRET=1 interprets the kernels that are to be timed; unset it")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import machine, operators, protocol_cases, protocols, results, roofline, scaling, tables, workloads
+from . import machine, operators, products, protocol_cases, protocols, results, roofline, scaling, tables, workloads
 from .results import Row
 
 ROUNDS, QUICK_ROUNDS = 15, 3
@@ -30,7 +30,8 @@ def kinds(a: argparse.Namespace) -> list[str]:
     """What runs: what an option names; workloads, protocols and operators where none does."""
     along = a.scaling is not None  # then --op and --backend say of what
     named = {"roofline": a.roofline, "workloads": a.workload, "protocols": a.protocol,
-             "operators": a.operators or not along and (a.op or a.backend), "scaling": along}
+             "operators": a.operators or not along and (a.op or a.backend), "scaling": along,
+             "products": a.suite == "products"}
     return [kind for kind, wanted in named.items() if wanted] or ["workloads", "protocols", "operators"]
 
 
@@ -75,7 +76,7 @@ def run(a: argparse.Namespace, device: str, rows: Rows) -> None:
             roof = roofline.measure(device, getattr(torch, a.dtype), a.quick)
     for kind in wanted:
         {"roofline": _roofline, "workloads": _workloads, "protocols": _protocols, "operators": _operators,
-         "scaling": _scaling}[kind](a, device, rows, roof)
+         "scaling": _scaling, "products": _products}[kind](a, device, rows, roof)
 
 
 def _roofline(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Roofline | None) -> None:
@@ -100,6 +101,14 @@ def _protocols(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Ro
             for row in protocols.measure(case, roof, rounds(a), QUICK_S if a.quick else None, a.quick):
                 found.append(rows.add(row))
     tables.protocols(found, roof)
+
+
+def _products(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Roofline | None) -> None:
+    found = []
+    for case in [a.case] if a.case else products.cases(a.quick):
+        with tables.waiting(f"products {case} on {device}"):
+            found.append(rows.add(products.run(case, device, getattr(torch, a.dtype), rounds(a), a.quick)))
+    tables.products(found)
 
 
 def _operators(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Roofline) -> None:

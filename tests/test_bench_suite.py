@@ -130,7 +130,7 @@ def test_the_file_of_a_run():
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    (["--case", "batch100"], "--case batch100 needs the --workload, --protocol or --op that it is of"),
+    (["--case", "batch100"], "--case batch100 needs the --workload, --protocol, --op or --suite that it is of"),
     (["--protocol", "O1", "--case", "mace"], "the case must be NAME or NAME@ROWS"),
     (["--backend", "gpu"], "invalid choice: 'gpu'"),
     (["--op", "nothing"], "nothing matches --case, --op, --backend and --direction"),

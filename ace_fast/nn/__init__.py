@@ -2,6 +2,7 @@
 
 from . import cp
 from .affine_chain import AffineMaps, Moments, affine_chain, moments, moments_of_all
+from .choice import Choice, choose_product
 from .conv import TensorProductConv
 from .egnn import EGNN, EGNN_Layer
 from .gate import Gate
@@ -35,6 +36,7 @@ from .vn_edge_conv import VNEdgeConv
 __all__ = [
     "AffineMaps",
     "BatchNorm",
+    "Choice",
     "EGNN",
     "EGNN_Layer",
     "CFConv",
@@ -73,6 +75,7 @@ __all__ = [
     "VNMaxPool",
     "VNStdFeature",
     "affine_chain",
+    "choose_product",
     "cp",
     "mean_pool",
     "moments",

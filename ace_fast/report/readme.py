@@ -91,7 +91,8 @@ def _bar(row: Row, y: float) -> list[str]:
 
 
 def update(root: Path) -> list[Path]:
-    """Writes the tables into README.md and docs/reproduction.md, the figures into docs/; returns what changed.
+    """Writes the tables into README.md, docs/reproduction.md and docs/products.md, the figures into docs/; returns what
+    changed.
 
     Raises:
         ValueError: there is no checkout at `root`, or a page has no place for its table.
@@ -100,8 +101,8 @@ def update(root: Path) -> list[Path]:
 
 
 def stale(root: Path) -> dict[Path, str]:
-    """What README, docs/reproduction.md and their figures must hold, for those that do not."""
-    from ..bench import reproduction_docs
+    """What README, docs/reproduction.md, docs/products.md and their figures must hold, for those that do not."""
+    from ..bench import products_docs, reproduction_docs
 
     readme, results = root / "README.md", root / "bench" / "results"
     if not readme.exists() or not results.is_dir():
@@ -113,7 +114,7 @@ def stale(root: Path) -> dict[Path, str]:
     found = rows.load([results])
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     fresh = {readme: f"{before}\n\n{table(found)}\n\n{after}", root / FIGURE: figure(found)}
-    fresh |= reproduction_docs.pages(root)
+    fresh |= reproduction_docs.pages(root) | products_docs.pages(root, found)
     return {path: content for path, content in fresh.items()
             if not path.exists() or path.read_text(encoding="utf-8") != content}
 
