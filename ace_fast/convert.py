@@ -64,8 +64,8 @@ def convert(model: nn.Module, backend: str = "auto") -> Report:
     valid. A module that occurs in several places is replaced by one module in all of them.
 
     e3nn: TensorProduct, FullyConnectedTensorProduct, FullTensorProduct, ElementwiseTensorProduct, TensorSquare and
-    Linear of `e3nn.o3`, `Gate` and `NormActivation` of `e3nn.nn`; their subclasses stay. Blocks that compute
-    `tp(x[src], edge_attr, weight)` and scatter keep doing so, on our product.
+    Linear of `e3nn.o3`, `Gate`, `NormActivation` and `S2Activation` of `e3nn.nn`; their subclasses stay. Blocks that
+    compute `tp(x[src], edge_attr, weight)` and scatter keep doing so, on our product.
 
     NequIP: a class TensorProductScatter whose child `tp` is e3nn's product becomes one convolution without edge
     features; of an InteractionBlock that gathers and sums itself, the layers inside are replaced.

@@ -1,4 +1,4 @@
-"""e3nn's products, Linear, Gate and NormActivation in somebody's model, replaced by ours, put back."""
+"""e3nn's products, Linear, Gate, NormActivation and S2Activation in somebody's model, replaced by ours, put back."""
 
 import functools
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from .nn import (
     Gate,
     Linear,
     NormActivation,
+    S2Activation,
     TensorProduct,
     TensorSquare,
 )
@@ -39,7 +40,9 @@ _KINDS = [
     _Kind(e3nn.nn.Gate, Gate, ("act_scalars", "act_gates"), ("0e", [None], "0e", [None], "0e")),
     _Kind(e3nn.nn.NormActivation, NormActivation, ("biases", "scalar_nonlinearity", "norm", "scalar_multiplier"),
           (o3.Irreps("0e"), torch.tanh)),
+    _Kind(e3nn.nn.S2Activation, S2Activation, ("act", "to_s2", "from_s2"), ("0e", torch.tanh, 2)),
 ]
+_WEIGHTLESS = ("Gate", "NormActivation", "S2Activation")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
          "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
@@ -49,11 +52,11 @@ def _kind(module: nn.Module) -> _Kind | None:
 
 
 def of_interest(module: nn.Module) -> bool:
-    """Whether it is a product, Linear, Gate or NormActivation, e3nn's or ours."""
+    """Whether it is a product, Linear, Gate, NormActivation or S2Activation, e3nn's or ours."""
     if isinstance(module, torch.jit.ScriptModule):
         # a scripted torch.nn.Linear bears the same name
         return (module.original_name in {kind.theirs.__name__ for kind in _KINDS}
-                and (module.original_name in ("Gate", "NormActivation") or hasattr(module, "weight_numel")))
+                and (module.original_name in _WEIGHTLESS or hasattr(module, "weight_numel")))
     return _kind(module) is not None
 
 
@@ -106,12 +109,19 @@ def _product(module: nn.Module) -> nn.Module:
 
 
 def _unused(module: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules in e3nn's Gate or NormActivation that ours does not call."""
+    """The modules in e3nn's Gate, NormActivation or S2Activation that ours does not call."""
     if isinstance(module, e3nn.nn.Gate):
         return module.sc, module.sc.cut, module.mul
     if isinstance(module, e3nn.nn.NormActivation):
         return module.norm, module.norm.tp, module.scalar_multiplier
+    if isinstance(module, e3nn.nn.S2Activation):
+        return module.to_s2, module.from_s2, module.act
     return ()
+
+
+def _buffer(module: nn.Module) -> torch.Tensor:
+    """A tensor that every module of interest has, e3nn's or ours: its dtype and device are the module's."""
+    return module.to_s2.shb if _kind(module).ours is S2Activation else _product(module).output_mask
 
 
 def why_not(module: nn.Module) -> str:
@@ -130,8 +140,8 @@ def why_not(module: nn.Module) -> str:
     product = _product(module)
     if product is not module and type(product) is not o3.ElementwiseTensorProduct:
         return f"its product is {type(product).__name__}; it must be e3nn's"
-    if product.output_mask.dtype not in (torch.float32, torch.float64):
-        return f"its weights are {product.output_mask.dtype}; ours must be float32 or float64"
+    if _buffer(module).dtype not in (torch.float32, torch.float64):
+        return f"its weights are {_buffer(module).dtype}; ours must be float32 or float64"
     if kind.ours is Linear and not Linear.takes_plain(module):
         return "it takes f_in and external weights, whose numbers it does not keep"
     return ""
@@ -149,7 +159,7 @@ def changed_since(new: nn.Module) -> str:
 
 def put_back(new: nn.Module, old: nn.Module) -> None:
     """Gives `old` the present parameters and buffers of its replacement, and the training flag."""
-    like = _product(new).output_mask
+    like = _buffer(new)
     old.to(like.device, like.dtype)  # its tables did not see .to() while it was out
     for key in _kind(new).shared:
         if hasattr(new, key):

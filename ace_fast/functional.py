@@ -10,6 +10,7 @@ from .kernels.relaxed_linear import relaxed_linear
 from .kernels.segment_rank import rank_concat, segment_rank
 from .kernels.segment_sum import gather, segment_sum
 from .kernels.spectral_conv import spectral_conv, time_conv
+from .kernels.sphere_activation import SphereGrid, sphere_activation
 from .kernels.sphere_product import PointTable, sphere_product, sphere_table
 from .kernels.steerable_message import steerable_message
 from .kernels.tensor_product import GateTable, NormTable, ProductTable, gate, norm_activation, tensor_product
@@ -24,6 +25,7 @@ __all__ = [
     "PointTable",
     "ProductTable",
     "RadialBasis",
+    "SphereGrid",
     "bessel_basis",
     "cfconv",
     "cp_product",
@@ -42,6 +44,7 @@ __all__ = [
     "segment_rank",
     "segment_sum",
     "spectral_conv",
+    "sphere_activation",
     "sphere_product",
     "sphere_table",
     "steerable_message",

@@ -69,15 +69,37 @@ inline Vec<T> reciprocal(Vec<T> x) {
 #endif
 }
 
-// exp(x) = 2^n exp(r) with |r| <= ln(2)/2; exp(r) = 1 + r + r^2 P(r), P minimax (degree 4: 3e-9, degree 9: 4e-18).
+// The larger of x and a bound, the smaller: NaN stays. The instructions return their second operand where one is NaN.
 template <class T>
+inline Vec<T> at_least(Vec<T> x, T bound) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_max_ps(-1, (__m512)splat<T>(bound), (__m512)x);
+  else return (Vec<T>)_mm512_maskz_max_pd(-1, (__m512d)splat<T>(bound), (__m512d)x);
+#else
+  return x < bound ? splat<T>(bound) : x;
+#endif
+}
+
+template <class T>
+inline Vec<T> at_most(Vec<T> x, T bound) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_min_ps(-1, (__m512)splat<T>(bound), (__m512)x);
+  else return (Vec<T>)_mm512_maskz_min_pd(-1, (__m512d)splat<T>(bound), (__m512d)x);
+#else
+  return x > bound ? splat<T>(bound) : x;
+#endif
+}
+
+// exp(x) = 2^n exp(r) with |r| <= ln(2)/2; exp(r) = 1 + r + r^2 P(r), P minimax (degree 4: 3e-9, degree 9: 4e-18).
+// `Negative`: x is never positive.
+template <class T, bool Negative = false>
 inline Vec<T> exp_of(Vec<T> x) {
   constexpr bool single = sizeof(T) == 4;
   constexpr T high = single ? T(89) : T(710), low = single ? T(-104) : T(-746);
   constexpr T ln2_high = single ? T(0.693359375) : T(0.693147180369123816490);  // exact products with n
   constexpr T ln2_low = single ? T(-2.12194440054690583e-4) : T(1.90821492927058770e-10);
-  x = x > high ? splat<T>(high) : x;  // a comparison with NaN is false, so NaN stays
-  x = x < low ? splat<T>(low) : x;
+  if constexpr (!Negative) x = at_most<T>(x, high);
+  x = at_least<T>(x, low);
   const Vec<T> shifted = x * T(1.44269504088896340736) + Bits<T>::round;
   const Vec<T> n = shifted - Bits<T>::round;
   const Vec<T> r = (x - n * ln2_high) - n * ln2_low;
@@ -108,7 +130,7 @@ inline Vec<T> exp_of(Vec<T> x) {
 // Of the negative absolute value, so that nothing overflows and the left tail keeps its relative precision.
 template <class T>
 inline Vec<T> sigmoid_of(Vec<T> x) {
-  const Vec<T> e = exp_of<T>(-abs_of<T>(x));
+  const Vec<T> e = exp_of<T, true>(-abs_of<T>(x));
   return (x >= T(0) ? splat<T>(T(1)) : e) * reciprocal<T>(e + T(1));
 }
 

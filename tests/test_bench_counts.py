@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 
+from ace_fast.functional import SphereGrid
 from ace_fast.kernels import ROOMS
+from ace_fast.kernels.sphere_product import grids
 from ace_fast.kernels.tensor_product import ProductTable
 from ace_fast.kernels.tensor_product.counts import gate_row, product_row
 from ace_fast.kernels.vn_edge_conv.counts import plain_bytes
@@ -353,3 +355,20 @@ def test_counts_of_continuous_filter_convolutions():
     gradients = counts.FLOPS["spline_conv_bwd"](inputs | {"needs": [True] * 3})
     assert gradients == 6 * (13 + 20 + 32) + messages + 6 * 4 * 18
     assert counts.rows(inputs, ("x",)) == 12
+
+
+def test_counts_of_an_activation_on_the_sphere():
+    grid = SphereGrid.of(grids.gauss(4, 6), 3)
+    into, back = grid.on(torch.device("cpu"))
+    inputs = tensors(x=(5, 32), x2=(5, 32), gate=(5, 2)) | {"into": into, "back": back, "ring": 6, "ir_mul": True,
+                                                           "act": "none"}
+    out = torch.zeros(5, 32)
+    # 10 rows and channels; a transform has 4 rings of 2 * 16, 24 points of 7 + 1 (dense: 768); two there, one back, a
+    # product a point, the gate on 16 coefficients
+    assert counts.forward("sphere_activation", inputs, out).flops == 10 * (3 * 320 + 24 + 16)
+    # the fields and g there, two back; at a point f' v w (2), f w (1), f v w and its sum for the gate (2); gate twice
+    flops = 10 * (5 * 320 + 24 * (2 + 1 + 2) + 2 * 16)
+    assert counts.backward("sphere_activation", inputs, out).flops == flops
+    alone = tensors(x=(5, 16)) | {"x2": None, "gate": None, "into": into, "back": back, "ring": 0, "ir_mul": True,
+                                  "act": "silu"}
+    assert counts.forward("sphere_activation", alone, torch.zeros(5, 16)).flops == 5 * (2 * 768 + 24 * 5)

@@ -10,6 +10,7 @@ from .gaunt import GauntTensorProduct
 from .gaunt_edge import GauntEdgeProduct
 from .gaunt_many_body import GauntManyBody
 from .linear import Linear
+from .merged_norm import MergedLayerNorm
 from .norm import BatchNorm, InstanceNorm
 from .norm_activation import NormActivation
 from .o3_gaunt import O3GauntProduct, O3GauntProductSwishGate
@@ -17,7 +18,10 @@ from .o3_layers import O3TensorProduct, O3TensorProductSwishGate
 from .products import ElementwiseTensorProduct, FullTensorProduct, FullyConnectedTensorProduct, TensorSquare
 from .radius import radius_graph
 from .relaxed import RelaxedLinear
+from .s2_activation import S2Activation
+from .s2_mlp import S2MLP, SwiGLUS2
 from .schnet import CFConv, GaussianSmearing, InteractionBlock, ShiftedSoftplus
+from .smooth_attention import SmoothCutoffAttention, polynomial_envelope
 from .spectral import SpectralConv1d, SpectralConv1d_x, TimeConv, TimeConv_x
 from .spectral_norm import spectral_weights
 from .tdn import TDNTensorProduct
@@ -51,6 +55,7 @@ __all__ = [
     "InstanceNorm",
     "InteractionBlock",
     "Linear",
+    "MergedLayerNorm",
     "Moments",
     "NormActivation",
     "O3GauntProduct",
@@ -58,10 +63,14 @@ __all__ = [
     "O3TensorProduct",
     "O3TensorProductSwishGate",
     "RelaxedLinear",
+    "S2Activation",
+    "S2MLP",
     "ShiftedSoftplus",
+    "SmoothCutoffAttention",
     "SpectralConv1d",
     "SpectralConv1d_x",
     "TDNTensorProduct",
+    "SwiGLUS2",
     "TensorProduct",
     "TensorProductConv",
     "TensorSquare",
@@ -80,6 +89,7 @@ __all__ = [
     "mean_pool",
     "moments",
     "moments_of_all",
+    "polynomial_envelope",
     "radius_graph",
     "spectral_weights",
 ]

@@ -1,0 +1,98 @@
+"""EquiformerV3's attention over edges whose weights vanish smoothly at the cutoff."""
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..graph import Graph
+
+
+def polynomial_envelope(distance: Tensor, cutoff: float, p: int = 5) -> Tensor:
+    r"""1 at distance 0, 0 from the cutoff on, with two continuous derivatives there.
+
+    .. math:: 1 - \tfrac{(p+1)(p+2)}{2} x^p + p(p+2) x^{p+1} - \tfrac{p(p+1)}{2} x^{p+2}, \quad x = d / r_c
+
+    Args:
+        distance: d, any shape, in Å. cutoff: r_c in Å. p: its degree, at least 2.
+
+    Returns:
+        Of the same shape. Source: DimeNet (Gasteiger et al. 2020), equation 8.
+
+    Raises:
+        ValueError: a cutoff that is not positive, or p below 2.
+    """
+    if not cutoff > 0:
+        raise ValueError(f"polynomial_envelope: cutoff must be strictly positive, got {cutoff}")
+    if p < 2:
+        raise ValueError(f"polynomial_envelope: p must be at least 2, got {p}")
+    x = (distance / cutoff).clamp(max=1.0)
+    return 1 + x**p * (-(p + 1) * (p + 2) / 2 + x * (p * (p + 2) - x * (p * (p + 1) / 2)))
+
+
+class SmoothCutoffAttention(nn.Module):
+    r"""Softmax over the edges that end at a node, with an envelope inside and outside; no parameters.
+
+    .. math:: \alpha_e = c_e \frac{c_e\, e^{z_e - m}}{\sum_{e'} c_{e'}\, e^{z_{e'} - m} + \epsilon}
+
+    m is the largest z of the node, c = env(d). The inner envelope makes the sum smooth where an edge comes or goes, the
+    outer one the edge's own weight, also where it is a node's only edge: energies and forces are then continuous.
+
+    Args:
+        eps: added to the sum; a node whose edges all lie at the cutoff gets weights 0.
+        backend: which implementation of segment_sum runs.
+
+    Raises:
+        ValueError: no Graph, or rows that are not the graph's edges.
+
+    Derivatives of any order in z, c and the values; m is a constant (alpha does not depend on it but for eps). Source:
+    EquiformerV3 (Liao et al. 2026), GraphSoftmax with exp_rescale.
+
+    Example:
+        >>> graph = ace_fast.Graph(torch.tensor([[0, 1, 2], [1, 2, 1]]), 3)
+        >>> attention = ace_fast.nn.SmoothCutoffAttention()
+        >>> c = ace_fast.nn.polynomial_envelope(torch.tensor([1.0, 2.0, 4.0]), 4.0)
+        >>> attention(torch.zeros(3, 2), c, graph)[2]
+        tensor([0., 0.])
+    """
+
+    def __init__(self, eps: float = 1e-16, *, backend="auto"):
+        super().__init__()
+        if not eps >= 0:
+            raise ValueError(f"SmoothCutoffAttention: eps must be 0 or more, got {eps}")
+        self.eps, self.backend = eps, backend
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+    def forward(self, logits: Tensor, envelope: Tensor, graph: Graph, values: Tensor | None = None) -> Tensor:
+        """logits z [E, H], envelope c [E], values [E, H, ...] or None -> alpha [E, H], or its sum over edges with the
+        values, [num_targets, H, ...]."""
+        self._check(logits, envelope, graph, values)
+        targets, c = graph.targets, envelope[:, None]
+        weight = c * torch.exp(logits - _largest(logits.detach(), targets))
+        total = functional.segment_sum(weight, targets, backend=self.backend) + self.eps
+        alpha = c * weight / functional.gather(total, targets, backend=self.backend)
+        if values is None:
+            return alpha
+        alpha = alpha.reshape(*alpha.shape, *[1] * (values.dim() - 2))
+        return functional.segment_sum(alpha * values, targets, backend=self.backend)
+
+    def _check(self, logits: Tensor, envelope: Tensor, graph: Graph, values: Tensor | None) -> None:
+        name = type(self).__name__
+        if not isinstance(graph, Graph):
+            raise ValueError(f"{name}: graph must be an ace_fast.Graph, got {type(graph).__name__}")
+        edges = graph.num_edges
+        if logits.dim() != 2 or logits.shape[0] != edges:
+            raise ValueError(f"{name}: logits must be [{edges}, H], a row for each edge, got {list(logits.shape)}")
+        if envelope.shape != (edges,):
+            raise ValueError(f"{name}: envelope must be [{edges}], got {list(envelope.shape)}")
+        if values is not None and values.shape[:2] != logits.shape:
+            raise ValueError(f"{name}: values must be [{edges}, {logits.shape[1]}, ...], got {list(values.shape)}")
+
+
+def _largest(logits: Tensor, targets) -> Tensor:
+    """The largest row of each segment, for its rows, [E, H]."""
+    nodes = targets.ptr.shape[0] - 1
+    index = targets.index[:, None].expand_as(logits)
+    largest = logits.new_zeros(nodes, logits.shape[1]).scatter_reduce(0, index, logits, "amax", include_self=False)
+    return largest.gather(0, index)

@@ -1,0 +1,103 @@
+"""Plain PyTorch of sphere_activation: the formulas of README.md, with everything of grid size in memory."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FUNCTIONS = {
+    "none": lambda u: u,
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,  # u itself above 20
+}
+ACTIVATIONS = tuple(FUNCTIONS)
+
+
+def derivatives(act: str, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """f(u), f'(u) and f''(u)."""
+    if act == "none":
+        return u, torch.ones_like(u), torch.zeros_like(u)
+    if act == "relu":
+        return u.relu(), (u > 0).to(u.dtype), torch.zeros_like(u)
+    if act == "tanh":
+        t = u.tanh()
+        return t, 1 - t * t, -2 * t * (1 - t * t)
+    if act == "gelu":
+        normal = 0.5 * (1 + torch.erf(u * 0.5**0.5))
+        density = 0.3989422804014327 * torch.exp(-0.5 * u * u)
+        return u * normal, normal + u * density, density * (2 - u * u)
+    s = u.sigmoid()
+    slope = s * (1 - s)
+    if act == "sigmoid":
+        return s, slope, slope * (1 - 2 * s)
+    if act == "softplus":
+        return F.softplus(u), torch.where(u > 20, 1.0, s), torch.where(u > 20, 0.0, slope)
+    return u * s, s + u * slope, slope * (2 + u * (1 - 2 * s))
+
+
+def components(x: Tensor, d: int, ir_mul: bool) -> Tensor:
+    """Rows [Z, d C] as [Z, d, C]."""
+    rows, channels = x.shape[0], x.shape[1] // d
+    if ir_mul:
+        return x.reshape(rows, d, channels)
+    degrees = [2 * n + 1 for n in range(int(d**0.5))]
+    blocks = x.split([channels * n for n in degrees], 1)
+    return torch.cat([b.reshape(rows, channels, n).mT for b, n in zip(blocks, degrees, strict=True)], 1)
+
+
+def joined(x: Tensor, ir_mul: bool) -> Tensor:
+    """The way back of `components`."""
+    if ir_mul:
+        return x.flatten(1)
+    blocks = x.split([2 * n + 1 for n in range(int(x.shape[1]**0.5))], 1)
+    return torch.cat([b.mT.flatten(1) for b in blocks], 1)
+
+
+def values(x: Tensor, table: Tensor, ir_mul: bool) -> Tensor:
+    """Values [Z, S, C] at the points of rows [Z, d C], by the table [S, d]."""
+    return torch.einsum("si,zic->zsc", table.to(x.dtype), components(x, table.shape[1], ir_mul))
+
+
+def coefficients(u: Tensor, table: Tensor, ir_mul: bool) -> Tensor:
+    """The adjoint of `values`: [Z, S, C] -> [Z, d C]."""
+    return joined(torch.einsum("si,zsc->zic", table.to(u.dtype), u), ir_mul)
+
+
+def forward(x, x2, gate, into, back, ring, ir_mul, act) -> Tensor:
+    """x, x2 [Z, d C], gate [Z, C], into [S, d], back [S, e] -> [Z, e C]."""
+    u = FUNCTIONS[act](values(x, into, ir_mul))
+    if x2 is not None:
+        u = u * values(x2, into, ir_mul)
+    if gate is not None:
+        u = u * gate[:, None]
+    return coefficients(u, back, ir_mul)
+
+
+def backward(g, x, x2, gate, into, back, ring, ir_mul, act, needs) -> tuple[Tensor, ...]:
+    """g [Z, e C] -> gradients of (x, x2, gate), empty where not needed."""
+    w = values(g, back, ir_mul)
+    f, slope, _ = derivatives(act, values(x, into, ir_mul))
+    v = torch.ones_like(w) if x2 is None else values(x2, into, ir_mul)
+    h = torch.ones_like(w[:, :1]) if gate is None else gate[:, None]
+    found = (lambda: coefficients(slope * v * w * h, into, ir_mul), lambda: coefficients(f * w * h, into, ir_mul),
+             lambda: (f * v * w).sum(1))
+    return tuple(make() if need else g.new_zeros(0) for make, need in zip(found, needs, strict=True))
+
+
+def second(c_x, c_x2, c_gate, g, x, x2, gate, into, back, ring, ir_mul, act, needs) -> tuple[Tensor, ...]:
+    """Gradients of <c_x, g_x> + <c_x2, g_x2> + <c_gate, g_gate> with respect to (g, x, x2, gate)."""
+    w = values(g, back, ir_mul)
+    f, slope, curve = derivatives(act, values(x, into, ir_mul))
+    v = torch.ones_like(w) if x2 is None else values(x2, into, ir_mul)
+    h = torch.ones_like(w[:, :1]) if gate is None else gate[:, None]
+    p, q = (torch.zeros_like(w) if c is None else values(c, into, ir_mul) for c in (c_x, c_x2))
+    r = torch.zeros_like(w[:, :1]) if c_gate is None else c_gate[:, None]
+    t = p * slope * v + q * f
+    found = (lambda: coefficients(h * t + r * f * v, back, ir_mul),
+             lambda: coefficients(w * (h * (p * curve * v + q * slope) + r * slope * v), into, ir_mul),
+             lambda: coefficients(w * (h * p * slope + r * f), into, ir_mul),
+             lambda: (w * t).sum(1))
+    return tuple(make() if need else g.new_zeros(0) for make, need in zip(found, needs, strict=True))
