@@ -163,6 +163,11 @@ def test_layers_are_copied():
     x, y = torch.randn(2, 3, 27)
     for twin in (copy.deepcopy(tdn), pickle.loads(pickle.dumps(tdn))):
         assert torch.equal(twin(x, y), tdn(x, y))
+    with torch.device("meta"):
+        later = TDNTensorProduct(*LAYERS["uuu"], rank="exact")
+    later = later.to_empty(device="cpu")
+    later.load_state_dict(tdn.state_dict())
+    assert torch.equal(later(x, y), tdn(x, y))
 
 
 def test_degree_one_is_offered_with_a_warning():

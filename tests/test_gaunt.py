@@ -123,6 +123,11 @@ def test_layers_are_copied_cast_and_compiled(method):
     if method == "grid":  # no compiler has complex numbers
         whole = torch.compile(tp, backend="eager", fullgraph=True)
         torch.testing.assert_close(whole(x, y), tp(x, y))
+    with torch.device("meta"):
+        later = GauntTensorProduct("2x0e+2x1o", "2x0e+2x1o", "2x0e+2x1o+2x1e", method, odd_paths=True)
+    later = later.to_empty(device="cpu")
+    later.load_state_dict(tp.state_dict())
+    assert torch.equal(later(x, y), tp(x, y))
     single = copy.deepcopy(tp).to(torch.float32)
     torch.testing.assert_close(single(x.float(), y.float()).double(), tp(x, y), rtol=1e-4, atol=1e-5)
 

@@ -117,7 +117,8 @@ def _clebsch_gordan(fields: tuple[Fields, Fields, Fields], options: dict[str, An
 def separable_maps(found: Sequence[tuple[int, int, int]]) -> int:
     """The dimension of the maps with strengths w_i w_j w_k of their paths (i, j, k): the rank of the derivatives of the
     logarithms, a row for each path with a 1 for each of its weights."""
-    table = torch.zeros(len(found), 3, 1 + max((n for path in found for n in path), default=0), dtype=torch.float64)
+    table = torch.zeros(len(found), 3, 1 + max((n for path in found for n in path), default=0), dtype=torch.float64,
+                        device="cpu")
     for row, path in zip(table, found, strict=True):
         row[range(3), path] = 1
     return int(torch.linalg.matrix_rank(table.flatten(1))) if found else 0
@@ -125,14 +126,14 @@ def separable_maps(found: Sequence[tuple[int, int, int]]) -> int:
 
 def equivariance_error(layer: nn.Module, device: str | torch.device, dtype: torch.dtype) -> float:
     """||f(gx, gy) - g f(x, y)|| / ||f(x, y)|| of a product of two inputs for a fixed rotation g and normal rows."""
-    generator = torch.Generator().manual_seed(0)
-    rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
+    generator = torch.Generator("cpu").manual_seed(0)
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64, device="cpu"))
     rotation *= torch.linalg.det(rotation)
     irreps = layer.irreps_in1, layer.irreps_in2, layer.irreps_out
     blocks = grids.rotation(rotation, max((ir.l for i in irreps for _, ir in i), default=0))
     one, two, out = (turn.to(device, dtype) for turn in (_turn(i, blocks, getattr(layer, "layout", "mul_ir"))
                                                          for i in irreps))
-    x, y = (torch.randn(_PROBES, i.dim, generator=generator).to(device, dtype) for i in irreps[:2])
+    x, y = (torch.randn(_PROBES, i.dim, generator=generator, device="cpu").to(device, dtype) for i in irreps[:2])
     with torch.no_grad():
         plain = layer(x, y)
         return float((layer(x @ one, y @ two) - plain @ out).norm() / plain.norm())
@@ -142,7 +143,7 @@ def _turn(irreps: o3.Irreps, blocks: Tensor, layout: str) -> Tensor:
     """What turns rows from the right, [dim, dim]."""
     found = []
     for mul, ir in irreps:
-        at, one = slice(ir.l**2, (ir.l + 1) ** 2), torch.eye(mul, dtype=torch.float64)
+        at, one = slice(ir.l**2, (ir.l + 1) ** 2), torch.eye(mul, dtype=torch.float64, device="cpu")
         block = blocks[at, at].T.contiguous()
         found.append(torch.kron(one, block) if layout == "mul_ir" else torch.kron(block, one))
     return torch.block_diag(*found)
@@ -150,9 +151,9 @@ def _turn(irreps: o3.Irreps, blocks: Tensor, layout: str) -> Tensor:
 
 def step(layer: nn.Module, rows: int, device: str | torch.device, dtype: torch.dtype) -> Callable[[], object]:
     """Forward and backward of a product of two inputs, with gradients of both and of the weights."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)
     irreps = layer.irreps_in1, layer.irreps_in2, layer.irreps_out
-    x, y, g = (torch.randn(rows, i.dim, generator=generator).to(device, dtype) for i in irreps)
+    x, y, g = (torch.randn(rows, i.dim, generator=generator, device="cpu").to(device, dtype) for i in irreps)
     wanted = [x.requires_grad_(), y.requires_grad_(), *layer.parameters()]
     return lambda: torch.autograd.grad(layer(x, y), wanted, g)
 

@@ -114,7 +114,8 @@ def exact(irreps_in1, irreps_in2=None, irreps_out=None) -> Fit:
     Args:
         irreps_in1, irreps_in2, irreps_out: as in `fit`.
     """
-    return _exact(fields_of("cp.exact", irreps_in1, irreps_in2, irreps_out))
+    with torch.device("cpu"):
+        return _exact(fields_of("cp.exact", irreps_in1, irreps_in2, irreps_out))
 
 
 def _exact(fields: tuple[Fields, Fields, Fields]) -> Fit:
@@ -155,7 +156,12 @@ def fit(irreps_in1, irreps_in2=None, irreps_out=None, rank: int | str | None = N
         >>> ace_fast.nn.cp.fit(1, rank=8).error < 1e-12
         True
     """
-    fields = fields_of("cp.fit", irreps_in1, irreps_in2, irreps_out)
+    with torch.device("cpu"):  # e3nn's symbols are made on the default device
+        return _fit(fields_of("cp.fit", irreps_in1, irreps_in2, irreps_out), rank, seed, cache)
+
+
+def _fit(fields: tuple[Fields, Fields, Fields], rank: int | str | None, seed: int, cache: str | os.PathLike | None
+         ) -> Fit:
     if not allowed(fields):
         raise ValueError(f"cp.fit: irreps_out must be reachable from {fields[0].irreps} x {fields[1].irreps}, got "
                          f"{fields[2].irreps}")
@@ -213,7 +219,7 @@ def _solve(wanted: Tensor, rank: int, seed: int) -> Factors:
 
 def _least_squares(wanted: Tensor, rank: int, seed: int, sweeps: int) -> list[Tensor]:
     """Alternating least squares with damping towards the last factors, which falls from sweep to sweep: [R, d] each."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     tables = [torch.randn(rank, n, generator=generator, dtype=torch.float64, device="cpu") for n in wanted.shape]
     unfolded = [wanted.movedim(k, 0).flatten(1) for k in range(3)]
     one = torch.eye(rank, dtype=torch.float64, device="cpu")

@@ -121,6 +121,10 @@ class Fields:
                  for part, shape in zip(weight.split(self.channels or 1, -1), self._shapes(), strict=False)]
         return torch.cat(parts, -1) if parts else weight
 
+    def scaled(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Rows [Z, C d] times a factor of every slot and channel, [..., slots C]; as they are where None."""
+        return x if weight is None else x * self.spread(weight)
+
     def _shapes(self) -> list[tuple[int, int]]:
         shapes = [(self.channels, ir.dim) for ir in self.irs]
         return shapes if self.layout == "mul_ir" else [shape[::-1] for shape in shapes]

@@ -109,7 +109,8 @@ class GauntTensorProduct(nn.Module):
         self.internal_weights = internal_weights
         self.weight = nn.Parameter(torch.ones(self.weight_numel)) if internal_weights else None
         self._grid = grids.gauss(*grid) if isinstance(grid, tuple) and not isinstance(grid, grids.Grid) else grid
-        gains = sum((variances(self._fields, kind) for kind in kinds), torch.zeros(len(out.irs), dtype=torch.float64))
+        gains = sum((variances(self._fields, kind) for kind in kinds),
+                    torch.zeros(len(out.irs), dtype=torch.float64, device="cpu"))
         self._plans = [self._plan(kind, gains.clamp(min=1e-30).rsqrt().tolist()) for kind in kinds]
 
     @torch.inference_mode(False)
@@ -117,7 +118,8 @@ class GauntTensorProduct(nn.Module):
         """The constant factors of a kind of product before and behind it, and the tables of its terms."""
         one, two, out = self._fields
         scales = [degree_scales(one, kind), degree_scales(two, kind), gains]
-        constants = [Constant(torch.tensor(scale, dtype=torch.float64, device="cpu").repeat_interleave(f.channels))
+        constants = [None if set(scale) <= {1.0} else
+                     Constant(torch.tensor(scale, dtype=torch.float64, device="cpu").repeat_interleave(f.channels))
                      for f, scale in zip(self._fields, scales, strict=True)]
         products = []
         for term in terms(self._fields, kind):
@@ -164,18 +166,21 @@ class GauntTensorProduct(nn.Module):
         out = sum(parts[1:], parts[0]) if parts else x.new_zeros(x.shape[0], self._dims[2])
         return out if len(lead) == 1 else out.reshape(*lead, self._dims[2])
 
-    def _scales(self, like: Tensor, weight: Tensor) -> list[list[Tensor]]:
-        """For every kind of product the factors of in1, in2 and out, of each slot and channel: [..., slots C]."""
-        found = [[constant.on(like.device).to(like.dtype) for constant in plan.constants] for plan in self._plans]
+    def _scales(self, like: Tensor, weight: Tensor) -> list[list[Tensor | None]]:
+        """For every kind of product the factors of in1, in2 and out, of each slot and channel, [..., slots C]; None for
+        ones."""
+        found = [[None if constant is None else constant.on(like.device).to(like.dtype) for constant in plan.constants]
+                 for plan in self._plans]
         if not weight.shape[-1]:
             return found
         parts = weight.split(self._counts * len(found), -1)
-        return [[parts[3 * n + k] * scale for k, scale in enumerate(scales)] for n, scales in enumerate(found)]
+        return [[parts[3 * n + k] if scale is None else parts[3 * n + k] * scale for k, scale in enumerate(scales)]
+                for n, scales in enumerate(found)]
 
-    def _product(self, plan: "_Plan", x: Tensor, y: Tensor, scales: list[Tensor]) -> Tensor:
+    def _product(self, plan: "_Plan", x: Tensor, y: Tensor, scales: list[Tensor | None]) -> Tensor:
         """One kind of product of rows: [Z, irreps_out.dim]."""
         one, two, out = self._fields
-        x, y, found = x * one.spread(scales[0]), y * two.spread(scales[1]), []
+        x, y, found = one.scaled(x, scales[0]), two.scaled(y, scales[1]), []
         for signs, degrees, table in plan.products:
             f, g = one.field(x, signs[0], degrees[0]), two.field(y, signs[1], degrees[1])
             if self.method == "fourier":
@@ -183,11 +188,11 @@ class GauntTensorProduct(nn.Module):
             else:
                 z = functional.sphere_product(f, g, table=table, layout=self.layout, backend=self.backend)
             found.append((z, signs[2]))
-        return out.rows(found, x) * out.spread(scales[2])
+        return out.scaled(out.rows(found, x), scales[2])
 
 
 class _Plan(NamedTuple):
     """How one kind of product runs."""
 
-    constants: list[Constant]  # factors of every slot and channel of in1, in2, out
+    constants: list[Constant | None]  # factors of every slot and channel of in1, in2, out; None for ones
     products: list[tuple]  # (signs, degrees, table) of every term

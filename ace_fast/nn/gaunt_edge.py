@@ -86,13 +86,15 @@ class GauntEdgeProduct(GauntTensorProduct):
         one, two, out = self._fields
         roots = torch.tensor([sqrt(ir.dim) for ir in two.irs], dtype=x.dtype, device=x.device)
         seen = torch.cat([torch.ones_like(there), there.expand(-1, two.lmax)], 1) * roots  # [E, L2 + 1], m = 0
-        filters = seen[:, :, None] * scales[1].unflatten(-1, (two.lmax + 1, two.channels))  # [E, L2 + 1, C]
-        x, found, ir_mul = x * one.spread(scales[0]), [], self.layout == "ir_mul"
+        filters = seen[:, :, None]
+        if scales[1] is not None:
+            filters = filters * scales[1].unflatten(-1, (two.lmax + 1, two.channels))  # [E, L2 + 1, C]
+        x, found, ir_mul = one.scaled(x, scales[0]), [], self.layout == "ir_mul"
         for signs, degrees, zonal in plan.products:
             f = components(one.field(x, signs[0], degrees[0]), degrees[0], ir_mul).transpose(0, 1)  # [d, E, C]
             z = self._frame.back(zonal(self._frame.into(f, waves), filters), waves)
             found.append((rows(z.transpose(0, 1), degrees[2], ir_mul), signs[2]))
-        return out.rows(found, x) * out.spread(scales[2])
+        return out.scaled(out.rows(found, x), scales[2])
 
 
 class _Zonal:
@@ -117,7 +119,7 @@ class _Zonal:
                                                for at in range((out + 1) ** 2)]))
 
     def __call__(self, f: Tensor, filters: Tensor) -> Tensor:
-        """f [d1, E, C], filters [E, L2 + 1, C] of the degrees at m = 0 -> [d3, E, C]."""
+        """f [d1, E, C], filters [E, L2 + 1, C or 1] of the degrees at m = 0 -> [d3, E, C]."""
         device, dtype = f.device, f.dtype
         heights = torch.einsum("tl,elc->tec", self._filter.on(device).to(dtype), filters)  # [T, E, C]
         parts = f.index_select(0, self._sources.on(device)).split(self._sizes)
