@@ -38,8 +38,12 @@ class Experiment(NamedTuple):
 
 
 def nbody() -> Experiment:
-    """Who decides: nobody (strict), multipliers (ace), a timetable with the Lie-derivative penalty (schedule)."""
-    versions = {"strict": {"relaxed": False}, "ace": {}, "schedule": {"relaxation": "schedule"}}
+    """Who decides: nobody (strict), multipliers (ace), a timetable with the Lie-derivative penalty (schedule).
+
+    ace-quick steps gammas and multipliers four times as far: they rest after a third of this training, as in the paper.
+    """
+    versions = {"strict": {"relaxed": False}, "ace": {}, "ace-quick": {"gamma_lr": 2e-2, "dual_lr": 2e-2},
+                "schedule": {"relaxation": "schedule"}}
     return Experiment("N-body: SEGNN strict, with ACE, and with the scheduled relaxation", "nbody",
                       _NBODY | {"epochs": 30, "eval_every": 5}, versions)
 
@@ -51,7 +55,7 @@ def samples() -> Experiment:
         own = {"train_samples": count, "epochs": epochs, "eval_every": max(1, epochs // 6)}
         versions |= {f"strict-{count}": own | {"relaxed": False}, f"ace-{count}": own}
     return Experiment("N-body: error against the number of training trajectories", "nbody",
-                      _NBODY, versions, SEEDS[:1])
+                      _NBODY, versions, SEEDS[:2])
 
 
 def mocap() -> Experiment:
@@ -59,7 +63,7 @@ def mocap() -> Experiment:
     versions = {"strict": {"relaxed": False}, "equality": {}, "resilient": {"mode": "resilient"}}
     shared = {"case": "run", "epochs": 40, "eval_every": 5, "lr": 1e-3, "gate_patience": 200, "threads": 1}
     return Experiment("Human motion, run: EGNO strict, equality and resilient", "mocap", shared, versions,
-                      data="mocap_run.npz")
+                      SEEDS[:2], data="mocap_run.npz")
 
 
 EXPERIMENTS: dict[str, Experiment] = {make.__name__: make() for make in (nbody, samples, mocap)}

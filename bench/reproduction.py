@@ -138,7 +138,7 @@ def row(job: Job, found: Run, cpu_seconds: float | None) -> Row:
         made[mode] = {"epoch": best["epoch"]} | {
             key.removesuffix(end): value for key, value in best.items()
             if key.endswith(end) and isinstance(value, int | float)}
-    kept = {"gammas": "gammas", "branch_ratios": "ratios", "verdicts": "verdicts"}
+    kept = {"gammas": "gammas", "slacks": "slacks", "branch_ratios": "ratios", "verdicts": "verdicts"}
     made["gates"] = {name: rows[-1][key] for key, name in kept.items() if key in rows[-1]}
     made["baseline"] = rows[-1].get("baseline")
     made["curve"] = list(_curve(rows))
