@@ -4,6 +4,7 @@ from .kernels.cfconv import RadialBasis, bessel_basis, cfconv, expnorm_basis, ga
 from .kernels.cp_product import CPTable, cp_product
 from .kernels.dual_update import dual_update
 from .kernels.egnn_message import egnn_message
+from .kernels.frames import frame_channels, frame_concat, frames
 from .kernels.knn import knn
 from .kernels.radius_graph import edge_vectors, radius_graph
 from .kernels.relaxed_linear import relaxed_linear
@@ -33,6 +34,9 @@ __all__ = [
     "edge_vectors",
     "egnn_message",
     "expnorm_basis",
+    "frame_channels",
+    "frame_concat",
+    "frames",
     "gate",
     "gather",
     "gaussian_basis",

@@ -330,6 +330,22 @@ def test_counts_of_ranks():
     assert counts.FLOPS["rank_concat_bwd"](tensors(table=(4, 3)) | indices) == 42
 
 
+def test_counts_of_frames():
+    ptr = torch.tensor([0, 3, 3, 7])
+    inputs = {"pos": torch.zeros(7, 3), "weight": None, "ptr": ptr, "seed": None}
+    found = torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3, 3, 3)
+    # 18 a point, 18 rotations of 43 and two crossings of axes a set; 21 + 9 + 9 + 27 floats, 4 integers
+    assert counts.forward("frames", inputs, found) == (7 * 18 + 3 * (18 * 43 + 18), 4 * 66 + 8 * 4)
+    assert counts.backward("frames", inputs, found) is None
+    channels = torch.tensor([[0, 0, 0], [1, 1, 0], [4, 2, 1]])
+    inputs = tensors(x=(7, 5), v=(3, 9), vectors=(3, 2, 3))
+    inputs |= {"ptr": ptr, "channels": channels, "seed": torch.arange(2)}
+    out = torch.zeros(2, 7, 14), torch.zeros(2, 3, 3, 3)
+    # six frames of 49, a vector 15, a degree 2 89; back: sums of 2 x 7 x 9, frames and turns again, 18 + 118, 120
+    assert counts.forward("frame_concat", inputs, out).flops == 6 * (49 + 15 + 89)
+    assert counts.backward("frame_concat", inputs, out).flops == 126 + 6 * (49 + 15 + 89 + 18 + 118 + 120)
+
+
 def test_counts_of_radius_graph():
     molecules = {"pos": torch.zeros(5, 3), "batch": torch.tensor([0, 0, 0, 2, 2]), "cell": None, "r": 2.0}
     edges = torch.zeros(2, 6, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.int32)

@@ -2,6 +2,8 @@
 
 from .breaking import SymPE
 from .forces import conservativity
+from .frame_averaging import FrameAveraging
+from .group_conv import GroupConv2d
 from .groups import Element, Group, check_homomorphism, finite, generated, group, product
 from .layouts import Layout, act, given, image, irreps, layout, vectors
 from .matrices import random_o3, wigner
@@ -12,7 +14,9 @@ from .report import Report
 
 __all__ = [
     "Element",
+    "FrameAveraging",
     "Group",
+    "GroupConv2d",
     "GraphSymmetries",
     "Layout",
     "Monitor",

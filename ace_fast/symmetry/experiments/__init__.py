@@ -11,6 +11,6 @@ A module defines
 
 from types import ModuleType
 
-from . import autoencoder
+from . import autoencoder, ising
 
-EXPERIMENTS: dict[str, ModuleType] = {"autoencoder": autoencoder}
+EXPERIMENTS: dict[str, ModuleType] = {"autoencoder": autoencoder, "ising": ising}
