@@ -4,11 +4,13 @@ import itertools
 
 import pytest
 import torch
+from e3nn import o3
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ace_fast
 from ace_fast.symmetry import GraphSymmetries, SymPE, act, group, image, refined_scores
+from ace_fast.symmetry.breakers import rotations_are_free
 
 PTR = torch.tensor([0, 4, 4, 7])
 
@@ -144,6 +146,59 @@ def test_gradients_reach_the_vectors_and_the_features():
     assert pe.canonicalizers[0].weight.grad is None  # ranks have no derivative
 
 
+# Rotations.
+
+
+def frames(vectors, name, samples, seed):
+    pe = SymPE(name, "3x1o + 1x0o")
+    return pe(torch.zeros(1, 1), inputs=vectors, samples=samples, generator=seeded(seed), return_element=True)[1][:, 0]
+
+
+RANKS = {
+    "generic": [[1.0, 0.5, 0], [0, 1, 0.2], [0.3, 0, 1]],
+    "coplanar": [[1.0, 0, 0], [0, 1, 0], [1, 1, 0]],
+    "collinear": [[0.0, 0, 2], [0, 0, -1], [0, 0, 0]],
+    "coincident": [[0.0, 0, 0]] * 3,
+}
+
+
+@pytest.mark.parametrize("name", ["SO(3)", "O(3)"])
+@pytest.mark.parametrize("rank", RANKS)
+def test_frames_are_equivariant_in_distribution(name, rank):
+    """First and second moments of g times the frames, and of the frames of turned vectors."""
+    vectors = torch.tensor([RANKS[rank]])
+    g = group(name).sample(1, seeded(3)).matrix.float()
+    one = g @ frames(vectors, name, 2000, 1)
+    two = frames(vectors @ g.mT, name, 2000, 2)
+    for a, b in ((one, two), (one[:, :, :, None, None] * one[:, None, None], two[:, :, :, None, None]
+                              * two[:, None, None])):
+        assert (a.mean(0) - b.mean(0)).abs().max() < 5 * 0.75 * (2 / 2000) ** 0.5
+    spread = two.std(0).max().item()
+    settled = rank == "generic" or rank == "coplanar" and name == "SO(3)"
+    assert spread < 1e-5 if settled else spread > 0.5
+    if rank == "collinear":
+        torch.testing.assert_close(two[:, :, 0], two[:1, :, 0].expand(2000, 3), atol=1e-5, rtol=0)
+    if name == "SO(3)":
+        torch.testing.assert_close(torch.linalg.det(two), torch.ones(2000))
+
+
+def test_vectors_turn_with_the_frame_and_repeat_over_the_rows():
+    pe = SymPE("SE(3)", "2x1o + 1x2e", generator=seeded())
+    x, vectors = torch.randn(7, 3), torch.randn(3, 2, 3)
+    y, frame = pe(x, PTR, vectors, return_element=True)
+    assert y.shape == (7, 14) and torch.equal(y[:, :3], x)
+    first = pe.parts[0].v[:3] @ frame[0].mT
+    torch.testing.assert_close(y[:4, 3:6], first[[0] * 4])
+
+
+def test_which_irreps_are_free():
+    free = {"SO(3)": ["2x1o", "1x1o + 1x2e", "1x3o", "2x2e"], "O(3)": ["3x1o", "2x1o + 1x0o", "2x1o + 1x1e", "2x3o"]}
+    bound = {"SO(3)": ["1x1o", "1x2e", "9x0e", ""], "O(3)": ["2x1o", "2x1o + 4x0e", "3x1e", "1x1o", "4x2e"]}
+    for name in free:
+        assert all(rotations_are_free(o3.Irreps(text), name == "O(3)") for text in free[name])
+        assert not any(rotations_are_free(o3.Irreps(text), name == "O(3)") for text in bound[name])
+
+
 # Finite groups.
 
 
@@ -240,17 +295,17 @@ def test_equal_activations_are_chosen_equally_often():
 
 
 def test_products_break_one_symmetry_after_the_other():
-    """The points of a triangle: a turn about z, then an order by scores that see the turned vectors."""
-    pos = torch.tensor([[1.0, 0, 0], [-0.5, 0.75**0.5, 0], [-0.5, -(0.75**0.5), 0]])
-    heads = lambda x: x.new_zeros(1, 3), lambda x: (x[:, :3] * x[:, 3:6]).sum(1)  # noqa: E731
-    pe, ptr = SymPE("C_3 x S_n", ("2x1o", (4, 2)), heads), torch.tensor([0, 3])
-    y, elements = pe(pos, ptr, generator=seeded(), return_element=True)
-    assert y.shape == (3, 11) and len(elements) == 2
-    assert len(y[:, 9:].unique(dim=0)) == 3
-    more = pe(pos, ptr, generator=seeded(), samples=8)
-    assert more.shape == (8, 3, 11) and len(more.flatten(1).unique(dim=0)) == 3
-    named = SymPE(group("C_3 x S_n"), ("2x1o", (4, 2)))
-    assert [type(part).__name__ for part in named.parts] == ["Finite", "Permutations"]
+    """Four points of a square: a turn and an order; scores see the turned vectors, so the frame orders the points."""
+    pos = torch.tensor([[1.0, 1, 0], [-1, 1, 0], [-1, -1, 0], [1, -1, 0]])
+    heads = lambda x: x.new_zeros(1, 2, 3), lambda x: (x[:, :3] * x[:, 3:6]).sum(1)  # noqa: E731
+    pe = SymPE("SO(3) x S_n", ("2x1o", (4, 2)), heads)
+    y, elements = pe(pos, torch.tensor([0, 4]), generator=seeded(), return_element=True)
+    assert y.shape == (4, 11) and len(elements) == 2
+    assert len(y[:, 9:].unique(dim=0)) == 4
+    more = pe(pos, torch.tensor([0, 4]), generator=seeded(), samples=2)
+    assert more.shape == (2, 4, 11) and not torch.equal(more[0], more[1])
+    named = SymPE(group("E(3) x S_n"), ("3x1o", (4, 2)))
+    assert [type(part).__name__ for part in named.parts] == ["Rotations", "Permutations"]
 
 
 def test_draws_depend_on_the_generator_alone():
@@ -264,9 +319,10 @@ def test_draws_depend_on_the_generator_alone():
     assert pe(h, PTR, h).shape == (7, 3)
 
 
-@pytest.mark.parametrize("name", ["S_n", "C_4"])
+@pytest.mark.parametrize("name", ["S_n", "SO(3)", "C_4"])
 def test_nan_predictions_show(name):
-    given = {"S_n": torch.tensor([[0.0], [torch.nan]]), "C_4": torch.full((2, 4), torch.nan)}[name]
+    given = {"S_n": torch.tensor([[0.0], [torch.nan]]), "SO(3)": torch.full((2, 2, 3), torch.nan),
+             "C_4": torch.full((2, 4), torch.nan)}[name]
     given[0] = torch.rand_like(given[0])
     representation = (4, 2) if name == "S_n" else "2x1o"
     y = SymPE(name, representation)(torch.ones(2, 1), inputs=given, generator=seeded())
@@ -288,6 +344,10 @@ def test_adds_few_calls_to_a_forward_pass():
     with Calls() as calls:
         pe(torch.ones(7, 1), PTR, samples=8)
     assert calls.count == 2  # a sort for all draws, and the vectors
+    frames_ = SymPE("O(3)", "3x1o", generator=seeded())
+    with Calls() as calls:
+        frames_(torch.ones(7, 1), PTR, torch.randn(3, 3, 3), samples=8)
+    assert calls.count == 1
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -297,12 +357,15 @@ def test_adds_few_calls_to_a_forward_pass():
     (("S_n", (4, 2), None, "straight_through"), "tie must be 'uniform' under S_n, got 'straight_through'"),
     (("S_n", "2x1o"), r"representation must be \(most nodes of a graph, channels\) under S_n, got '2x1o'"),
     (("S_n", (0, 2)), r"representation must be \(most nodes of a graph, channels\)"),
+    (("SO(3)", (4, 2, 3, 3)), "representation must be irreps under"),
+    (("SO(3)", "1x1o"), r"changed by every element of SO\(3\) but the identity, got 1x1o, which is not; take 2x1o"),
+    (("O(3)", "2x1o"), r"changed by every element of O\(3\) but the identity, got 2x1o"),
     (("C_4", "3x0e"), "changed by every element of C_4 but the identity, got 3x0e, which is not"),
     (("p4m", (1, 2, 2)), r"changed by every element of p4m but the identity, got \(1, 2, 2\)"),
     (("p4m", (1, 4, 5)), r"must be a square image under p4m, got \(1, 4, 5\)"),
     (("p4m", "2x1o"), r"must be an image \(channels, pixels, pixels\) under p4m"),
     (("C_6", (1, 4, 4)), "an image must have a group of quarter turns"),
-    (("S_n x C_2", (4, 2, 1)), "representation must be a tuple of 2, one for each factor, got 3"),
+    (("S_n x O(3)", (4, 2, 1)), "representation must be a tuple of 2, one for each factor, got 3"),
     (("S_n", (4, 2), None, "uniform", -1.0), "tolerance must be 0 or more, and finite, got -1.0"),
 ])
 def test_wrong_arguments(arguments, message):
@@ -317,6 +380,8 @@ def test_wrong_arguments(arguments, message):
     ("S_n", (9, 2), {"ptr": torch.tensor([0, 8])}, "ptr must be ascending from 0 to 7"),
     ("S_n", (9, 2), {"ptr": torch.tensor([0, 7]), "inputs": GraphSymmetries(SQUARE, num_nodes=4)},
      "ptr must be that of the GraphSymmetries, got another one"),
+    ("SO(3)", "2x1o", {"inputs": torch.zeros(7, 1, 3)}, r"must give 2 vectors \[7, 2, 3\] or more for each set"),
+    ("O(3)", "3x1o", {"inputs": torch.zeros(7, 2, 3)}, r"must give 3 vectors \[7, 3, 3\] or more for each set"),
     ("C_4", "2x1o", {"inputs": torch.zeros(7, 5)}, r"activations \[7, 4\], one for each element of C_4, got \[7, 5\]"),
     ("p4", (1, 3, 3), {"inputs": torch.zeros(7, 4)}, r"activations \[7, 4, 3, 3\], one for each element of p4, got"),
     ("C_4", (1, 3, 3), {"inputs": torch.zeros(7, 4)}, r"x must be \[B, F, 3, 3\] beside representation \[1, 3, 3\]"),

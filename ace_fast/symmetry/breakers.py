@@ -40,16 +40,17 @@ class Permutations(nn.Module):
         self.v = nn.Parameter(torch.randn(rows, channels))
 
     def forward(self, x: Tensor, predicted: Tensor | GraphSymmetries, ptr: Tensor | None, draws: int,
-                generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+                longest: int | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """x [N, F], scores [N] or [N, 1] or symmetries -> [draws, N, F + C], ranks [draws, N]."""
         if ptr is None:
-            ptr = torch.tensor([0, x.shape[0]], device=x.device)
-        longest = longest_segment(ptr, x.shape[0])
+            ptr, longest = torch.tensor([0, x.shape[0]], device=x.device), x.shape[0]
+        elif longest is None:
+            longest = longest_segment(ptr, x.shape[0])
         if longest > len(self.v):
             raise ValueError(f"SymPE: representation must have a row for each of {longest} nodes, those of the largest "
                              f"graph, got {len(self.v)}; take a larger table")
         if isinstance(predicted, GraphSymmetries):
-            if not torch.equal(predicted.ptr, ptr):
+            if predicted.ptr is not ptr and not torch.equal(predicted.ptr, ptr):
                 raise ValueError("SymPE: ptr must be that of the GraphSymmetries, got another one")
             rank, order = predicted.ranks(draws, generator)
         else:
@@ -63,6 +64,30 @@ class Permutations(nn.Module):
             raise ValueError(f"SymPE: canonicalizer must give scores [{len(x)}] or [{len(x)}, 1], one for each node, "
                              f"got {got}")
         return predicted.reshape(-1)
+
+
+class Rotations(nn.Module):
+    """SO(3) and O(3): v are irreps [D], turned by the frame of predicted vectors."""
+
+    def __init__(self, group: Group, irreps: o3.Irreps, tolerance: float) -> None:
+        super().__init__()
+        self.improper, self.tolerance = group.rotations == "O(3)", tolerance
+        self.vectors = 3 if self.improper else 2
+        self.v = nn.Parameter(torch.randn(irreps.dim))
+        self.register_buffer("channels", functional.frame_channels(irreps), persistent=False)
+
+    def forward(self, x: Tensor, predicted: Tensor, ptr: Tensor | None, draws: int,
+                longest: int | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """x [N, F], vectors [B, n, 3] -> [draws, N, F + D], frames [draws, B, 3, 3]."""
+        if ptr is None:
+            ptr = torch.arange(len(x) + 1, device=x.device)
+        if not isinstance(predicted, Tensor) or predicted.dim() != 3 or predicted.shape[2] != 3 \
+                or len(predicted) != len(ptr) - 1 or predicted.shape[1] < self.vectors:
+            got = list(predicted.shape) if isinstance(predicted, Tensor) else type(predicted).__name__
+            raise ValueError(f"SymPE: canonicalizer must give {self.vectors} vectors [{len(ptr) - 1}, "
+                             f"{self.vectors}, 3] or more for each set, got {got}")
+        return functional.frame_concat(x, self.v, predicted, ptr, self.channels, seeds(draws, generator, x.device),
+                                       improper=self.improper, tolerance=self.tolerance, validate=longest is None)
 
 
 class Finite(nn.Module):
@@ -112,7 +137,7 @@ class Finite(nn.Module):
         return self.v.flatten(1)[:, self.source].transpose(0, 1).unflatten(2, self.v.shape[1:])
 
     def forward(self, x: Tensor, predicted: Tensor, ptr: Tensor | None, draws: int,
-                generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+                longest: int | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """x [B, F, ...] or with ptr [N, F], activations [B, |G|] -> [draws, B, F + C, ...], the chosen [draws, B]."""
         a = self._activations(predicted, len(x) if ptr is None else len(ptr) - 1)
         best = a.amax(1, keepdim=True)
@@ -160,6 +185,24 @@ class Finite(nn.Module):
         return torch.fft.irfft2(spectrum, s=sides)
 
 
+def rotations_are_free(irreps: o3.Irreps, improper: bool) -> bool:
+    """Whether only the identity leaves random irreps as they are.
+
+    A subgroup that leaves some has an element of prime order: a turn, or of O(3) a mirror or the inversion. Random
+    irreps escape a class of them where the dimensions that its elements change exceed those of the class.
+    """
+    parts = [(ir.l, ir.p, mul) for mul, ir in irreps]
+    most = max((l for l, _, _ in parts), default=0)
+    turns = [n for n in range(2, 2 * most + 2) if all(n % d for d in range(2, n))] or [2]
+    changed = [sum(mul * 2 * (l - l // n) for l, _, mul in parts) if n > 2
+               else sum(mul * (l + l % 2) for l, _, mul in parts) for n in turns]
+    classes = [(count, 2) for count in changed]
+    if improper:
+        classes.append((sum(mul * (l + (p != (-1) ** l)) for l, p, mul in parts), 2))  # mirrors
+        classes.append((sum(mul * (2 * l + 1) for l, p, mul in parts if p < 0), 0))  # the inversion
+    return all(count > size for count, size in classes)
+
+
 def finite_is_free(part: Finite) -> bool:
     """Whether every element but the identity changes a random v."""
     if part.group.cells:
@@ -188,7 +231,12 @@ def make(group: Group, representation, tie: str, tolerance: float) -> nn.Module:
             raise ValueError(f"SymPE: representation must be changed by every element of {group.name} but the "
                              f"identity, got {representation}, which is not; take other irreps or a larger image")
         return part
-    raise ValueError(f"SymPE: group must be S_n, a finite group, p4, p4m or products of them, got {group.name}")
+    irreps = _irreps(group, representation)
+    if not rotations_are_free(irreps, group.rotations == "O(3)"):
+        raise ValueError(f"SymPE: representation must be changed by every element of {group.rotations} but the "
+                         f"identity, got {irreps}, which is not; take 2x1o for SO(3), 3x1o or 2x1o + 1x0o for O(3), or "
+                         "more")
+    return Rotations(group, irreps, tolerance)
 
 
 def _numbers(group: Group, representation, count: int, meaning: str) -> tuple[int, ...]:

@@ -30,11 +30,13 @@ class SymPE(nn.Module):
     ===================  ==========================================  ==============================================
     S_n                  (most nodes T, channels C): table [T, C]     scores [N]; equal ones are ordered at random.
                                                                      Or `GraphSymmetries`: exact automorphisms
+    SO(3), O(3), SE(3),  irreps that leave no turn open              2 (O(3): 3) polar vectors or more [B, n, 3];
+    E(3)                                                             what they leave open is drawn
     C_n, D_n             (C, H, H): an image; C: numbers of each      activations [B, |G|]; the largest wins, equals
                          element [C, |G|]; or irreps                 at random
     p4, p4m              (C, H, H): an image with rolls              activations [B, 4 or 8, H, H] of pixels
-    products,            a tuple with one for each factor            a tuple with one for each factor; each sees what
-    "D_4 x S_n"                                                      those before have added
+    products, "O(3) x    a tuple with one for each factor            a tuple with one for each factor; each sees what
+    S_n"                                                             those before have added
     ===================  ==========================================  ==============================================
 
     Args:
@@ -86,16 +88,18 @@ class SymPE(nn.Module):
         self.canonicalizers = nn.ModuleList(c if isinstance(c, nn.Module) else _Function(c) for c in canonicalizers)
 
     def forward(self, x: Tensor, ptr: Tensor | None = None, inputs: Any = None, *, samples: int | None = None,
-                generator: torch.Generator | None = None, return_element: bool = False) -> Tensor | tuple[Tensor, Any]:
+                longest: int | None = None, generator: torch.Generator | None = None,
+                return_element: bool = False) -> Tensor | tuple[Tensor, Any]:
         """x and the turned vectors beside it.
 
         Args:
             x: [N, F], rows of all graphs or sets; [B, F, H, H] or [B, F, |G|] beside images or numbers of elements.
             ptr: [B + 1] int64, graph b has the rows ptr[b] to ptr[b + 1] - 1; None for one graph (S_n), for a set of
-                each row (all others). Graphs may be empty. It is read on the host.
+                each row (all others). Graphs may be empty. It is read on the host, see `longest`.
             inputs: what the canonicalizer takes in place of x; without a canonicalizer what it would give. A tuple, one
                 for each factor, under a product.
             samples: K independent draws, in a new first dimension; None for one.
+            longest: the nodes of the largest graph where they are known; then ptr is right, and nothing reads it.
             generator: in place of the layer's own.
             return_element: the element too: ranks [K, N], frames [K, B, 3, 3], or numbers of activations [K, B] (an
                 `Element` by `parts[0].element`); K = 1 without samples. Under a product a list, of each draw.
@@ -114,14 +118,15 @@ class SymPE(nn.Module):
         if samples is not None and samples < 1:
             raise ValueError(f"SymPE: samples must be 1 or more, or None, got {samples}")
         if len(self.parts) > 1:
-            return self._product(x, ptr, inputs, samples, generator, return_element)
+            return self._product(x, ptr, inputs, samples, longest, generator, return_element)
         predicted = self.canonicalizers[0](x if inputs is None else inputs)
-        y, element = self.parts[0](x, predicted, ptr, 1 if samples is None else samples, generator)
+        y, element = self.parts[0](x, predicted, ptr, 1 if samples is None else samples, longest, generator)
         y = y[0] if samples is None else y
         return (y, element) if return_element else y
 
     def _product(self, x: Tensor, ptr: Tensor | None, inputs: Sequence | None, samples: int | None,
-                 generator: torch.Generator | None, return_element: bool) -> Tensor | tuple[Tensor, list]:
+                 longest: int | None, generator: torch.Generator | None,
+                 return_element: bool) -> Tensor | tuple[Tensor, list]:
         """Factor after factor, draw after draw: what one breaks, the next one's canonicalizer sees."""
         inputs = [None] * len(self.parts) if inputs is None else inputs
         if len(inputs) != len(self.parts):
@@ -131,7 +136,7 @@ class SymPE(nn.Module):
         for _ in range(1 if samples is None else samples):
             y, own = x, []
             for part, canonicalizer, given in zip(self.parts, self.canonicalizers, inputs, strict=True):
-                y, element = part(y, canonicalizer(y if given is None else given), ptr, 1, generator)
+                y, element = part(y, canonicalizer(y if given is None else given), ptr, 1, longest, generator)
                 y = y[0]
                 own.append(element)
             drawn.append(y)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..graph import Graph
 
 _BUDGET = 20_000  # refinements of one graph
+_FACTORS = (0x2545F4914F6CDD1D, -0x61C8864680B583EB, 0x3C79AC492BA7B653)  # odd: of a node, of its sources and targets
 
 
 def _mixed(x: Tensor) -> Tensor:
@@ -57,12 +58,13 @@ def refined_scores(graph: Graph, colors: Tensor | None = None, *, rounds: int = 
     if colors is None:
         colors = torch.zeros(graph.num_sources, dtype=torch.int64, device=source.device)
     _check_colors("refined_scores", "colors", colors, graph.num_sources)
-    state = _mixed(colors + 1)
+    state = colors + 1
     for _ in range(rounds):
-        incoming = torch.zeros_like(state).index_add_(0, target, _mixed(state + 0x243F6A88)[source])
-        outgoing = torch.zeros_like(state).index_add_(0, source, _mixed(state + 0x13198A2E)[target])
-        state = _mixed(_mixed(_mixed(state) + incoming) + outgoing)
-    return (state >> 11).double()
+        mixed = _mixed(state)
+        incoming = torch.zeros_like(mixed).index_add_(0, target, mixed[source])
+        outgoing = torch.zeros_like(mixed).index_add_(0, source, mixed[target])
+        state = mixed * _FACTORS[0] + incoming * _FACTORS[1] + outgoing * _FACTORS[2]
+    return (_mixed(state) >> 11).double()
 
 
 def _check_colors(owner: str, name: str, colors: Tensor, count: int) -> None:

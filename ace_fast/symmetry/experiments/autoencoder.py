@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data import Batch, FlatDataset
-from ...graph import Graph
 from ...nn import EGNN_Layer
 from ...train.options import SEED, Option, Options
 from ..breaking import SymPE
@@ -73,6 +72,22 @@ def pairs_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return i, j, torch.isin(i * batch.num_nodes + j, source * batch.num_nodes + target).float()
 
 
+class Prepared:
+    """A batch with all that depends on the graphs alone.
+
+    Attributes:
+        batch, graph: the graphs; longest: nodes of the largest.
+        scores: [N] float64, what orders the nodes for SymPE.
+        pairs: i and j [P]; edges: [P], 0 or 1.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.graph = batch, batch.graph()
+        self.longest = int(batch.ptr.diff().max())
+        self.scores = refined_scores(self.graph)
+        *self.pairs, self.edges = pairs_of(batch)
+
+
 class AutoEncoder(nn.Module):
     """EGNN from features that are alike, to codes z [N, D]; an edge has the logit w . (z_i - z_j)^2 + b.
 
@@ -91,46 +106,35 @@ class AutoEncoder(nn.Module):
         self.code = nn.Linear(config["hidden"], config["code"])
         self.decoder = nn.Linear(config["code"], 1)
 
-    def encode(self, batch: Batch, graph: Graph, scores: Tensor) -> Tensor:
-        """Codes [N, D]; scores [N] order the nodes for SymPE. Layers add to the features, as in the original."""
+    def encode(self, prepared: Prepared) -> Tensor:
+        """Codes [N, D]; scores order the nodes for SymPE. Layers add to the features, as in the original."""
+        batch = prepared.batch
         h = batch.one
         if self.method == "noise":
             h = torch.cat([h, torch.randn(len(h), self.channels, generator=self.generator)], 1)
         elif self.method == "sympe":
-            h = self.breaking(h, batch.ptr, scores)
+            h = self.breaking(h, batch.ptr, prepared.scores, longest=prepared.longest)
         x, h = h.new_zeros(len(h), 1), self.embedding(h)
         for layer in self.layers:
-            h = h + layer(x, h, graph)[2]
+            h = h + layer(x, h, prepared.graph)[2]
         return self.code(h)
 
-    def forward(self, batch: Batch, graph: Graph, scores: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits [P] of pairs of nodes."""
-        z, (i, j) = self.encode(batch, graph, scores), pairs
+    def forward(self, prepared: Prepared) -> Tensor:
+        """Logits [P] of the pairs of nodes."""
+        z, (i, j) = self.encode(prepared), prepared.pairs
         return self.decoder((z[i] - z[j]).square())[:, 0]
 
 
-class _Prepared:
-    """A batch with all that depends on the graphs alone."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch, self.graph = batch, batch.graph()
-        self.scores = refined_scores(self.graph)
-        *self.pairs, self.edges = pairs_of(batch)
-
-    def logits(self, model: AutoEncoder) -> Tensor:
-        return model(self.batch, self.graph, self.scores, self.pairs)
-
-
-def _prepared(data: FlatDataset, size: int, order: Tensor | None = None) -> list[_Prepared]:
+def _prepared(data: FlatDataset, size: int, order: Tensor | None = None) -> list[Prepared]:
     order = torch.arange(len(data)) if order is None else order
-    return [_Prepared(data.batch(part)) for part in order.split(size)]
+    return [Prepared(data.batch(part)) for part in order.split(size)]
 
 
 @torch.no_grad()
-def measure(model: AutoEncoder, batches: list[_Prepared]) -> dict[str, float]:
+def measure(model: AutoEncoder, batches: list[Prepared]) -> dict[str, float]:
     """Mean cross-entropy of pairs, share of wrong ones, F1 of edges; one draw of noise or ranks, of a fixed seed."""
     model.generator.manual_seed(7)
-    logits = torch.cat([b.logits(model) for b in batches])
+    logits = torch.cat([model(b) for b in batches])
     edges = torch.cat([b.edges for b in batches])
     found = (logits > 0).float()
     hits = float((found * edges).sum())
@@ -155,7 +159,7 @@ def run(method: str, seed: int, config: Mapping[str, Any], progress: Callable[[s
         own.manual_seed(seed + 1000 * epoch)  # `measure` has drawn from it
         for batch in _prepared(train, size, torch.randperm(len(train), generator=shuffle)):
             optimizer.zero_grad()
-            F.binary_cross_entropy_with_logits(batch.logits(model), batch.edges).backward()
+            F.binary_cross_entropy_with_logits(model(batch), batch.edges).backward()
             optimizer.step()
         found = measure(model, valid)
         if found["bce"] < best:
