@@ -51,7 +51,7 @@ def test_deciders_are_compared_in_one_command(given, tmp_path, capsys, no_plots)
 
 
 def test_models_are_compared_in_one_command(given, tmp_path, capsys, no_plots):
-    names, out = ["segnn-ace", "segnn", "egnn-sympe", "gnn"], tmp_path / "models"
+    names, out = ["segnn-ace", "segnn", "egnn-sympe", "fa-gnn", "gnn"], tmp_path / "models"
     flags = [text for name, value in given.items() for text in (options.flag(name), str(value))]
     argv = ["compare", "nbody", "--model", ",".join(names), "--repeats", "1", "--out", str(out), "--quiet", *flags]
     assert cli.main(argv) == 0
@@ -59,7 +59,7 @@ def test_models_are_compared_in_one_command(given, tmp_path, capsys, no_plots):
     (row,) = results.load(out / "compare.json")
     assert row["workload"] == "nbody_models" and results.versions(row) == names
     errors = [row[f"{name}_equivariance"] for name in names]
-    assert all(error < 1e-4 for error in errors[:3]) and errors[3] > 1e-2  # the plain network has no symmetry
+    assert all(error < 1e-4 for error in errors[:4]) and errors[4] > 1e-2  # the plain network has no symmetry
     assert all(row[f"{name}_ms"] > 0 and row[f"{name}_model"] == "strict" for name in names)
     page = (out / "compare.html").read_text()
     assert "Equivariance error" in page and "segnn-ace" in page and (out / "compare.png").exists()
@@ -88,5 +88,5 @@ def test_what_cannot_be_compared_is_said_before_any_work(argv, message, tmp_path
 
 def test_names():
     assert tuple(deciders_of("nbody")) == ("ace", "schedule", "rpp", "per", "remul", "strict")
-    assert {"segnn", "segnn-ace", "egnn", "egnn-sympe", "gnn"} <= models_of("nbody").keys()
+    assert {"segnn", "segnn-ace", "egnn", "egnn-sympe", "gnn", "fa-gnn"} <= models_of("nbody").keys()
     assert "egnn-ace" not in models_of("nbody") and "schnet-rpp" in models_of("qm9") and models_of("mocap") == {}

@@ -47,6 +47,12 @@ def test_egnn_tells_bodies_apart_that_are_alike(bodies):
         NBodyEGNN(2, 8, places=(3, 3)).double()(square)
 
 
+def test_frames_make_the_plain_network_equivariant(bodies):
+    model = NBodyGNN(2, 8, frames="E(3)").double()
+    assert error(model, bodies, "E(3) x S_n") < 1e-10
+    assert error(NBodyGNN(2, 8, frames="SE(3)").double(), bodies, "SE(3)") < 1e-10
+
+
 def test_the_plain_network_knows_permutations_alone(bodies):
     model = NBodyGNN(2, 8).double()
     assert error(model, bodies, "S_n") < 1e-12

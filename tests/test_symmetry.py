@@ -240,6 +240,17 @@ def test_what_is_known_of_layers_and_models(name):
     assert_equivariant(model, batch, group, **(options[0] if options else {}))
 
 
+def test_a_representation_of_the_user():
+    o3_group = symmetry.group("O(3)")
+    axial = symmetry.given(o3_group, lambda e: torch.linalg.det(e.matrix)[:, None, None] * e.matrix)
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+    cross, known = lambda x, y: torch.linalg.cross(x, y), {"layouts": ("vector", "vector"), "how": "draws"}  # noqa: E731
+    assert measure(cross, tuple(x), o3_group, output=axial, **known).relative < 1e-13
+    assert measure(cross, tuple(x), "SO(3)", output="vector", **known).relative < 1e-13
+    assert measure(cross, tuple(x), "O(3)", output="vector", **known).relative > 0.5  # no vector under reflections
+    assert measure(cross, tuple(x), o3_group, output=axial, **known | {"how": "lie"}).relative < 1e-8
+
+
 def test_images_under_p4m():
     model, known = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular", bias=False), {"layouts": "image",
                                                                                        "output": "image"}

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from .. import functional
 from ..graph import Graph
 from ..nn import EGNN
-from ..symmetry import SymPE
+from ..symmetry import FrameAveraging, SymPE
 from .branches import Branched
 from .segnn import segments_of
 
 _EDGE = 2  # distance and product of the charges
+_ARGUMENTS = ("position", "vector", "scalar", "index", "edge scalar", "batch")  # of the plain network
 
 
 class _Strict(Branched):
@@ -57,7 +58,7 @@ class NBodyEGNN(_Strict):
 
 
 class NBodyGNN(_Strict):
-    r"""A message-passing network that treats coordinates as features: equivariant under permutations alone.
+    r"""A message-passing network that treats coordinates as features: equivariant under permutations alone, or framed.
 
     .. math:: m_i = \sum_{j \to i} \phi_e(h_i, h_j, e_{ij}), \qquad h_i' = h_i + \phi_h(h_i, m_i)
 
@@ -65,22 +66,30 @@ class NBodyGNN(_Strict):
 
     Args:
         layers, hidden: message-passing layers and their width.
+        frames: "E(3)" or another group of `FrameAveraging`, under which the mean over the frames of each graph makes
+            it equivariant, for 8 times the work (4 times without reflections); None: as it is.
         backend: which implementation of the operators runs.
 
     Source: Puny et al. 2022 (frame averaging), its GNN on charged bodies; Gilmer et al. 2017.
 
     Example:
-        >>> NBodyGNN(layers=2, hidden=16)(nbody_graph(batch)).shape
+        >>> NBodyGNN(layers=2, hidden=16, frames="E(3)")(nbody_graph(batch)).shape
         torch.Size([20, 3])
     """
 
-    def __init__(self, layers: int = 4, hidden: int = 64, *, backend: str = "auto"):
+    def __init__(self, layers: int = 4, hidden: int = 64, *, frames: str | None = None, backend: str = "auto"):
         super().__init__()
-        self.net = _MessagePassing(layers, hidden, backend)
+        self.frames, net = frames, _MessagePassing(layers, hidden, backend)
+        self.net = net if frames is None else FrameAveraging(net, frames, _ARGUMENTS, "vector", backend=backend)
 
     def forward(self, graph) -> Tensor:
         """The displacement of every body, [N, 3]; `graph` as `nbody_graph` makes it."""
-        return self.net(*graph.x.split([3, 3, 1], 1), graph_of(graph), graph.additional_message_features)
+        edges, own = graph_of(graph), graph.x.split([3, 3, 1], 1)
+        if self.frames is None:
+            return self.net(*own, edges, graph.additional_message_features)
+        owners = segments_of(graph, graph.x)
+        return self.net(*own, edges.edge_index, graph.additional_message_features, owners.index,
+                        num_graphs=owners.ptr.shape[0] - 1)
 
 
 class _MessagePassing(nn.Module):
@@ -90,8 +99,9 @@ class _MessagePassing(nn.Module):
         self.layers = nn.ModuleList(_MessageLayer(hidden, backend) for _ in range(layers))
         self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 3))
 
-    def forward(self, pos: Tensor, vel: Tensor, speed: Tensor, edge_index: Tensor | Graph, edge: Tensor) -> Tensor:
-        """pos and vel [N, 3], speed [N, 1], edge [E, 2] -> [N, 3]."""
+    def forward(self, pos: Tensor, vel: Tensor, speed: Tensor, edge_index: Tensor | Graph, edge: Tensor,
+                batch: Tensor | None = None) -> Tensor:
+        """pos and vel [N, 3], speed [N, 1], edge [E, 2] -> [N, 3]; `batch` is frame averaging's."""
         graph = edge_index if isinstance(edge_index, Graph) else Graph(edge_index, pos.shape[0])
         h = self.embedding(torch.cat([pos, vel, speed], 1))
         for layer in self.layers:

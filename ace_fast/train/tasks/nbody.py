@@ -51,8 +51,8 @@ OPTIONS: Options = {
     "frame_from": Option("data", 30, "frame that is the input", least=0),
     "frame_to": Option("data", 40, "frame whose positions are predicted", least=0),
     "train_samples": Option("data", 3_000, "training trajectories used, the first ones", least=1),
-    "model": Option("model", "segnn", "what is trained: SEGNN; EGNN; a network that is not equivariant; all but segnn "
-                    "need --strict", tuple(MODELS)),
+    "model": Option("model", "segnn", "what is trained: segnn; strict only: egnn; egnn-sympe, which tells bodies "
+                    "apart; gnn, not equivariant; fa-gnn, gnn averaged over frames", tuple(MODELS)),
     "layers": Option("model", 4, "message-passing layers", least=1),
     "hidden": Option("model", 64, "hidden width H; for segnn even: H/2 scalars and H/2 vectors", least=2),
     "lmax_attr": Option("model", 1, "segnn: largest degree of the edge and node attributes", least=1, most=6),

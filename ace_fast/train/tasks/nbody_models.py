@@ -46,8 +46,12 @@ def _gnn(config: Config) -> NBodyGNN:
     return NBodyGNN(config["layers"], config["hidden"], backend=config["backend"])
 
 
+def _fa_gnn(config: Config) -> NBodyGNN:
+    return NBodyGNN(config["layers"], config["hidden"], frames="E(3)", backend=config["backend"])
+
+
 MODELS: dict[str, Callable[[Config], nn.Module]] = {"segnn": _segnn, "egnn": _egnn, "egnn-sympe": _egnn_sympe,
-                                                  "gnn": _gnn}
+                                                  "gnn": _gnn, "fa-gnn": _fa_gnn}
 
 
 def check_model(config: Config) -> None:
