@@ -11,7 +11,7 @@ namespace {
 using namespace ace;
 using Maybe = std::optional<Tensor>;
 
-constexpr int64_t kParts = 4;  // sums under way at a time
+constexpr int kParts = 4;  // sums under way at a time
 
 // Rows of a set, inside of 0..rows whatever ptr holds.
 struct Span {
@@ -24,7 +24,11 @@ struct Span {
 template <class T, int N, class F>
 void sum_rows(Span span, F&& f, T (&sums)[N]) {
   T parts[kParts][N] = {};
-  for (int64_t r = span.begin; r < span.end; ++r) f(r, parts[(r - span.begin) % kParts]);
+  int64_t r = span.begin;
+  for (; r + kParts <= span.end; r += kParts)
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) f(r + p, parts[p]);
+  for (int p = 0; r < span.end; ++r, ++p) f(r, parts[p]);
   for (int i = 0; i < N; ++i) sums[i] = (parts[0][i] + parts[1][i]) + (parts[2][i] + parts[3][i]);
 }
 
@@ -59,15 +63,17 @@ struct Points {
 
   void block(int64_t first) const {
     const int64_t count = std::min<int64_t>(lanes<T>, sets - first);
-    Vec<T> second[6] = {}, value[3], axis[3][3];
+    alignas(64) T moment[6][lanes<T>] = {};
+    Vec<T> second[6], value[3], axis[3][3];
     for (int64_t lane = 0; lane < count; ++lane) {
       T centre[3], own[6];
       moments<T>(pos, weight, Span(ptr, first + lane, rows), centred, centre, own);
       std::copy_n(centre, 3, centroid + 3 * (first + lane));
       bool finite = true;
       for (const T x : own) finite &= std::isfinite(x);
-      for (int i = 0; i < 6; ++i) second[i][lane] = finite ? own[i] : std::numeric_limits<T>::quiet_NaN();
+      for (int i = 0; i < 6; ++i) moment[i][lane] = finite ? own[i] : std::numeric_limits<T>::quiet_NaN();
     }
+    for (int i = 0; i < 6; ++i) second[i] = load(static_cast<const T*>(moment[i]));
     axes::principal<T>(second, value, axis);
     for (int64_t lane = 0; lane < count; ++lane) {
       const int64_t set = first + lane;
