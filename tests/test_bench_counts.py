@@ -8,7 +8,7 @@ import torch
 
 from ace_fast.functional import SphereGrid
 from ace_fast.kernels import ROOMS
-from ace_fast.kernels.sphere_product import grids
+from ace_fast.kernels.sphere_product import grids, sphere_table
 from ace_fast.kernels.tensor_product import ProductTable
 from ace_fast.kernels.tensor_product.counts import gate_row, product_row
 from ace_fast.kernels.vn_edge_conv.counts import plain_bytes
@@ -177,6 +177,25 @@ def test_counts_of_an_egnn_message():
     # the coordinate network's weight takes one product of 6 x 7; a force one of each
     assert counts.FLOPS["egnn_message_bwd"](needs("weight3")) == 840 + 1800 + 1660
     assert counts.FLOPS["egnn_message_bwd"](needs("x")) == 1440 + 1800 + 1660
+
+
+def test_counts_of_products_at_points():
+    inputs = tensors(x1=(5, 18), x2=(5, 9), table=(9,)) | {"ir_mul": False}
+    of = lambda form, **needs: counts.FLOPS["sphere_product_bwd" if needs else "sphere_product"](  # noqa: E731
+        inputs | dict(zip(("grid", "slots"), sphere_table((2, 2), 1, form=form).on("cpu")[1:], strict=True)) | needs)
+    # five columns of two channels, the other input of one: 3 x 6 points, matrices of 9 and 4 components
+    assert of("dense") == 15 * 2 * 18 * 9 + 10 * (18 + 2 * 18 * 4)
+    # 2 x 2 points of the octant, 24 additions for the images of each
+    assert of("mirrored") == 15 * (2 * 4 * 9 + 96) + 10 * (32 + 2 * 4 * 4 + 96)
+    # 2 rings of 9 (4) components, then 2 rings of 2 points by 5 (3) orders for each parity in y
+    assert of("separable") == 15 * (2 * (18 + 40) + 96) + 10 * (32 + 2 * (8 + 24) + 96)
+    # g, both inputs; a product and a way back for each gradient
+    assert of("dense", needs=[True] * 2) == 10 * 144 + 15 * 324 + 2 * 10 * 18 + 15 * 324
+    assert of("dense", needs=[True, False]) == 10 * 144 + 5 * 324 + 10 * 18 + 10 * 324
+    terms = sphere_table((2, 2), 1, form="sparse").points.size  # two products and a sum of each
+    assert terms == 1 + 3 + 5 + 3 * (1 + 1) + 2 * 11  # 0: 000 110 220; 1: 011 101 121 211
+    assert of("sparse") == 10 * 3 * terms
+    assert counts.FLOPS["cp_product"] is counts.FLOPS["sphere_product"]
 
 
 def test_every_operator_of_every_room_is_counted():

@@ -213,3 +213,11 @@ def test_cp_errors():
         cp_product(x, x, table=sphere_table((1, 1), 1))
     with pytest.raises(ValueError, match=r"x must be \[Z, channels of 4 components\], got \[3, 7\]"):
         cp_product(x[:, :7], x, table=table)
+
+
+def test_form_is_chosen_by_degree():
+    found = [FORMS[sphere_table((n, n), n).points.form] for n in (2, 4, 5, 11)]
+    assert found == ["sparse", "sparse", "mirrored", "separable"]
+    assert FORMS[sphere_table((1,), 1, powers=(2,)).points.form] == "mirrored"
+    with pytest.raises(ValueError, match="form must be one for many inputs or powers, got 'sparse'"):
+        sphere_table((1,), 1, powers=(2,), form="sparse")

@@ -4,14 +4,14 @@ from torch import Tensor
 
 from ..define import fail, no_forward_mode
 from ..sphere_product.op import arguments
-from ..sphere_product.product import register
+from ..sphere_product.product import CPU, register
 from ..sphere_product.reference import components, rows
 from ..sphere_product.tables import MOST
-from . import reference
+from . import reference, triton_kernels
 from .table import CPTable
 
 MODES = ("uuu", "uvu")
-BACKENDS = {"reference": reference}
+BACKENDS = {"reference": reference, "cpu": CPU, "triton": triton_kernels}
 
 cp_product_op, cp_product_bwd = register("cp_product", BACKENDS)
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..define import fail, no_forward_mode
-from . import reference
-from .product import register
+from . import reference, triton_kernels
+from .product import CPU, register
 from .tables import MOST, PointTable
 
 LAYOUTS = ("mul_ir", "ir_mul")
-BACKENDS = {"reference": reference}
+BACKENDS = {"reference": reference, "cpu": CPU, "triton": triton_kernels}
 
 sphere_product_op, sphere_product_bwd = register("sphere_product", BACKENDS)
 

@@ -4,12 +4,33 @@ The form is linear in each factor, so the derivative of a gradient is a sum of p
 cotangent takes the place of one factor (kernels/multilinear.py); of an input's power it takes one and leaves the rest.
 """
 
+import functools
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 
 from ...backend import pick
-from ..define import check_tensors, define, fail
-from .tables import MOST, Points, Slot, unpack
+from ..define import check_tensors, define, fail, mask
+from .reference import channels_of
+from .tables import FORMS, MOST, Points, Slot, unpack
+
+_native = torch.ops.ace_fast_native
+
+
+def _native_forward(x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul) -> Tensor:
+    xs = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None]
+    return _native.point_product(None, xs, table, grid, slots, ir_mul, 1, channels_of(xs, unpack(slots)[1:]))[0]
+
+
+def _native_backward(g, x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul, needs) -> tuple[Tensor, ...]:
+    xs = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None]
+    channels = g.shape[1] // unpack(slots)[0].dim
+    found = iter(_native.point_product(g, xs, table, grid, slots, ir_mul, mask(needs) << 1, channels))
+    return tuple(next(found) if need else g.new_empty(0) for need in needs)
+
+
+CPU = SimpleNamespace(forward=_native_forward, backward=_native_backward)
 
 
 def _check_inputs(op: str, xs: list[Tensor], slots: list[Slot], backend: str) -> int:
@@ -35,15 +56,21 @@ def _check_inputs(op: str, xs: list[Tensor], slots: list[Slot], backend: str) ->
     return channels
 
 
+@functools.cache
+def _length(grid: tuple[int, ...], slots: tuple[int, ...]) -> int:
+    """How long the flat table must be."""
+    points = Points(*grid)
+    return max(slot.offset + points.numel(slot) for slot in unpack(slots))
+
+
 def _check(op: str, xs, table, grid, slots, backend: str) -> tuple[list[Tensor], list[Slot], int]:
     """The inputs that are given, what their slots say, and the number of channels."""
     given = [x for x in xs if x is not None]
     integers = len(Points._fields), len(Slot._fields) * (1 + len(given))
-    if (len(grid), len(slots)) != integers or not 0 <= grid[0] <= 2:
+    if (len(grid), len(slots)) != integers or not 0 <= grid[0] < len(FORMS):
         fail(op, "grid and slots", f"{integers[0]} and, for {len(given)} inputs, {integers[1]} integers",
              f"{len(grid)} and {len(slots)}", "give the table of a product of as many inputs")
-    points, unpacked = Points(*grid), unpack(slots)
-    needed = max(slot.offset + points.numel(slot) for slot in unpacked)
+    unpacked, needed = unpack(slots), _length(tuple(grid), tuple(slots))
     if table.dtype != torch.float64 or table.dim() != 1 or table.shape[0] < needed or table.device != xs[0].device:
         fail(op, "table", f"float64 [{needed}] on {xs[0].device}",
              f"{table.dtype} {list(table.shape)} on {table.device}")

@@ -13,6 +13,9 @@ from .tables import MIRRORS, MOST, Points, Slot, parities, unpack
 def matrix(table: Tensor, points: Points, slot: Slot) -> Tensor:
     """A slot's matrix to all points, [parts, S, d]."""
     kept = table[slot.offset:slot.offset + points.numel(slot)]
+    if points.form == 3:
+        component, value = kept.view(2, -1)
+        return torch.nn.functional.one_hot(component.long(), slot.dim)[None] * value[:, None]
     if points.form == 2:
         polar, around = kept.split([slot.parts * points.rings * slot.dim,
                                     slot.parts * points.ring_size * (2 * slot.degree + 1)])
@@ -89,19 +92,16 @@ def channels_of(xs: list[Tensor], slots: list[Slot]) -> int:
     return max(each) if min(each) else 0
 
 
-def forward(*args) -> Tensor:
-    """Inputs [Z or 1, C or 1 channels of d_n] (None from the last on), table, grid, slots, ir_mul -> z [Z, C d_0]."""
-    xs, (table, grid, slots, ir_mul) = [x for x in args[:MOST] if x is not None], args[MOST:]
-    slots = unpack(slots)
+def forward(x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul) -> Tensor:
+    """Inputs [Z or 1, C or 1 channels of d_n], None from the last on -> z [Z, C d_0]."""
+    xs, slots = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None], unpack(slots)
     channels = channels_of(xs, slots[1:])
     return contract(0, [None, *xs], channels, table, Points(*grid), slots, ir_mul).contiguous()
 
 
-def backward(g: Tensor, *args) -> tuple[Tensor, ...]:
-    """g [Z, C d_0], the arguments of `forward` and needs -> gradients of the six inputs, [0] where not in `needs`."""
-    *args, needs = args
-    xs, (table, grid, slots, ir_mul) = [x for x in args[:MOST] if x is not None], args[MOST:]
-    slots = unpack(slots)
+def backward(g, x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul, needs) -> tuple[Tensor, ...]:
+    """g [Z, C d_0] -> gradients of the six inputs, empty [0] where not in `needs`."""
+    xs, slots = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None], unpack(slots)
     found = [g.new_zeros(0) for _ in range(MOST)]
     for n, x in enumerate(xs):
         if needs[n]:

@@ -1,6 +1,6 @@
 """What a product at points reads: matrices to the points of a grid for its result and for every input, float64.
 
-`PointTable` holds them in one of three forms (FORMS), `sphere_table` makes those of products on the sphere.
+`PointTable` holds them in one of four forms (FORMS), `sphere_table` makes those of products on the sphere.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ from torch import Tensor
 from ..define import fail
 from . import grids
 
-FORMS = ("dense", "mirrored", "separable")
+FORMS = ("dense", "mirrored", "separable", "sparse")
 MOST = 6  # different inputs of a product, those of its derivatives included
 MIRRORS = 8  # images of a point under x -> -x, y -> -y, z -> -z
 THETA, PHI = 4, 3  # how the derivatives change the parities of a component; see `parities`
-SEPARABLE_FROM = 18  # degree that the grid integrates, from which two small steps cost less than one large
+SPARSE_TO = 12  # degree that the grid of a product of two integrates, to which its few terms cost less than a grid
+SEPARABLE_FROM = 33  # from which two small steps along theta and phi cost less than one large
 
 
 class Slot(NamedTuple):
@@ -39,6 +40,7 @@ class Slot(NamedTuple):
 
     @property
     def dim(self) -> int:
+        """Components of degrees 0..L."""
         return (self.degree + 1) ** 2
 
 
@@ -48,7 +50,8 @@ class Points(NamedTuple):
     Attributes:
         form: 0 dense: M [parts, S, d] with S = rings * ring_size. 1 mirrored: M of the octant x, y, z >= 0 alone,
             the other seven follow by the parities of the components. 2 separable: the octant's M in two factors,
-            legendre [parts, rings, d] and then fourier [parts, ring_size, 2L+1].
+            legendre [parts, rings, d] and then fourier [parts, ring_size, 2L+1]. 3 sparse: a "point" is a term of the
+            product, and M has one value a row: their components [S] and then the values [S].
         rings, ring_size: counts of points, of the octant where it is mirrored.
         parts: sets of points; the result sums over them.
     """
@@ -66,19 +69,26 @@ class Points(NamedTuple):
     @property
     def images(self) -> int:
         """Points for each that is kept."""
-        return MIRRORS if self.form else 1
+        return MIRRORS if self.form in (1, 2) else 1
 
     def numel(self, slot: Slot) -> int:
         """Length of a slot's matrix in the flat table."""
-        each = self.rings * slot.dim + self.ring_size * (2 * slot.degree + 1) if self.form == 2 else (
-            self.size * slot.dim)
-        return slot.parts * each
+        if self.form == 3:
+            return 2 * self.size
+        if self.form == 2:
+            return slot.parts * (self.rings * slot.dim + self.ring_size * (2 * slot.degree + 1))
+        return slot.parts * self.size * slot.dim
 
 
-def unpack(slots: Sequence[int]) -> list[Slot]:
+def unpack(slots: Sequence[int]) -> tuple[Slot, ...]:
     """The flat integers that the operator takes, as Slots."""
+    return _unpack(tuple(slots))
+
+
+@cache
+def _unpack(slots: tuple[int, ...]) -> tuple[Slot, ...]:
     n = len(Slot._fields)
-    return [Slot(*slots[i:i + n]) for i in range(0, len(slots), n)]
+    return tuple(Slot(*slots[i:i + n]) for i in range(0, len(slots), n))
 
 
 @cache
@@ -124,6 +134,7 @@ class PointTable:
                 length += matrix.numel()
             slots.append(Slot(degree, power, offsets[id(matrix)], matrix.numel() // one, twist))
         self.slots = tuple(slots)
+        self._flat = [value for slot in slots for value in slot]
         with torch.inference_mode(False):  # kept for later calls, which may train
             self._on = {"cpu": torch.cat(kept)}
 
@@ -138,14 +149,13 @@ class PointTable:
 
     def on(self, device: torch.device) -> tuple[Tensor, list[int], list[int]]:
         """The flat table, moved once per device, with the integers `grid` and `slots` that say how to read it."""
-        device = torch.device(device)
-        if device.type != "cpu" and self._dense is not None:
-            return self._dense.on(device)
         key = str(device)
+        if key != "cpu" and self._dense is not None:
+            return self._dense.on(device)
         if key not in self._on:
             with torch.inference_mode(False):
                 self._on[key] = self._on["cpu"].to(device)
-        return self._on[key], list(self.points), [value for slot in self.slots for value in slot]
+        return self._on[key], list(self.points), self._flat
 
     def __getstate__(self):
         return self.__dict__ | {"_on": {"cpu": self._on["cpu"]}}
@@ -199,6 +209,8 @@ def _check_table(lmax_in, lmax_out, powers, form, grid, bracket) -> None:
         fail(op, "grid", f"a Grid or one of {grids.KINDS}", repr(grid))
     if grid != "gauss" and form not in ("auto", "dense"):
         fail(op, "form", "'dense' where a grid is given", repr(form), 'only grid="gauss" has mirrored points')
+    if form == "sparse" and (len(lmax_in) != 2 or max(powers) > 1):
+        fail(op, "form", "one for many inputs or powers", "'sparse'", "it lists the terms of a product of two")
     if bracket and (len(lmax_in) != 2 or max(powers) > 1):
         fail(op, "lmax_in", "two inputs of power 1 for the bracket", f"{len(lmax_in)} of powers {powers}")
 
@@ -214,7 +226,8 @@ def sphere_table(lmax_in: Sequence[int], lmax_out: int, *, powers: Sequence[int]
         grid: "gauss" (a grid with mirror images, exact for the product), "lebedev" (fewest points), "auto" (fewer of
             Gauss-Legendre's and Lebedev's), or a `grids.Grid`.
         form: "dense" (every point), "mirrored" (the points of an octant, an eighth of the products), "separable"
-            (mirrored, in two steps along theta and phi), or "auto": what is fastest.
+            (mirrored, in two steps along theta and phi), "sparse" (the terms of a product of two, without a grid), or
+            "auto": what is fastest.
         bracket: the antisymmetric Poisson bracket of two fields, r . (grad F x grad G), in place of their product.
 
     Returns:
@@ -251,8 +264,13 @@ def _sphere_table(lmax_in: tuple[int, ...], lmax_out: int, powers: tuple[int, ..
                                        for sign, d in zip(signs, derivatives, strict=True)])
             found.append((lmax, power, 0, kept[key]))
         return PointTable(points, found)
+    dense = _sphere_table(lmax_in, lmax_out, powers, "gauss", "dense", bracket)
     if form == "auto":
         form = "separable" if degree >= SEPARABLE_FROM else "mirrored"
+        if len(lmax_in) == 2 and max(powers) == 1 and degree <= SPARSE_TO:
+            form = "sparse"
+    if form == "sparse":
+        return _sparse(dense)
     octant, _, quarter = _octant(degree)
     points = Points(FORMS.index(form), octant.rings - octant.rings // 2, quarter, 1 + bracket)
     kept, found = {}, [(lmax_out, 1, 0, _matrix(form, degree, lmax_out, (None,), (1,), True))]
@@ -262,7 +280,20 @@ def _sphere_table(lmax_in: tuple[int, ...], lmax_out: int, powers: tuple[int, ..
             kept[key] = _matrix(form, degree, lmax, derivatives, signs, False)
         twists = [{None: 0, "theta": THETA, "phi": PHI}[d] for d in derivatives]
         found.append((lmax, power, sum(twist << 3 * k for k, twist in enumerate(twists)), kept[key]))
-    return PointTable(points, found, _sphere_table(lmax_in, lmax_out, powers, "gauss", "dense", bracket))
+    return PointTable(points, found, dense)
+
+
+def _sparse(dense: PointTable) -> PointTable:
+    """The same product of two by its terms: sums over the points of three harmonics, most of which are zero."""
+    flat, _, _ = dense.on("cpu")
+    matrices = [flat[slot.offset:slot.offset + dense.points.numel(slot)].view(slot.parts, -1, slot.dim)
+                for slot in dense.slots]
+    terms = torch.einsum("psk,psi,psj->kij", *(m.expand(dense.points.parts, -1, -1) for m in matrices))
+    at = (terms.abs() > 1e-12 * max(terms.abs().max().item(), 1e-300)).nonzero()
+    values = [terms[tuple(at.T)], *[torch.ones_like(terms[tuple(at.T)])] * 2]
+    found = [(slot.degree, 1, 0, torch.cat([component.double(), value]))
+             for slot, component, value in zip(dense.slots, at.T, values, strict=True)]
+    return PointTable(Points(3, len(at), 1, 1), found, dense)
 
 
 def _slots(lmax_in, powers, bracket: bool) -> list[tuple]:

@@ -1,0 +1,285 @@
+// Products at points, z = M_0^T prod_n (M_n x_n)^p_n, and their gradients: a block of columns goes to the points, is
+// multiplied there and returns, all in the second cache.
+#include "columns.h"
+#include "sparse.h"
+
+namespace {
+
+using namespace ace;
+using sphere::at_point, sphere::Columns, sphere::Field, sphere::kMirrors, sphere::Points, sphere::Slot,
+    sphere::Sparse, sphere::Transform;
+
+constexpr int kSlots = 7;
+constexpr int64_t kBlockBytes = 512 << 10, kSparseBytes = 64 << 10, kChunks = 64;
+
+// What is given and wanted of every slot, at the points of a block.
+template <class T>
+struct AtPoints {
+  Points points;
+  int slots;
+  int64_t n;
+  bool given[kSlots], wanted[kSlots];
+  int64_t power[kSlots], parts[kSlots];
+  T* values[kSlots];  // [parts][points][n], of what is given; then of what is wanted
+
+  template <int R>
+  void read(Vec<T> (&v)[R], int slot, int64_t part, int64_t s, int64_t column) const {
+    const T* from = values[slot] + part * points.total() * n + column;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) v[r] = load(from + at_point(points, n, s, r));
+    if constexpr (R == kMirrors) sphere::mirror<T>(v);
+  }
+
+  template <int R>
+  void write(Vec<T> (&v)[R], int slot, int64_t part, int64_t s, int64_t column) const {
+    T* to = values[slot] + part * points.total() * n + column;
+    if constexpr (R == kMirrors) sphere::mirror<T>(v);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) store(to + at_point(points, n, s, r), v[r]);
+  }
+
+  // z = x y, with every power and part 1.
+  template <int R>
+  void product_of_two() const {
+    for (int64_t s = 0; s < points.size(); ++s)
+      for (int64_t c = 0; c < n; c += lanes<T>) {
+        Vec<T> x[R], y[R];
+        read<R>(x, 1, 0, s, c), read<R>(y, 2, 0, s, c);
+        for (int r = 0; r < R; ++r) x[r] *= y[r];
+        write<R>(x, 0, 0, s, c);
+      }
+  }
+
+  // Gradients of x y: g y and g x.
+  template <int R>
+  void gradients_of_two() const {
+    for (int64_t s = 0; s < points.size(); ++s)
+      for (int64_t c = 0; c < n; c += lanes<T>) {
+        Vec<T> g[R], v[R], w[R];
+        read<R>(g, 0, 0, s, c), read<R>(v, 2, 0, s, c), read<R>(w, 1, 0, s, c);
+        if (wanted[1]) {
+          for (int r = 0; r < R; ++r) v[r] *= g[r];
+          write<R>(v, 1, 0, s, c);
+        }
+        if (wanted[2]) {
+          for (int r = 0; r < R; ++r) w[r] *= g[r];
+          write<R>(w, 2, 0, s, c);
+        }
+      }
+  }
+
+  // Any number of slots, powers and parts. A slot with fewer parts than the points has the same in all; what it wants
+  // is the sum over them.
+  template <int R>
+  void any() const {
+    Vec<T> v[kSlots][2][R], sums[kSlots][2][R], one[R];
+    for (int64_t s = 0; s < points.size(); ++s)
+      for (int64_t c = 0; c < n; c += lanes<T>) {
+        for (int i = 0; i < slots; ++i)
+          for (int64_t p = 0; given[i] && p < parts[i]; ++p) read<R>(v[i][p], i, p, s, c);
+        for (int k = 0; k < slots; ++k)
+          for (int64_t p = 0; wanted[k] && p < points.parts; ++p) {
+            for (int r = 0; r < R; ++r) one[r] = Vec<T>{} + T(power[k]);
+            for (int i = 0; i < slots; ++i)
+              for (int64_t f = i == k; given[i] && f < power[i]; ++f)
+                for (int r = 0; r < R; ++r) one[r] *= v[i][parts[i] == 1 ? 0 : p][r];
+            const int64_t to = parts[k] == 1 ? 0 : p;
+            for (int r = 0; r < R; ++r) sums[k][to][r] = to < p ? sums[k][to][r] + one[r] : one[r];
+          }
+        for (int k = 0; k < slots; ++k)
+          for (int64_t p = 0; wanted[k] && p < parts[k]; ++p) write<R>(sums[k][p], k, p, s, c);
+      }
+  }
+
+  template <int R>
+  void run() const {
+    bool plain = slots == 3 && points.parts == 1;
+    for (int i = 0; i < slots; ++i) plain = plain && power[i] == 1;
+    if (!plain) return any<R>();
+    if (wanted[0]) return product_of_two<R>();
+    gradients_of_two<R>();
+  }
+};
+
+// One side of the product: its tensor where it is given, what is written where it is wanted.
+template <class T>
+struct Side {
+  std::vector<Transform<T>> transforms;  // of its parts, or
+  std::optional<Sparse<T>> sparse;       // what is wanted, by terms
+  std::optional<Field<T>> field;
+  const T* given = nullptr;
+  T* wanted = nullptr;
+  int64_t sums = 0;  // values of its sums over rows, 0 where it has all rows
+};
+
+template <class T>
+struct Product {
+  Points points;
+  std::vector<Slot> slots;
+  Columns<T> columns;
+  std::vector<Side<T>> sides;
+  int64_t block;  // units
+  int64_t n;      // columns of a block
+
+  Product(const Points& points, std::vector<Slot> slots_, const Columns<T>& columns, const double* table)
+      : points(points), slots(std::move(slots_)), columns(columns), sides(slots.size()), table_(table) {
+    int64_t values = 0, work = 0, dim = 0;  // a column
+    for (size_t i = 0; i < slots.size(); ++i) {
+      for (int64_t p = 0; p < slots[i].parts && !sparse(); ++p)
+        sides[i].transforms.emplace_back(points, slots[i], p, table);
+      values += rows(i);
+      if (!sparse()) work = std::max(work, sides[i].transforms[0].work());
+      dim = std::max(dim, slots[i].dim());
+    }
+    const int64_t bytes = (values + work + dim) * static_cast<int64_t>(sizeof(T)) * columns.width();
+    const int64_t most = ceil_div(std::max<int64_t>(1, columns.units()), 16);  // shared out in any case
+    block = std::clamp<int64_t>((sparse() ? kSparseBytes : kBlockBytes) / std::max<int64_t>(1, bytes), 1, most);
+    n = block * columns.width();
+    values_ = values * n, work_ = work * n, dim_ = dim * n;
+  }
+
+  void side(int i, int64_t rows, int64_t channels, const T* given, T* wanted) {
+    Side<T>& s = sides[i];
+    if (sparse() && wanted) s.sparse.emplace(table_, slots, points.size(), i);
+    std::vector<int64_t> place(slots[i].dim());
+    for (size_t k = 0; k < place.size(); ++k) place[k] = sparse() ? k : s.transforms[0].place[k];
+    s.field.emplace(columns, rows, channels, slots[i].degree, place, n);
+    s.given = given, s.wanted = wanted;
+    s.sums = wanted && s.field->shares_rows() ? slots[i].dim() * columns.width() : 0;
+  }
+
+  void run() const {
+    if (!columns.units()) return nothing();
+    const int64_t blocks = ceil_div(columns.units(), block), chunk = ceil_div(blocks, kChunks);
+    const int64_t chunks = ceil_div(blocks, chunk);
+    int64_t sums = 0, row = 0, products = 0;
+    for (const Side<T>& s : sides) {
+      sums += s.sums;
+      if (s.sums) row += s.field->dim() * s.field->channels;
+      products += sparse() ? points.size() : s.transforms.size() * s.transforms[0].products();
+    }
+    const Scratch<T> partial(chunks * row);
+    const int64_t grain = std::max<int64_t>(1, 100000 / std::max<int64_t>(1, chunk * n * products));
+    torch::stable::parallel_for(0, chunks, grain, [&](int64_t begin, int64_t end) {
+      const Scratch<T> scratch(values_ + work_ + dim_ + sums);
+      for (int64_t c = begin; c < end; ++c) {
+        for (int64_t b = c * chunk; b < std::min(blocks, (c + 1) * chunk); ++b)
+          one_block(b * block, std::min(block, columns.units() - b * block), scratch, b == c * chunk);
+        finish(scratch + values_ + work_ + dim_, partial + c * row);
+      }
+    });
+    reduce(partial, chunks, row);
+  }
+
+ private:
+  const double* table_;
+  int64_t values_, work_, dim_;
+
+  bool sparse() const { return points.form == sphere::kSparse; }
+  // What is kept of slot i in a block: its values at the points, or its components.
+  int64_t rows(size_t i) const { return sparse() ? slots[i].dim() : slots[i].parts * points.total(); }
+
+  // Without rows or channels, what one row or channel has for all is zero.
+  void nothing() const {
+    for (const Side<T>& s : sides)
+      if (s.wanted) std::fill_n(s.wanted, s.field->rows * s.field->channels * s.field->dim(), T(0));
+  }
+
+  void one_block(int64_t first, int64_t units, T* scratch, bool begins) const {
+    T *values = scratch, *work = scratch + values_, *x = work + work_, *sums = x + dim_;
+    AtPoints<T> at{points, static_cast<int>(sides.size()), n, {}, {}, {}, {}, {}};
+    const int64_t width = columns.width(), part = points.total() * n;
+    for (size_t i = 0; i < sides.size(); ++i) {
+      const Side<T>& s = sides[i];
+      at.given[i] = s.given, at.wanted[i] = s.wanted, at.values[i] = values;
+      at.power[i] = slots[i].power, at.parts[i] = slots[i].parts;
+      values += rows(i) * n;
+      if (!s.given) continue;
+      T* to = sparse() ? at.values[i] : x;
+      for (int64_t u = 0; u < units; ++u) s.field->pack(s.given, first + u, to + u * width);
+      for (size_t p = 0; p < s.transforms.size(); ++p) s.transforms[p].to_points(x, n, at.values[i] + p * part, work);
+    }
+    if (points.images() == kMirrors) at.template run<kMirrors>();
+    else if (!sparse()) at.template run<1>();
+    for (size_t i = 0; i < sides.size(); ++i) {
+      const Side<T>& s = sides[i];
+      if (!s.wanted) continue;
+      if (s.sparse) s.sparse->run(at.values[i == 0], at.values[i == 2 ? 1 : 2], n, x);
+      for (size_t p = 0; p < s.transforms.size(); ++p)
+        s.transforms[p].from_points(at.values[i] + p * part, n, x, work, p > 0);
+      for (int64_t u = 0; u < units; ++u)
+        if (s.sums) s.field->accumulate(x + u * width, sums, !begins || u > 0);
+        else s.field->unpack(x + u * width, first + u, s.wanted);
+      sums += s.sums;
+    }
+  }
+
+  void finish(const T* sums, T* partial) const {
+    for (const Side<T>& s : sides) {
+      if (!s.sums) continue;
+      s.field->finish(sums, partial);
+      sums += s.sums;
+      partial += s.field->dim() * s.field->channels;
+    }
+  }
+
+  // Sums over the chunks, in their order.
+  void reduce(const T* partial, int64_t chunks, int64_t row) const {
+    for (const Side<T>& s : sides) {
+      if (!s.sums) continue;
+      const int64_t size = s.field->dim() * s.field->channels;
+      for (int64_t j = 0; j < size; ++j) {
+        T total = 0;
+        for (int64_t c = 0; c < chunks; ++c) total += partial[c * row + j];
+        s.wanted[j] = total;
+      }
+      partial += size;
+    }
+  }
+};
+
+using Optional = std::optional<Tensor>;
+
+std::vector<Slot> read_slots(const std::vector<int64_t>& values) {
+  std::vector<Slot> slots;
+  for (size_t i = 0; i + 5 <= values.size(); i += 5)
+    slots.push_back({values[i], values[i + 1], values[i + 2], values[i + 3], values[i + 4]});
+  return slots;
+}
+
+}  // namespace
+
+// Bit k of `wanted`: slot 0 is the product of the inputs, slot k > 0 the gradient of the k-th, where g is the product's.
+// Returns what is wanted.
+static std::vector<Tensor> point_product(Optional g, std::vector<Tensor> xs, Tensor table, std::vector<int64_t> grid,
+                                         std::vector<int64_t> flat, bool ir_mul, int64_t wanted, int64_t channels) {
+  const std::vector<Slot> slots = read_slots(flat);
+  const Points points{grid[0], grid[1], grid[2], grid[3]};
+  const Tensor matrices = dense(table);
+  const int64_t rows = xs[0].size(0);
+  if (g) g = dense(*g);                   // [Z, C channels of d_0]
+  for (Tensor& x : xs) x = dense(x);      // [Z or 1, C or 1 channels of d]
+  std::vector<Tensor> found;
+  dispatch(xs[0], [&]<class T>() {
+    Product<T> product(points, slots, {rows, channels, ir_mul}, in<double>(matrices));
+    for (size_t i = 0; i < slots.size(); ++i) {
+      const int64_t high = i ? xs[i - 1].size(0) : rows, wide = i ? xs[i - 1].size(1) : channels * slots[0].dim();
+      const T* given = i ? in<T>(xs[i - 1]) : g ? in<T>(*g) : nullptr;
+      T* to = nullptr;
+      if (wanted >> i & 1) {
+        found.push_back(in_huge_pages(empty(xs[0], {high, wide})));
+        to = out<T>(found.back());
+      }
+      product.side(i, high, wide / slots[i].dim(), given, to);
+    }
+    product.run();
+  });
+  return found;
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_native, m) {
+  m.def("point_product(Tensor? g, Tensor[] xs, Tensor table, int[] grid, int[] slots, bool ir_mul, int wanted, "
+        "int channels) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ace_fast_native, CPU, m) { m.impl("point_product", TORCH_BOX(&point_product)); }
