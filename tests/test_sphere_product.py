@@ -221,3 +221,28 @@ def test_form_is_chosen_by_degree():
     assert FORMS[sphere_table((1,), 1, powers=(2,)).points.form] == "mirrored"
     with pytest.raises(ValueError, match="form must be one for many inputs or powers, got 'sparse'"):
         sphere_table((1,), 1, powers=(2,), form="sparse")
+
+
+def test_bfloat16_is_for_gpus_and_the_reference():
+    x, y = draw(4, 2 * 9).float(), draw(4, 2 * 9, seed=1).float()
+    table = sphere_table((2, 2), 2)
+    low = sphere_product(x.bfloat16(), y.bfloat16(), table=table, backend="reference")
+    assert low.dtype == torch.bfloat16
+    close(low.float(), sphere_product(x, y, table=table), 2e-2)
+    with pytest.raises(ValueError, match="x1 must be float32 or float64 on the CPU, got torch.bfloat16; cast it"):
+        sphere_product(x.bfloat16(), y.bfloat16(), table=table)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_threads_do_not_change_a_bit(form):
+    """A filter that all rows share sums its gradient over blocks that threads share out."""
+    x, y = draw(3000, 9).float(), draw(1, 9, seed=1).float().requires_grad_()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            z = sphere_product(x, y, table=sphere_table((2, 2), 2, form=form))
+            found.append((z.detach(), *torch.autograd.grad(z.square().sum(), y)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

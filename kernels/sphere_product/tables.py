@@ -254,31 +254,38 @@ def _sphere_table(lmax_in: tuple[int, ...], lmax_out: int, powers: tuple[int, ..
             grid = grids.exact(degree, grid)
         elif grid.degree < degree:
             grids.check(grid, factors, lmax_out)
-        points = Points(0, *((grid.rings, grid.ring_size) if grid.kind == "gauss" else (grid.size, 1)), 1 + bracket)
-        kept = {}
-        found = [(lmax_out, 1, 0, grids.analysis(grid, lmax_out).T.contiguous())]
-        for lmax, power, derivatives, signs in slots:
-            key = lmax, derivatives
-            if key not in kept:
-                kept[key] = torch.cat([sign * grids.synthesis(grid, lmax, d)
-                                       for sign, d in zip(signs, derivatives, strict=True)])
-            found.append((lmax, power, 0, kept[key]))
-        return PointTable(points, found)
+        return _on_grid(grid, lmax_out, slots)
     dense = _sphere_table(lmax_in, lmax_out, powers, "gauss", "dense", bracket)
     if form == "auto":
         form = "separable" if degree >= SEPARABLE_FROM else "mirrored"
         if len(lmax_in) == 2 and max(powers) == 1 and degree <= SPARSE_TO:
             form = "sparse"
-    if form == "sparse":
-        return _sparse(dense)
+    return _sparse(dense) if form == "sparse" else _on_octant(form, degree, lmax_out, slots, dense)
+
+
+def _on_grid(grid: grids.Grid, lmax_out: int, slots: list[tuple]) -> PointTable:
+    """The dense form at every point of a grid."""
+    points = Points(0, *((grid.rings, grid.ring_size) if grid.kind == "gauss" else (grid.size, 1)), len(slots[0][2]))
+    kept, found = {}, [(lmax_out, 1, 0, grids.analysis(grid, lmax_out).T.contiguous())]
+    for lmax, power, derivatives, signs in slots:
+        key = lmax, derivatives
+        if key not in kept:
+            kept[key] = torch.cat([sign * grids.synthesis(grid, lmax, derivative)
+                                   for sign, derivative in zip(signs, derivatives, strict=True)])
+        found.append((lmax, power, 0, kept[key]))
+    return PointTable(points, found)
+
+
+def _on_octant(form: str, degree: int, lmax_out: int, slots: list[tuple], dense: PointTable) -> PointTable:
+    """The mirrored or the separable form on the grid that is exact to a degree."""
     octant, _, quarter = _octant(degree)
-    points = Points(FORMS.index(form), octant.rings - octant.rings // 2, quarter, 1 + bracket)
+    points = Points(FORMS.index(form), octant.rings - octant.rings // 2, quarter, len(slots[0][2]))
     kept, found = {}, [(lmax_out, 1, 0, _matrix(form, degree, lmax_out, (None,), (1,), True))]
     for lmax, power, derivatives, signs in slots:
         key = lmax, derivatives
         if key not in kept:
             kept[key] = _matrix(form, degree, lmax, derivatives, signs, False)
-        twists = [{None: 0, "theta": THETA, "phi": PHI}[d] for d in derivatives]
+        twists = [{None: 0, "theta": THETA, "phi": PHI}[derivative] for derivative in derivatives]
         found.append((lmax, power, sum(twist << 3 * k for k, twist in enumerate(twists)), kept[key]))
     return PointTable(points, found, dense)
 
