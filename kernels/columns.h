@@ -211,7 +211,8 @@ struct Field {
   void each(F&& f) const {
     for (int64_t l = 0; l <= degree; ++l)
       for (int64_t c = 0; c < channels; c += lanes<T>)
-        f(columns.index(l, -l, c, channels), 2 * l + 1, c, std::min<int64_t>(lanes<T>, channels - c), at.data() + l * l);
+        f(columns.index(l, -l, c, channels), 2 * l + 1, c, std::min<int64_t>(lanes<T>, channels - c),
+          at.data() + l * l);
   }
 
   void arrange() {

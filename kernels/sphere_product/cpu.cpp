@@ -249,8 +249,8 @@ std::vector<Slot> read_slots(const std::vector<int64_t>& values) {
 
 }  // namespace
 
-// Bit k of `wanted`: slot 0 is the product of the inputs, slot k > 0 the gradient of the k-th, where g is the product's.
-// Returns what is wanted.
+// Bit k of `wanted`: slot 0 is the product of the inputs, slot k > 0 the gradient of the k-th, where g is the
+// product's. Returns what is wanted.
 static std::vector<Tensor> point_product(Optional g, std::vector<Tensor> xs, Tensor table, std::vector<int64_t> grid,
                                          std::vector<int64_t> flat, bool ir_mul, int64_t wanted, int64_t channels) {
   const std::vector<Slot> slots = read_slots(flat);
