@@ -244,7 +244,7 @@ def _tile(dtype: torch.dtype, d: int, order: int) -> dict:
     """Elements and points of a block, and the launch's options: fewer where coefficients or fields are many."""
     least = dtype == torch.float64 or order == 2 or (order == 1 and d > 16)
     elements, points = (16, 16) if least else (32, 16) if d > 16 or order == 1 else (64, 32)
-    return {"BN": elements, "BS": points, "num_warps": 4, "maxnreg": 255}
+    return {"BN": elements, "BS": points, "num_warps": 8 if order and d > 16 else 4, "maxnreg": 255}
 
 
 def _launch(kernel, tensors, x, into, back, outputs, ir_mul, act, order, **flags) -> None:
