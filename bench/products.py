@@ -58,10 +58,10 @@ def parse(case: str) -> tuple[int, int, int]:
 
 
 def ranks(lmax: int) -> tuple[int, ...]:
-    """Of the fitted CP factors: 4 L^2, TDN's 7 L^2, and the smallest known to be exact."""
+    """Of the fitted CP factors: TDN's 7 L^2, and the smallest known to be exact."""
     if not 2 <= lmax <= FITTED_MOST:
         return ()
-    return tuple(dict.fromkeys((4 * lmax**2, 7 * lmax**2, EXACT_RANKS.get(lmax, 7 * lmax**2))))
+    return tuple(dict.fromkeys((7 * lmax**2, EXACT_RANKS.get(lmax, 7 * lmax**2))))
 
 
 def _e3nn(irreps: o3.Irreps) -> nn.Module:
