@@ -75,12 +75,17 @@ struct Points {
     }
     for (int i = 0; i < 6; ++i) second[i] = load(static_cast<const T*>(moment[i]));
     axes::principal<T>(second, value, axis);
+    alignas(64) T result[12][lanes<T>];  // in memory: lanes of a vector are dear to take one by one
+    for (int i = 0; i < 3; ++i) {
+      store(result[i], value[i]);
+      for (int k = 0; k < 3; ++k) store(result[3 + 3 * i + k], axis[k][i]);
+    }
     for (int64_t lane = 0; lane < count; ++lane) {
       const int64_t set = first + lane;
       T found[3], own[3][3];
       for (int i = 0; i < 3; ++i) {
-        found[i] = value[i][lane];
-        for (int k = 0; k < 3; ++k) own[i][k] = axis[k][i][lane];
+        found[i] = result[i][lane];
+        for (int k = 0; k < 3; ++k) own[i][k] = result[3 + 3 * i + k][lane];
       }
       if (seed) axes::open_axes<T>(found, tolerance, philox(*seed, set), own);
       std::copy_n(found, 3, values + 3 * set);
