@@ -47,7 +47,8 @@ class SymPE(nn.Module):
         tie: "uniform"; or "straight_through": the gradient of the choice is that of the mean under softmax (finite
             groups).
         tolerance: below which scores and activations are equal, and vectors dependent; in the scores' unit, for vectors
-            relative to the longest one (1e-4 there by default, elsewhere 0).
+            relative to the longest one (1e-4 there by default, elsewhere 0). What a network computes of parts that are
+            alike differs by rounding: give it a tolerance above that.
         generator: of all draws; None for torch's own of the device. One must be given, here or in the call, where
             torch.use_deterministic_algorithms is on.
 
