@@ -20,7 +20,7 @@ class TDNTensorProduct(nn.Module):
 
     One weight for a channel (or pair of channels), which all paths share. The factors are fitted once by
     `ace_fast.nn.cp.fit`. What the fit leaves is an error of equivariance, `equivariance_error`; with rank="exact" there
-    is none, and paths have fixed strengths of their own. Below L = 3 the exact `TensorProduct` is as fast
+    is none, and paths have fixed strengths of their own. To L = 3 the exact `TensorProduct` is as fast
     (docs/products.md).
 
     Args:
