@@ -66,4 +66,53 @@ def mocap() -> Experiment:
                       SEEDS[:2], data="mocap_run.npz")
 
 
-EXPERIMENTS: dict[str, Experiment] = {make.__name__: make() for make in (nbody, samples, mocap)}
+# The step sizes are those of `ace-fast train`'s presets, not searched.
+_QM9 = {"filter": "table", "train_samples": 0, "eval_samples": 0, "epochs": 20, "eval_every": 5, "warmup": 1.0}
+
+
+def schnet() -> Experiment:
+    """Strict and ACE on U0, at batch 128 with the preset's step size scaled to it."""
+    versions = {f"{name}-U0": {"subtract_atomref": True, "target": "U0", "relaxed": name == "ace"}
+                for name in ("strict", "ace")}
+    return Experiment("QM9: SchNet strict and with ACE", "qm9",
+                      {"model": "schnet", **_QM9, "batch_size": 128, "lr_scaling": "sqrt"}, versions, SEEDS[:1],
+                      data="qm9.npz")
+
+
+def segnn() -> Experiment:
+    """Strict and ACE on fewer molecules."""
+    versions = {f"{name}-alpha": {"target": "alpha", "relaxed": name == "ace"} for name in ("strict", "ace")}
+    return Experiment("QM9: SEGNN strict and with ACE", "qm9", {"epochs": 15, "eval_every": 5}, versions, SEEDS[:1],
+                      data="qm9.npz")
+
+
+def dropping() -> Experiment:
+    """Strict and ACE where up to 0.875 of every cloud's points are dropped, in training and in the test."""
+    versions = {"strict": {"relaxed": False}, "ace": {}}
+    return Experiment("Shapes: VN-DGCNN on clouds that lost points", "modelnet",
+                      {"num_points": 128, "n_knn": 10, "epochs": 20, "eval_every": 10, "drop": 0.875}, versions,
+                      SEEDS[:1], data="shapes40.npz")
+
+
+def batches_qm9() -> Experiment:
+    """Batches up to the whole training set, 7463 molecules, in as many epochs: with the scaled step size, and without.
+    """
+    sizes = {"sqrt": (128, 512, 2048, 7463), "none": (7463,)}
+    versions = {f"{scaling}-{size}": {"lr_scaling": scaling, "batch_size": size}
+                for scaling, found in sizes.items() for size in found}
+    return Experiment("Large batches: SchNet on QM9", "qm9",
+                      {"model": "schnet", "relaxed": False, "target": "U0", "subtract_atomref": True, **_QM9}, versions,
+                      SEEDS[:1], data="qm9.npz")
+
+
+def batches_shapes() -> Experiment:
+    """Batches up to the whole training set, 598 clouds, in as many epochs, with the scaled step size."""
+    versions = {f"sqrt-{size}": {"batch_size": size} for size in (32, 598)}
+    return Experiment("Large batches: VN-DGCNN on shapes", "modelnet",
+                      {"relaxed": False, "lr_scaling": "sqrt", "num_points": 64, "n_knn": 8, "epochs": 15,
+                       "eval_every": 5}, versions, SEEDS[:1], data="shapes40.npz")
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    make.__name__: make()
+    for make in (nbody, samples, mocap, dropping, schnet, segnn, batches_qm9, batches_shapes)}

@@ -59,6 +59,12 @@ def _resident() -> int:
         return _lifetime_peak()
 
 
+def settled() -> int:
+    """Resident bytes, free heap pages handed back."""
+    _trim()
+    return _resident()
+
+
 def peak_mb(function: Callable[[], object], device: str | torch.device = "cpu") -> tuple[float, str]:
     """(MiB that `function()` needed beyond what was there before it, how that was measured).
 

@@ -60,8 +60,12 @@ def batch_of(z: Tensor, pos: Tensor, sizes: Tensor, edge_index: Tensor, device: 
 def load(case: str, device: str, dtype: torch.dtype) -> Data:
     """The case's batch and weights, the same in every process."""
     count, kind = parse("qm9_schnet", case, "molecules")
-    found, source = molecules.load(count)
-    start = time.perf_counter()
+    return data_for(*molecules.load(count), kind, device, dtype)
+
+
+def data_for(found: Molecules, source: str, kind: str, device: str, dtype: torch.dtype) -> Data:
+    """A batch of these molecules, which `source` names, for filters of one `kind`."""
+    count, start = len(found.ids), time.perf_counter()
     data = data_of(found)
     batch = data.batch(range(count))
     graph = batch_of(batch.z.long(), batch.pos, batch.ptr.diff(), batch.edge_index, device, dtype)

@@ -126,8 +126,9 @@ def row(job: Job, found: Run, cpu_seconds: float | None) -> Row:
 
     Its keys: `settings` over the task's defaults and the `command` that they make; `strict` and `relaxed`, all
     measures of the model without and with its branches at the epoch that is best on validation data for that model;
-    `gates` at the end; `curve`, the validation measure (and largest branch ratio) of every evaluation; `cpu_seconds`,
-    of training, evaluation and report together, null where a kill lost count.
+    `gates` at the end; `curve`, the validation measure (and largest branch ratio) of every evaluation; `measured`,
+    numbers by name of the best checkpoint at the end, where the task has them (accuracy by share of points dropped);
+    `cpu_seconds`, of training, evaluation and report together, null where a kill lost count.
     """
     about, rows, task = found.about(), found.metrics(), find(job.experiment.task)
     settings = job.experiment.settings(job.version, job.seed)
@@ -142,6 +143,8 @@ def row(job: Job, found: Run, cpu_seconds: float | None) -> Row:
     made["gates"] = {name: rows[-1][key] for key, name in kept.items() if key in rows[-1]}
     made["baseline"] = rows[-1].get("baseline")
     made["curve"] = list(_curve(rows))
+    made["measured"] = {key: value for key, value in found.evaluation().items() if isinstance(value, dict)
+                        and all(isinstance(x, float) for x in value.values())}
     versions = about["versions"]
     return made | {"cpu_seconds": cpu_seconds, "device_name": about["device_name"], "threads": about["threads"],
                    "revision": versions.get("git", "")[:12], "started": about["started"]} | {

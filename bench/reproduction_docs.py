@@ -4,12 +4,15 @@ The table and the figure of an experiment are functions here, of its rows alone.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
+from ace_fast.data.qm9_targets import TARGETS
 from ace_fast.report import svg, units
 from ace_fast.report.chart import Lines, Series
 
+from . import large_batches_docs
 from .experiments import EXPERIMENTS
 from .reproduction import Row, load
 
@@ -151,13 +154,107 @@ def efficiency(rows: Sequence[Row]) -> list[Lines]:
                   log_x=True, log_y=True)]
 
 
-TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {"nbody": nbody, "samples": samples, "mocap": mocap}
+def dropping(rows: Sequence[Row]) -> list[str]:
+    """Accuracy with points dropped as in training, and of the best checkpoint at each share of dropped points."""
+    shares = list(rows[0]["measured"]["dropped_strict"])
+    lines = [*deciders(rows, "test accuracy, %", 100.0), "",
+             f"| test accuracy, % | {' | '.join(f'{float(share):.0%} dropped' for share in shares)} |",
+             "|---" * (1 + len(shares)) + "|"]
+    for name, mode, found in _dropped(rows):
+        shown = " | ".join(spread([100 * one[share] for one in found]) for share in shares)
+        lines.append(f"| {name}, {_MODELS[mode]} | {shown} |")
+    return lines
+
+
+def _dropped(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[dict[str, float]]]]:
+    """Version, model, and for each seed the accuracy by share of dropped points."""
+    for name, members in versions(rows).items():
+        for mode in modes(members):
+            yield name, mode, [row["measured"][f"dropped_{mode}"] for row in members]
+
+
+def dropped(rows: Sequence[Row]) -> list[Lines]:
+    """Accuracy against the share of dropped points."""
+    colours = dict(zip(versions(rows), _COLOURS, strict=False))
+    series = [Series(name, [(float(share), statistics.fmean(one[share] for one in found)) for share in found[0]],
+                     colours[name], dash=mode == "relaxed", marks=True) for name, mode, found in _dropped(rows)]
+    return [Lines("Test accuracy (dashed: with branches)", "share of points dropped", "accuracy", series)]
+
+
+def targets(rows: Sequence[Row]) -> list[str]:
+    """One line for each target: the errors of the strict model and of both models with ACE, in the field's unit."""
+    lines = ["| target | strict | ACE, branches off | ACE, with branches | ACE, off / strict | training mean | gates "
+             "at the end | CPU, minutes: strict, ACE |", "|---" * 8 + "|"]
+    found = versions(rows)
+    for target in dict.fromkeys(row["settings"]["target"] for row in rows):
+        strict, ace = found.get(f"strict-{target}"), found.get(f"ace-{target}")
+        if strict and ace:
+            columns = [[row["strict"]["test"] for row in strict], *([row[mode]["test"] for row in ace]
+                                                                    for mode in _MODELS)]
+            ratio = units.digits(statistics.fmean(columns[1]) / statistics.fmean(columns[0]), 2)
+            cost = ", ".join(spread([row["cpu_seconds"] for row in own], 1 / 60, 2) for own in (strict, ace))
+            lines.append(f"| {target}, {TARGETS[target].error_unit} | {' | '.join(map(spread, columns))} | {ratio} | "
+                         f"{spread([strict[0]['baseline']])} | {_gates(ace)} | {cost} |")
+    return lines
+
+
+def _by_batch(rows: Sequence[Row]) -> dict[int, dict[str, list[Row]]]:
+    """Batch -> how the step size is scaled -> the rows."""
+    found: dict[int, dict[str, list[Row]]] = {}
+    for row in rows:
+        own = row["settings"]
+        found.setdefault(own["batch_size"], {}).setdefault(own["lr_scaling"], []).append(row)
+    return dict(sorted(found.items()))
+
+
+def batches(rows: Sequence[Row], measure: str, factor: float) -> list[str]:
+    """One line for each batch: steps and test error, with the step size scaled and as it is."""
+    lines = [f"| batch | steps | {measure}, step size scaled | as it is | CPU, minutes a run |", "|---" * 5 + "|"]
+    for batch, found in _by_batch(rows).items():
+        shown = [spread([row["strict"]["test"] for row in found.get(how, ())], factor) for how in ("sqrt", "none")]
+        every = [row for own in found.values() for row in own]
+        cost = spread([row["cpu_seconds"] for row in every[:1]], 1 / 60, 2)
+        lines.append(f"| {batch} | {every[0]['steps']} | {' | '.join(shown)} | {cost} |")
+    return lines
+
+
+def batches_qm9(rows: Sequence[Row]) -> list[str]:
+    return batches(rows, "test MAE, meV", 1.0)
+
+
+def batches_shapes(rows: Sequence[Row]) -> list[str]:
+    return batches(rows, "test accuracy, %", 100.0)
+
+
+def against_batch(rows: Sequence[Row]) -> list[Lines]:
+    """What is measured on test data against the batch."""
+    series = []
+    for how, name, colour in (("sqrt", "step size scaled", "c0"), ("none", "as it is", "c1")):
+        points = [(float(batch), statistics.fmean(row["strict"]["test"] for row in found[how]))
+                  for batch, found in _by_batch(rows).items() if how in found]
+        series += [Series(name, points, colour, marks=True)] if points else []
+    error = rows[0]["experiment"] == "batches_qm9"
+    return [Lines("Test error" if error else "Test accuracy", "batch", "MAE, meV" if error else "accuracy", series,
+                  log_x=True, log_y=error)]
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+    "nbody": nbody, "samples": samples, "mocap": mocap, "dropping": dropping, "schnet": targets, "segnn": targets,
+    "batches_qm9": batches_qm9, "batches_shapes": batches_shapes}
 FIGURES: dict[str, Callable[[Sequence[Row]], list[Lines]]] = {
-    "nbody": training, "samples": efficiency, "mocap": training}
+    "nbody": training, "samples": efficiency, "mocap": training, "dropping": dropped, "batches_qm9": against_batch,
+    "batches_shapes": against_batch}
+
+MEASURED: dict[str, ModuleType] = {"large_batches": large_batches_docs}  # what is measured beside the experiments
 
 
 def figure_path(root: Path, name: str) -> Path:
     return root / "docs" / f"reproduction-{name}.svg"
+
+
+def drawing(title: str, name: str) -> str:
+    """A figure on the page."""
+    return f"![{title}]({figure_path(Path(), name).name})"
 
 
 def block(name: str, rows: Sequence[Row]) -> str:
@@ -165,7 +262,7 @@ def block(name: str, rows: Sequence[Row]) -> str:
     if not rows:
         return f"Not run yet: `python -m bench.reproduction {name}`."
     title = EXPERIMENTS[name].title
-    drawn = [f"![{title}]({figure_path(Path(), name).name})", ""] if name in FIGURES else []
+    drawn = [drawing(title, name), ""] if name in FIGURES else []
     commands = [members[0]["command"] for members in versions(rows).values()]
     return "\n".join([*drawn, *TABLES[name](rows), "", _made(name, rows), "",
                       *(f"    {command}" for command in commands)])
@@ -192,14 +289,28 @@ def pages(root: Path) -> dict[Path, str]:
     if not page.exists():
         return {}
     text, made = page.read_text(encoding="utf-8"), {}
-    for name in EXPERIMENTS:
-        rows, begin = rows_of(name, root / "bench" / "results" / "reproduction"), BEGIN.format(name)
+    for name, (title, shown, charts) in _blocks(root / "bench" / "results" / "reproduction").items():
+        begin = BEGIN.format(name)
         before, found, after = text.partition(begin + "\n")
         _, ended, rest = after.partition(END)
         if not found or not ended or begin in rest:
             raise ValueError(f"report: {page} must hold one line '{begin}' and below it one '{END}', got others; put "
                              "them where the table belongs")
-        text = f"{before}{begin}\n\n{block(name, rows)}\n\n{END}{rest}"
-        if rows and name in FIGURES:
-            made[figure_path(root, name)] = svg.figure(EXPERIMENTS[name].title, FIGURES[name](rows))
+        text = f"{before}{begin}\n\n{shown}\n\n{END}{rest}"
+        if charts:
+            made[figure_path(root, name)] = svg.figure(title, charts)
     return made | {page: text}
+
+
+def _blocks(results: Path) -> dict[str, tuple[str, str, list[Lines]]]:
+    """Name -> title, what stands between its marks, and its charts: of the experiments, and of what else is measured.
+    """
+    found = {}
+    for name, experiment in EXPERIMENTS.items():
+        rows = rows_of(name, results)
+        found[name] = experiment.title, block(name, rows), FIGURES[name](rows) if rows and name in FIGURES else []
+    for name, of in MEASURED.items():
+        rows = load(name, results)
+        lines = [drawing(of.TITLE, name), "", *of.block(rows)] if rows else [f"Not run yet: `python -m bench.{name}`."]
+        found[name] = of.TITLE, "\n".join(lines), of.charts(rows) if rows else []
+    return found

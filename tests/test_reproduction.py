@@ -150,6 +150,7 @@ def test_the_sample_efficiency_takes_the_runs_of_nbody(tmp_path):
 
 def test_the_page_follows_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduction_docs, "EXPERIMENTS", {"nbody": experiments.EXPERIMENTS["nbody"]})
+    monkeypatch.setattr(reproduction_docs, "MEASURED", {})
     (tmp_path / "docs").mkdir()
     assert reproduction_docs.pages(tmp_path) == {}
     page = tmp_path / "docs" / "reproduction.md"
@@ -173,3 +174,28 @@ def test_the_page_follows_the_rows(tmp_path, monkeypatch):
 
 def test_the_page_shows_the_committed_rows():
     assert [path for path in readme.stale(ROOT) if "reproduction" in path.name] == [], "run ace-fast report --readme"
+
+
+def test_tables_of_targets_batches_and_dropped_points():
+    def molecule(version, error):
+        return made(f"{version}-gap", 1, error, settings={"target": "gap"}, baseline=900.0)
+
+    _, _, line = reproduction_docs.targets([molecule("strict", 40.0), molecule("ace", 20.0)])
+    assert line == ("| gap, meV | 40.0 | 20.0 | 40.0 | 0.50 | 900 | 1 symmetric, 1 broken, r at most 0.0010 | 1.0, "
+                    "1.0 |")
+    runs = ((128, "sqrt", 500.0, 60), (64, "sqrt", 400.0, 120), (128, "none", 600.0, 60))
+    rows = [made("strict", 1, error, steps=steps, experiment="batches_qm9",
+                 settings={"batch_size": batch, "lr_scaling": how}) for batch, how, error, steps in runs]
+    assert reproduction_docs.batches_qm9(rows)[2:] == ["| 64 | 120 | 400 | – | 1.0 |", "| 128 | 60 | 500 | 600 | 1.0 |"]
+    (chart,) = reproduction_docs.against_batch(rows)
+    assert [series.points for series in chart.series] == [[(64.0, 400.0), (128.0, 500.0)], [(128.0, 600.0)]]
+
+    shares = {"0.00": 0.5, "0.85": 0.25}
+    rows = [made(name, seed, 0.4, measured={"dropped_strict": shares} | ({"dropped_relaxed": shares} if seed else {}))
+            for name, seed in (("strict", 0), ("ace", 1))]
+    found = reproduction_docs.dropping(rows)
+    assert found[-5] == "| test accuracy, % | 0% dropped | 85% dropped |"
+    assert found[-3:] == [f"| {name} | 50.0 | 25.0 |" for name in (
+        "strict, branches off", "ace, branches off", "ace, with branches")]
+    (chart,) = reproduction_docs.dropped(rows)
+    assert [(s.name, s.dash) for s in chart.series] == [("strict", False), ("ace", False), ("ace", True)]
