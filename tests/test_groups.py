@@ -7,7 +7,7 @@ from e3nn import o3
 from ace_fast import symmetry
 from ace_fast.symmetry import act, finite, generated, given, group, layout, product, vectors, wigner
 from ace_fast.symmetry.layouts import directions
-from ace_fast.symmetry.matrices import generators, random_o3, random_permutation
+from ace_fast.symmetry.matrices import alternating, generators, random_o3, random_permutation
 
 SIZES = [3, 0, 4]  # a graph without nodes
 NAMES = ("SO(3)", "O(3)", "SE(3)", "E(3)", "T(3)", "S_n", "C_6", "D_4", "p4", "p4m", "E(3) x S_n", "C_4 x C_2")
@@ -129,6 +129,7 @@ def test_haar_measure_of_both_signs():
     assert (q @ q.mT - torch.eye(3)).abs().max() < 1e-14
     assert q.mean(0).abs().max() < 0.04 and torch.linalg.det(q).mean().abs() < 0.05
     assert torch.linalg.det(random_o3(4, draw(), alternate=True)).round().tolist() == [1, -1, 1, -1]
+    assert torch.linalg.det(alternating(random_o3(3, draw()), 1)).round().tolist() == [-1, 1, -1]
     assert torch.linalg.det(group("SO(3)").sample(9, draw()).matrix).min() > 0.99
 
 
@@ -139,6 +140,7 @@ def test_directions_are_derivatives_of_the_action(name):
     for way, mine in zip(g.directions, directions(g, x, own), strict=True):
         ahead, back = (act(g, g.near(way, s), x, own) for s in (step, -step))
         assert (mine - (ahead - back) / (2 * step)).abs().max() < 1e-8
+        assert group("E(3) x S_n").near(way, step).permutation is None
 
 
 def test_finite_groups_from_matrices_and_tables():

@@ -3,6 +3,7 @@
 import copy
 import random
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from ace_fast import symmetry
 from ace_fast.data import Batch
 from ace_fast.models import SEGNN, VNDGCNN, SchNet, nbody_graph
 from ace_fast.symmetry import Monitor, conservativity, measure
+from ace_fast.symmetry.report import Error, Layer
 from ace_fast.testing import assert_conservative, assert_equivariant
 
 ATTRIBUTES = "1x0e + 1x1o"
@@ -209,6 +211,22 @@ def test_forces_of_several_graphs_and_of_a_trained_architecture():
     assert one.relative > 1e-3
 
 
+def springs(x, owner, count):
+    return torch.zeros(count).to(x).index_add(0, owner, x.square().sum(1)) / 2
+
+
+def test_forces_of_graphs_without_nodes():
+    pos, owner = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 0, 2, 2])
+    for count in (3, 5):
+        energy = lambda x, n=count: springs(x, owner, n)[:, None]  # noqa: E731
+        report = conservativity(lambda x: -x, pos, energy=energy, graphs=owner)
+        assert report.relative < 1e-8 and [error.name for error in report.outputs] == ["curl", "work"]
+    for count, graphs in ((1, None), (2, owner[:0])):
+        energy = lambda x, n=count: springs(x, owner[:0], n)  # noqa: E731
+        report = assert_conservative(lambda x: -x, pos[:0], energy=energy, graphs=graphs)
+        assert report.relative == report.absolute == 0
+
+
 def edges(*pairs):
     return torch.tensor(pairs).T
 
@@ -240,6 +258,73 @@ def test_what_is_known_of_layers_and_models(name):
     assert_equivariant(model, batch, group, **(options[0] if options else {}))
 
 
+@pytest.mark.parametrize("how", ["draws", "differences"])
+def test_layers_of_vector_neurons_under_permutations(how):
+    model, batch, _ = CASES["vn"]()
+    report = measure(model, batch, "SE(3) x S_n", how=how, draws=1)
+    assert [layer.name for layer in report.layers] == ["conv1", "conv2", "conv3", "conv4", "conv5", "std_feature.vn1",
+                                                       "std_feature.vn2"]
+    assert report.relative < 1e-6 and all(layer.network.relative < 1e-6 for layer in report.layers)
+    assert how != "draws" or all(layer.own.relative < 1e-12 for layer in report.layers)
+
+
+class Centred(nn.Module):
+    """Vectors from the mean of their graph of five nodes, then a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = ace_fast.nn.Linear("1o", "1o").double()
+
+    def forward(self, pos):
+        pos = pos.view(-1, 5, 3)
+        return self.layer((pos - pos.mean(1, keepdim=True)).view(-1, 3))
+
+
+def test_layers_of_several_graphs_of_five():
+    model, pos, graphs = Centred(), torch.randn(10, 3, dtype=torch.float64), torch.tensor([0] * 5 + [1] * 5)
+    for how in ("draws", "lie", "differences"):
+        report = measure(model, pos, "E(3) x S_5", output="vector", graphs=graphs, how=how, draws=2)
+        assert [layer.name for layer in report.layers] == ["layer"] and report.relative < 1e-8
+    with pytest.raises(ValueError, match=r"S_4: sizes must be 4 nodes of each of 2 graphs, got \[5, 5\]"):
+        measure(model, pos, "S_4", output="vector", graphs=graphs)
+
+
+def test_a_layer_with_other_rows_than_samples_is_left_out():
+    model, x = Centred(), torch.randn(4, 5, 3, dtype=torch.float64)
+    known = {"module": model, "layouts": "vector", "output": "vector", "graphs": "samples"}
+    report = measure(lambda x: model(x).view(x.shape), x, **known)
+    assert report.relative < 1e-12 and report.layers == []
+    with pytest.raises(ValueError, match="axis 0 must have 4 rows, one an element"):
+        measure(lambda x: model(x).view(x.shape), x, **known, layers={"layer": "vector"})
+    dense = symmetry.layout("scalar").over(1)  # ten nodes in two graphs are not four in five
+    with pytest.raises(ValueError, match="act: axis 1 must run over the 10 nodes"):
+        symmetry.act(g := symmetry.group("S_n"), g.identity(2, sizes=[5, 5]), torch.zeros(4, 2), dense)
+
+
+class Drawing(nn.Module):
+    """Vectors times a number that a generator of its own, torch, numpy or Python draws."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.irreps_in = self.irreps_out = o3.Irreps("1o")
+        self.source, self.generator = source, torch.Generator().manual_seed(3)
+
+    def forward(self, x):
+        drawn = {"own": lambda: torch.rand(1, generator=self.generator), "torch": lambda: torch.rand(1),
+                 "numpy": np.random.rand, "python": random.random}
+        return x * drawn[self.source]()
+
+
+@pytest.mark.parametrize("source", ["own", "torch", "numpy", "python"])
+def test_layers_that_draw_draw_the_same_and_their_generators_are_put_back(source):
+    model = nn.Sequential(Drawing(source), Drawing(source))
+    states = [m.generator.get_state() for m in model]
+    report = measure(model, torch.randn(4, 3, dtype=torch.float64), layouts="1o", output="1o", draws=3)
+    assert report.relative < 1e-13
+    assert [layer.own.relative < 1e-13 for layer in report.layers] == [True, True]
+    assert all(torch.equal(m.generator.get_state(), state) for m, state in zip(model, states, strict=True))
+
+
 def test_a_representation_of_the_user():
     o3_group = symmetry.group("O(3)")
     axial = symmetry.given(o3_group, lambda e: torch.linalg.det(e.matrix)[:, None, None] * e.matrix)
@@ -249,6 +334,9 @@ def test_a_representation_of_the_user():
     assert measure(cross, tuple(x), "SO(3)", output="vector", **known).relative < 1e-13
     assert measure(cross, tuple(x), "O(3)", output="vector", **known).relative > 0.5  # no vector under reflections
     assert measure(cross, tuple(x), o3_group, output=axial, **known | {"how": "lie"}).relative < 1e-8
+    pairs = symmetry.group("SO(3) x S_n")
+    own, x = symmetry.given(pairs, lambda e: e.matrix), torch.randn(4, 3, dtype=torch.float64)
+    assert measure(lambda x: x * x.norm(), x, pairs, layouts=own, output=own, how="lie").relative < 1e-8
 
 
 def test_images_under_p4m():
@@ -425,10 +513,15 @@ SAME = nn.Identity()
      "the layout of 0 must be given, got none; pass layers="),
     (lambda: measure(nn.Sequential(SAME), X, layouts="vector", output="vector", layers={"0": "2x0e"}),
      "axis -1 must have 2 numbers"),
+    (lambda: measure(SAME, X, layouts=["vector", "scalar"], output="vector"), "at most 1, of input, got 2"),
     (lambda: measure(SAME, X[:3], graphs=OWNER, layouts="vector", output="vector"), "a row for each of 8 nodes"),
     (lambda: conservativity(SAME, X[:, :2]), r"pos must be \[N, 3\] floating-point, got torch.float32 \[4, 2\]"),
     (lambda: conservativity(lambda x: x[:2], X), r"forces must be \[4, 3\] as pos is, got \[2, 3\]"),
     (lambda: conservativity(lambda x: x / 0, X), "forces must be finite, got NaN or infinity"),
+    (lambda: conservativity(SAME, X, energy=lambda x: x.sum()[None] / 0), "energy must be finite, got NaN or infinity"),
+    (lambda: conservativity(SAME, X, energy=lambda x: x.sum(1)), r"\[G, 1\] for 1 graphs, got \[4\]; pass graphs="),
+    (lambda: conservativity(SAME, X, energy=lambda x: x[:2]), r"energy must be \[G\] or \[G, 1\] .* got \[2, 3\]"),
+    (lambda: conservativity(SAME, X, energy=lambda x: x[:2, 0], graphs=torch.arange(4)), "for 4 or more graphs, got"),
     (lambda: conservativity(SAME, X, graphs=OWNER), r"graphs must be \[4\], got \[8\]"),
     (lambda: conservativity(SAME, X, draws=0), "draws must be at least 1, got 0"),
 ])
@@ -450,4 +543,12 @@ def test_no_number_is_no_proof():
     broken = lambda x: x if next(calls) == 0 else x * float("nan")  # noqa: E731
     with pytest.raises(AssertionError, match=r"output must commute with O\(3\) to .*, got nan"):
         assert_equivariant(broken, X, layouts="vector", output="vector")
+    spoilt = lambda x: (x + 1, x * float("nan"))  # noqa: E731, both wrong, of one nobody knows how much
+    report = measure(spoilt, X, layouts="vector", output=("vector", "vector"))
+    assert report.worst.name == "output 1" and np.isnan(report.relative) and np.isnan(report.absolute)
+    with pytest.raises(AssertionError, match=r"^output 1 must commute with O\(3\) to .*, got nan"):
+        assert_equivariant(spoilt, X, layouts="vector", output=("vector", "vector"))
+    layers = [Layer(name, "1o", Error(name), Error(name, [error], [error])) for name, error in
+              (("a", 0.5), ("b", float("nan")), ("c", 0.7))]
+    assert [layer.name for layer in replace(report, layers=layers).culprits] == ["b", "c", "a"]
     assert copy.deepcopy(measure(SAME, X, layouts="vector", output="vector")).relative == 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .probing import untouched
+from .probing import absolute, relative, untouched
 from .report import Error, Report
 
 _TOGETHER = 4  # directions that are compared pairwise in a draw
@@ -33,7 +33,7 @@ def conservativity(forces: Callable[[Tensor], Tensor], pos: Tensor, *, energy: C
     Args:
         forces: positions [N, 3] -> forces [N, 3].
         pos: [N, 3], where; in float64 the differences have ten digits, in float32 four.
-        energy: positions [N, 3] -> energies, [G] or [G, 1].
+        energy: positions [N, 3] -> energies, [G] or [G, 1]; the last graphs may be empty.
         graphs: [N] int64, the graph of each node, where there are several.
         draws: sets of four directions, eight passes each.
         seed: of the directions.
@@ -51,6 +51,31 @@ def conservativity(forces: Callable[[Tensor], Tensor], pos: Tensor, *, energy: C
         >>> conservativity(lambda x: -x, x, energy=lambda x: x.square().sum()[None] / 2).relative < 1e-8
         True
     """
+    owner, least = _owner(pos, graphs, draws)
+    pos, eps = pos.detach(), torch.finfo(pos.dtype).eps
+    h = step or eps ** (1 / 3) * max(1e-3, float(pos.std()) if len(pos) else 0.0)
+    generator, errors = torch.Generator().manual_seed(seed), [Error("curl")]
+    errors += [Error("work")] if energy is not None else []
+    with untouched([] if module is None else [module]):
+        here = _forces(forces, pos)
+        count = least if energy is None else len(_energies(energy, pos, least, least if graphs is None else None))
+        for _ in range(draws):
+            ways = _directions(pos, owner, count, generator)
+            ends = [[pos + sign * h * way for sign in (1, -1)] for way in ways]
+            change = torch.stack([_forces(forces, a) - _forces(forces, b) for a, b in ends]) / (2 * h)
+            matrix = torch.stack([_by_graph(way * change, owner, count) for way in ways])  # [K, K, G]
+            uneven = matrix - matrix.transpose(0, 1)
+            errors[0].add(relative(uneven / 2, matrix), absolute(uneven))
+            if energy is not None:
+                values = torch.stack([_energies(energy, x, count, count) for two in ends for x in two])
+                work = _by_graph(ways * here, owner, count)  # [K, G]
+                missing = work + (values[::2] - values[1::2]) / (2 * h)
+                errors[1].add(relative(missing, work), absolute(missing))
+    return Report("displacements", "draws", errors, [], eps ** (2 / 3))
+
+
+def _owner(pos: Tensor, graphs: Tensor | None, draws: int) -> tuple[Tensor, int]:
+    """The graph [N] of each node, and how many graphs there are at least; what was given is checked."""
     if pos.dim() != 2 or pos.shape[1] != 3 or not pos.is_floating_point():
         raise ValueError(f"conservativity: pos must be [N, 3] floating-point, got {pos.dtype} {list(pos.shape)}")
     owner = torch.zeros(len(pos), dtype=torch.int64, device=pos.device) if graphs is None else graphs.to(pos.device)
@@ -58,46 +83,40 @@ def conservativity(forces: Callable[[Tensor], Tensor], pos: Tensor, *, energy: C
         raise ValueError(f"conservativity: graphs must be [{len(pos)}], got {list(owner.shape)}")
     if draws < 1:
         raise ValueError(f"conservativity: draws must be at least 1, got {draws}")
-    pos, eps = pos.detach(), torch.finfo(pos.dtype).eps
-    h = step or eps ** (1 / 3) * max(float(pos.std()), 1e-3)
-    generator, errors = torch.Generator().manual_seed(seed), [Error("curl")]
-    errors += [Error("work")] if energy is not None else []
-    with untouched([] if module is None else [module]):
-        here = _forces(forces, pos)
-        for _ in range(draws):
-            ways = torch.randn(_TOGETHER, *pos.shape, generator=generator, dtype=torch.float64).to(pos)
-            ways = ways / _by_graph(ways.square(), owner).sqrt()[:, owner, None]
-            ends = [[pos + sign * h * way for sign in (1, -1)] for way in ways]
-            change = torch.stack([_forces(forces, a) - _forces(forces, b) for a, b in ends]) / (2 * h)
-            matrix = torch.stack([_by_graph(way * change, owner) for way in ways])  # [K, K, G]
-            uneven = matrix - matrix.transpose(0, 1)
-            errors[0].add(_ratio(uneven.norm() / 2, matrix.norm()), float(uneven.abs().max()))
-            if energy is not None:
-                gained = torch.stack([(_energies(energy, a) - _energies(energy, b)) / (2 * h) for a, b in ends])
-                work = _by_graph(ways * here, owner)  # [K, G]
-                missing = work.double() + gained.view_as(work)
-                errors[1].add(_ratio(missing.norm(), work.norm()), float(missing.abs().max()))
-    return Report("displacements", "draws", errors, [], eps ** (2 / 3))
+    return owner, 1 if graphs is None else int(owner.max()) + 1 if len(owner) else 0
 
 
-def _by_graph(x: Tensor, owner: Tensor) -> Tensor:
+def _directions(pos: Tensor, owner: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """[K, N, 3] random, of norm 1 in each graph."""
+    ways = torch.randn(_TOGETHER, *pos.shape, generator=generator, dtype=torch.float64).to(pos)
+    return ways / _by_graph(ways.square(), owner, count).sqrt()[:, owner, None]
+
+
+def _by_graph(x: Tensor, owner: Tensor, count: int) -> Tensor:
     """[K, G] sums of x [K, N, 3] over the nodes of each graph."""
     rows = x.sum(2)
-    return rows.new_zeros(len(x), int(owner.max()) + 1).index_add(1, owner, rows)
+    return rows.new_zeros(len(x), count).index_add(1, owner, rows)
 
 
 def _forces(forces: Callable[[Tensor], Tensor], pos: Tensor) -> Tensor:
     found = forces(pos.clone()).detach()
     if found.shape != pos.shape:
         raise ValueError(f"conservativity: forces must be {list(pos.shape)} as pos is, got {list(found.shape)}")
-    if not found.isfinite().all():
-        raise ValueError("conservativity: forces must be finite, got NaN or infinity; look at the positions")
-    return found
+    return _finite("forces", found)
 
 
-def _energies(energy: Callable[[Tensor], Tensor], pos: Tensor) -> Tensor:
-    return energy(pos.clone()).detach().double().flatten()
+def _energies(energy: Callable[[Tensor], Tensor], pos: Tensor, least: int, most: int | None) -> Tensor:
+    """[G] float64, for a number of graphs within bounds."""
+    found = energy(pos.clone()).detach()
+    count = found.shape[:1].numel()
+    if count != found.numel() or not least <= count <= (count if most is None else most):
+        wanted = f"{least}" if most == least else f"{least} or more"
+        raise ValueError(f"conservativity: energy must be [G] or [G, 1] for {wanted} graphs, got {list(found.shape)}; "
+                         "pass graphs= where there are several")
+    return _finite("energy", found.double().flatten())
 
 
-def _ratio(size: Tensor, of: Tensor) -> float:
-    return float(size / of) if size > 0 else 0.0
+def _finite(name: str, x: Tensor) -> Tensor:
+    if not x.isfinite().all():
+        raise ValueError(f"conservativity: {name} must be finite, got NaN or infinity; look at the positions")
+    return x

@@ -142,10 +142,10 @@ class Group:
         turns = ("turn x", "turn y", "turn z") if self.rotations else ()
         return turns + (("shift x", "shift y", "shift z") if self.translations else ())
 
-    def near(self, direction: str, step: float, *, sizes: Sequence[int] | None = None) -> Element:
-        """The element `step` (radians, or units of positions) along one of `directions`."""
+    def near(self, direction: str, step: float) -> Element:
+        """The element `step` (radians, or units of positions) along one of `directions`; no permutation."""
         kind, axis = direction.split()
-        found = self.identity(sizes=sizes)
+        found = replace(self, nodes=None).identity()
         if kind == "turn":
             return found._replace(matrix=torch.matrix_exp(step * generators(1)["xyz".index(axis)])[None])
         shift = torch.zeros(1, 3, dtype=torch.float64)

@@ -120,7 +120,11 @@ class Inputs:
                                  f"{', '.join(wrong)}")
         else:
             one = isinstance(given, str | Layout) or not isinstance(given, Sequence)
-            found = dict(zip(self.arrays, [layout(own) for own in ([given] if one else given)], strict=False))
+            several = [layout(own) for own in ([given] if one else given)]
+            if len(several) > len(self.arrays):
+                raise ValueError(f"measure: layouts must be at most {len(self.arrays)}, of {', '.join(self.arrays)}, "
+                                 f"got {len(several)}")
+            found = dict(zip(self.arrays, several, strict=False))
         for name, x in self.arrays.items():
             if name in found:
                 continue

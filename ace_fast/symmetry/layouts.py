@@ -217,7 +217,7 @@ def _permute(permutation: Tensor, x: Tensor, own: Layout) -> Tensor:
     """x with node i's entries at permutation[i]."""
     for axis in own.nodes:
         axis, n = axis % x.dim(), x.shape[axis]
-        if len(permutation) % max(n, 1) or axis == 0 and n != len(permutation):
+        if len(permutation) not in ((n,) if axis == 0 else (n, n * len(x))):
             raise ValueError(f"act: axis {axis} must run over the {len(permutation)} nodes, got {list(x.shape)}")
         if axis == 0:
             x = torch.empty_like(x).index_copy(0, permutation, x)

@@ -19,10 +19,13 @@ def random_o3(count: int, generator: torch.Generator | None = None, *, alternate
     """
     q, r = torch.linalg.qr(torch.randn(count, 3, 3, dtype=torch.float64, generator=generator))
     q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
-    if not alternate:
-        return q
-    wanted = 1 - 2 * (torch.arange(count) % 2)
-    return q * (wanted * torch.linalg.det(q).round())[:, None, None]
+    return alternating(q) if alternate else q
+
+
+def alternating(matrices: Tensor, first: int = 0) -> Tensor:
+    """Orthogonal matrices [count, 3, 3], every second one negated where its determinant is not (-1)^(first + i)."""
+    wanted = 1 - 2 * ((torch.arange(len(matrices)) + first) % 2)
+    return matrices * (wanted * torch.linalg.det(matrices).round())[:, None, None]
 
 
 def random_permutation(sizes: Sequence[int], generator: torch.Generator | None = None) -> Tensor:

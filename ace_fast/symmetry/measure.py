@@ -14,7 +14,8 @@ from .groups import group as named
 from .inputs import Inputs, moved_graph
 from .known import Declared, parameters_of
 from .layouts import Layout, directions, layout
-from .probing import Call, Place, Probe, absolute, relative, tensors_of, untouched
+from .matrices import alternating
+from .probing import Call, Place, Probe, absolute, relative, set_generators, tensors_of, untouched
 from .report import Error, Report
 
 HOWS = ("draws", "lie", "differences")
@@ -34,8 +35,8 @@ def measure(model: Callable[..., Any], batch: Any, group: str | Group = "O(3)", 
     .. math:: \frac{\|J_f(x)\, A x - A f(x)\|}{\|f(x)\|}
 
     The model runs in evaluation mode and in the caller's grad mode. Training modes, buffers, gradients and the state of
-    the generators of torch, numpy and Python are afterwards what they were; every pass begins with the same state, so
-    a model that draws takes the same draws.
+    the generators of torch, numpy and Python and of those that modules hold are afterwards what they were; every pass
+    begins with the same state, so a model that draws takes the same draws.
 
     Args:
         model: a module, or a callable.
@@ -67,6 +68,17 @@ def measure(model: Callable[..., Any], batch: Any, group: str | Group = "O(3)", 
         >>> measure(layer, torch.randn(8, 10)).relative < 1e-5
         True
     """
+    found = _checked(group, how, draws)
+    root = module if module is not None else model if isinstance(model, nn.Module) else None
+    with untouched([] if root is None else [root]):
+        probe = Probe(model, Inputs(model, batch, found, layouts, graphs), root, output, layers)
+        if how == "draws":
+            return _by_draws(probe, draws, seed)
+        return _by_gradients(probe) if how == "lie" else _by_differences(probe)
+
+
+def _checked(group: str | Group, how: str, draws: int) -> Group:
+    """The group, if it can be measured so."""
     found = group if isinstance(group, Group) else named(group)
     if how not in HOWS:
         raise ValueError(f"measure: how must be one of {', '.join(HOWS)}, got {how!r}")
@@ -75,12 +87,7 @@ def measure(model: Callable[..., Any], batch: Any, group: str | Group = "O(3)", 
     if how != "draws" and not found.directions:
         raise ValueError(f"measure: how must be 'draws' under {found.name}, which has no infinitesimal elements, got "
                          f"{how!r}")
-    root = module if module is not None else model if isinstance(model, nn.Module) else None
-    with untouched([] if root is None else [root]):
-        probe = Probe(model, Inputs(model, batch, found, layouts, graphs), root, output, layers)
-        if how == "draws":
-            return _by_draws(probe, draws, seed)
-        return _by_gradients(probe) if how == "lie" else _by_differences(probe)
+    return found
 
 
 def _by_draws(probe: Probe, draws: int, seed: int) -> Report:
@@ -105,18 +112,12 @@ def _elements(probe: Probe, count: int, seed: int, exact: bool) -> Iterator[Elem
             yield Element(*(None if part is None else part[i : i + 1] for part in every))
         return
     generator, inputs = torch.Generator().manual_seed(seed), probe.inputs
-    sizes = None if probe.group.nodes is None else inputs.sizes
     for i in range(count):
-        found = probe.group.sample(inputs.rows.count, generator, sizes=sizes, side=inputs.side, reach=inputs.reach)
-        yield _balanced(probe.group, found, i)
-
-
-def _balanced(group: Group, element: Element, number: int) -> Element:
-    """Every second draw of O(3) and E(3) begins with a reflection, so that a few hold both kinds."""
-    if group.rotations != "O(3)":
-        return element
-    signs = torch.linalg.det(element.matrix).round() * (1 - 2 * ((torch.arange(len(element.matrix)) + number) % 2))
-    return element._replace(matrix=element.matrix * signs[:, None, None])
+        found = probe.group.sample(inputs.rows.count, generator, sizes=inputs.sizes, side=inputs.side,
+                                   reach=inputs.reach)
+        if probe.group.rotations == "O(3)":  # every second draw begins with a reflection: a few hold both kinds
+            found = found._replace(matrix=alternating(found.matrix, i))
+        yield found
 
 
 def _difference(probe: Probe, element: Element, name: str, own: Layout, x: Tensor, y: Tensor | None
@@ -139,6 +140,7 @@ def _own(probe: Probe, element: Element) -> Iterator[tuple[str, tuple[float, flo
         arguments = _moved_arguments(probe, module, known, call, element)
         if arguments is None:
             continue
+        set_generators(call.states)
         outputs, before = tensors_of(module(*arguments[0], **arguments[1])), tensors_of(call.output)
         for place in compared:
             x, y = before[place.output], outputs[place.output]
@@ -204,12 +206,11 @@ def _by_differences(probe: Probe) -> Report:
     """The same by central differences: (g^-1 f(g x) at a small g, less that at its inverse) over twice its size."""
     base = probe.outputs_of((probe.outputs, probe.calls))
     step = torch.finfo(base[0].dtype).eps ** (1 / 3)
-    sizes = None if probe.group.nodes is None else [probe.rows.nodes]
     errors = [Error(name) for name, _ in probe.compared]
     for way in probe.group.directions:
         ends = []
         for ahead in (step, -step):
-            element, back = (probe.group.near(way, sign * ahead, sizes=sizes) for sign in (1, -1))
+            element, back = (probe.group.near(way, sign * ahead) for sign in (1, -1))
             found = probe.outputs_of(probe.look(probe.inputs.moved(element)))
             ends.append([probe.at(name, y.detach(), own, back) for (name, own), y in
                          zip(probe.compared, found, strict=True)])

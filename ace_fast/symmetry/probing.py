@@ -18,12 +18,23 @@ from .layouts import Layout, act, check, layout
 from .report import Error, Layer, Report
 
 
+class States(NamedTuple):
+    """Of the generators of torch, on the CPU and on CUDA where that is in use, of numpy and Python, and of `held`."""
+
+    cpu: Tensor
+    cuda: list[Tensor]
+    numpy: Any
+    python: Any
+    held: list[tuple[torch.Generator, Tensor]]
+
+
 class Call(NamedTuple):
-    """One call of a layer."""
+    """One call of a layer, and the states that it began with."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    states: States | None = None
 
 
 def tensors_of(output: Any) -> list[Tensor | None]:
@@ -42,34 +53,54 @@ def detached(x: Any) -> Any:
     return {name: detached(part) for name, part in x.items()} if type(x) is dict else x
 
 
+def generators_of(modules: Sequence[nn.Module]) -> list[torch.Generator]:
+    """Generators that modules, or what is in them, hold as attributes."""
+    held = [x for root in modules for m in root.modules() for x in vars(m).values() if isinstance(x, torch.Generator)]
+    return list(dict.fromkeys(held))
+
+
+def generator_states(held: Sequence[torch.Generator]) -> States:
+    """The states now, of `held` and of the common generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return States(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate(),
+                  [(generator, generator.get_state()) for generator in held])
+
+
+def set_generators(states: States) -> None:
+    """As `generator_states` said."""
+    torch.set_rng_state(states.cpu)
+    if states.cuda:
+        torch.cuda.set_rng_state_all(states.cuda)
+    np.random.set_state(states.numpy)
+    random.setstate(states.python)
+    for generator, state in states.held:
+        generator.set_state(state)
+
+
 @contextmanager
-def recording(layers: Mapping[str, nn.Module], keep: bool) -> Iterator[dict[str, list[Call]]]:
-    """Yields name -> the layer's calls while the block runs; `keep`: with their inputs, all without their graph."""
+def recording(layers: Mapping[str, nn.Module], held: Sequence[torch.Generator] | None = None
+              ) -> Iterator[dict[str, list[Call]]]:
+    """Yields name -> the layer's calls while the block runs; given the generators that modules hold, with all that it
+    takes to repeat them and without their graph."""
     calls: dict[str, list[Call]] = {name: [] for name in layers}
+    begun: list[States] = []
+
+    def begin(module: nn.Module, args: tuple) -> None:
+        begun.append(generator_states(held))
 
     def hook(name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            calls[name].append(Call(*detached((args, kwargs, output))) if keep else Call((), {}, output))
+            calls[name].append(Call((), {}, output) if held is None else
+                               Call(*detached((args, kwargs, output)), begun.pop()))
         return record
 
     handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
+    handles += [] if held is None else [layer.register_forward_pre_hook(begin) for layer in layers.values()]
     try:
         yield calls
     finally:
         for handle in handles:
             handle.remove()
-
-
-def generator_state() -> tuple[Tensor, list[Tensor]]:
-    """Of torch's generators, of the CPU and of CUDA where that is in use."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-
-def set_generators(state: tuple[Tensor, list[Tensor]]) -> None:
-    """As `generator_state` said."""
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
 
 
 @contextmanager
@@ -79,7 +110,7 @@ def untouched(modules: Sequence[nn.Module]) -> Iterator[None]:
     gradients = [(p, p.grad) for root in modules for p in root.parameters()]
     buffers = [(m, name, b, b.clone()) for root in modules for m in root.modules()
                for name, b in m.named_buffers(recurse=False)]
-    states = generator_state(), np.random.get_state(), random.getstate()
+    states = generator_states(generators_of(modules))
     try:
         for root in modules:
             root.eval()
@@ -96,9 +127,7 @@ def untouched(modules: Sequence[nn.Module]) -> Iterator[None]:
                 m._buffers[name] = b
                 if not torch.equal(b, before):
                     b.copy_(before)
-        set_generators(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+        set_generators(states)
 
 
 class Place(NamedTuple):
@@ -116,7 +145,8 @@ class Probe:
 
     def __init__(self, model: Any, inputs: Inputs, root: nn.Module | None, output: Any, layers: Any) -> None:
         self.model, self.inputs, self.group, self.rows = model, inputs, inputs.group, inputs.rows
-        self._state = generator_state()
+        self._held = generators_of([] if root is None else [root])
+        self._states = generator_states(self._held)
         self.layers = chosen(root, model, layers)
         self.demanded = tuple(layers or ())
         outputs, self.calls = self.look(inputs.floats(), keep=True)
@@ -132,8 +162,9 @@ class Probe:
 
     def look(self, arrays: Mapping[str, Any], keep: bool = False) -> tuple[list[Tensor | None], dict[str, list[Call]]]:
         """The model's outputs for other arrays, and its layers' calls."""
-        set_generators(self._state)
-        with recording({name: module for name, (module, _) in self.layers.items()}, keep) as calls:
+        set_generators(self._states)
+        layers = {name: module for name, (module, _) in self.layers.items()}
+        with recording(layers, self._held if keep else None) as calls:
             return tensors_of(self.inputs.call(self.model, arrays)), calls
 
     def _places(self) -> Iterator[Place]:
@@ -148,10 +179,9 @@ class Probe:
 
     def fits(self, name: str, x: Tensor, own: Layout) -> bool:
         """Whether the group can act on a layer's output: rows and axes are those that the batch is known to have."""
-        sizes = None if self.group.nodes is None else [self.rows.nodes]
+        same = self.group.identity(self.rows.count, sizes=self.inputs.sizes)
         try:
-            self.at(name, x, own, self.group.identity(sizes=sizes))
-            self.rows.owner(name, x)
+            self.at(name, x, own, same)
         except (ValueError, IndexError):
             if name in self.demanded:
                 raise

@@ -15,6 +15,11 @@ from ..report.chart import Dots, Row
 from ..report.units import DASH, power
 
 
+def size(error: float) -> float:
+    """What errors are ordered by: one that is no number is the largest."""
+    return math.inf if math.isnan(error) else error
+
+
 @dataclass
 class Error:
     """The error of one output over the draws (or over the directions of a Lie derivative).
@@ -42,7 +47,7 @@ class Error:
     @property
     def absolute(self) -> float:
         """The largest component over all draws."""
-        return max(self.largest, key=lambda x: math.inf if math.isnan(x) else x)
+        return max(self.largest, key=size)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -97,7 +102,7 @@ class Report:
     @property
     def worst(self) -> Error:
         """The output with the largest error."""
-        return max(self.outputs, key=lambda error: error.relative)
+        return max(self.outputs, key=lambda error: size(error.relative))
 
     @property
     def relative(self) -> float:
@@ -107,12 +112,12 @@ class Report:
     @property
     def absolute(self) -> float:
         """The largest deviation of any component of any output in any draw."""
-        return max(error.absolute for error in self.outputs)
+        return max((error.absolute for error in self.outputs), key=size)
 
     @property
     def culprits(self) -> list[Layer]:
         """Layers by what they add themselves, the largest first; those whose own error is not known last."""
-        return sorted(self.layers, key=lambda layer: -1.0 if layer.own is None else layer.own.relative, reverse=True)
+        return sorted(self.layers, key=lambda layer: size(layer.own.relative) if layer.own else -1.0, reverse=True)
 
     def row(self) -> dict[str, Any]:
         """The numbers for a log: "equivariance", "equivariance_absolute", and each layer's as "equivariance/NAME"."""
