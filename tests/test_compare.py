@@ -1,6 +1,7 @@
 """ace-fast compare: deciders side by side, runs used again, rows that the report reads, wrong input."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from test_cli import TINY, failure
 from ace_fast import report
 from ace_fast.bench import results
 from ace_fast.train import cli, options
-from ace_fast.train.compare import compare, deciders_of, models_of
+from ace_fast.train.compare import _prepared, compare, deciders_of, models_of
 
 NAMES = ["remul", "strict"]
 
@@ -80,10 +81,14 @@ def test_models_are_compared_in_one_command(given, tmp_path, capsys, no_plots):
     (["nbody", "--epochs", "0"], "--epochs must be at least 1, got 0"),
 ])
 def test_what_cannot_be_compared_is_said_before_any_work(argv, message, tmp_path, capsys):
-
-
     line = failure(capsys, ["compare", *argv, "--out", tmp_path / "out"])
     assert re.search(message, line) and not (tmp_path / "out").exists()
+
+
+def test_data_are_prepared_once_a_model():
+    task, made = SimpleNamespace(Training=lambda config, facts, data: made.append(config) or object()), []
+    configs = {f"{model}{on:d}": {"model": model, "relaxed": on} for model in "xy" for on in (False, True)}
+    assert _prepared(task, configs, {}, None).keys() == {"x", "y"} and made == [configs["x0"], configs["y0"]]
 
 
 def test_names():

@@ -154,7 +154,7 @@ def _timed(task: Any, configs: Mapping[str, Config], repeats: int) -> tuple[dict
     print("timing the steps in turn ...", file=sys.stderr, flush=True)
     data = task.load(config, "train")
     facts = task.facts(data)
-    prepared = {own.get("model"): task.Training(own, facts, data) for own in configs.values()}
+    prepared = _prepared(task, configs, facts, data)
     trainings = {name: prepared[own.get("model")] for name, own in configs.items()}
     batches = {kind: list(itertools.islice(iter(training.batches), _BATCHES)) for kind, training in prepared.items()}
     steps = {name: _step(task, own, facts, trainings[name], batches[own.get("model")])
@@ -163,6 +163,14 @@ def _timed(task: Any, configs: Mapping[str, Config], repeats: int) -> tuple[dict
     again = {"again": _step(task, configs[first], facts, trainings[first], batches[configs[first].get("model")])}
     found = timing.interleaved(steps | again, config["device"], repeats, burst=3)
     return found, timing.noise(found[first], found["again"])
+
+
+def _prepared(task: Any, configs: Mapping[str, Config], facts: dict[str, Any], data: Any) -> dict[str | None, Any]:
+    """Model -> its training with the data prepared, each once; None of a task that has one model."""
+    first: dict[str | None, Config] = {}
+    for config in configs.values():
+        first.setdefault(config.get("model"), config)
+    return {model: task.Training(config, facts, data) for model, config in first.items()}
 
 
 def _step(task: Any, config: Config, facts: dict[str, Any], training: Any, batches: list[Any]) -> Callable[[], None]:
