@@ -165,6 +165,32 @@ def check_segments(op: str, role: str, nodes: int, device, *tensors: Tensor) -> 
              "build the graph for these nodes")
 
 
+def check_int64(op: str, device: torch.device, shape: str, **tensors: Tensor) -> None:
+    """All `tensors` are int64 on the device, of as many dimensions as `shape` names: "[K, N]" are two."""
+    for name, t in tensors.items():
+        if t.dtype != torch.int64 or t.dim() != shape.count(",") + 1 or t.device != device:
+            fail(op, name, f"int64 {shape} on {device}", f"{t.dtype} {list(t.shape)} on {t.device}")
+
+
+def check_ptr(op: str, device: torch.device, ptr: Tensor) -> None:
+    """`ptr` is int64 [B + 1] on the device; its values are not read."""
+    check_int64(op, device, "[B + 1]", ptr=ptr)
+    if ptr.shape[0] < 1:
+        fail(op, "ptr", "[B + 1]", list(ptr.shape), "no sets are ptr = [0]")
+
+
+def longest_segment(op: str, ptr: Tensor, rows: int) -> int:
+    """The most rows of a set; raises unless ptr ascends from 0 to the number of rows. Reads the device once."""
+    if not isinstance(ptr, Tensor):
+        fail(op, "ptr", "a tensor", type(ptr).__name__, "use torch.as_tensor(...)")
+    check_ptr(op, ptr.device, ptr)
+    sizes = torch.cat([ptr.diff(), ptr.new_zeros(1)])
+    first, last, least, most = torch.stack([ptr[0], ptr[-1], sizes.min(), sizes.max()]).tolist()
+    if first != 0 or last != rows or least < 0:
+        fail(op, "ptr", f"ascending from 0 to {rows}, the rows", f"{first} to {last}" if least >= 0 else "a descent")
+    return most
+
+
 def check_constant(op: str, **tensors: Tensor | None) -> None:
     """Arguments that have no derivative must not ask for one."""
     for name, x in tensors.items():

@@ -108,6 +108,17 @@ def test_open_axes_are_drawn_uniformly(backend):
     assert torch.equal(axes, again) and not torch.equal(axes, other)
 
 
+@pytest.mark.parametrize("backend, n", [(b, 7) for b in BACKENDS] + [(b, 300) for b in COMPILED])
+def test_what_rounding_leaves_of_coincident_points_is_no_axis(backend, n):
+    """Their mean is not where they are: all lie the same way from it, an ulp off. Pairs further apart have one."""
+    sets, point = 31, torch.tensor([0.1, 0.2, 0.3])
+    pos = torch.cat([point.expand(sets * n, 3), torch.stack([point, point + torch.tensor([1e-4, 0, 0])])])
+    centroid, values, axes = frames(pos, torch.tensor([0] + [n] * sets + [2]).cumsum(0), seed=5, backend=backend)
+    assert (centroid[:-1] - point).abs().max() < 1e-5 and (values < 1e-8).all()
+    assert axes[:-1].mean(0).norm(dim=0).max() < 0.7  # of each axis; 1 where it is always the same
+    assert axes[-1, 0, 2].abs() > 0.999
+
+
 def degenerate() -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors [4, 3, 3] of ranks 0 to 3 and their ptr of one row each."""
     vectors = torch.randn(4, 3, 3, dtype=torch.float64)

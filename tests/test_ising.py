@@ -31,8 +31,12 @@ def test_errors_of_group_convolutions():
         "name must be 'p4' or 'p4m', got 'C_4'": lambda: GroupConv2d("C_4", 1, 1),
         "kernel must be odd, got 2": lambda: GroupConv2d("p4", 1, 1, 2),
         "side must be the images' pixels": lambda: GroupConv2d("p4", 1, 1, banks=2),
-        r"x must be \[B, 2, 4, H, W\], got \[3, 2, 8, 5, 5\]":
+        r"x must be \[B, 2, 4, H, H\], square as quarter turns have it, got \[3, 2, 8, 5, 5\]":
             lambda: GroupConv2d("p4", 2, 1)(torch.ones(3, 2, 8, 5, 5)),
+        r"x must be \[B, 2, 4, H, H\], square as quarter turns have it, got \[3, 2, 4, 5, 6\]":
+            lambda: GroupConv2d("p4", 2, 1)(torch.ones(3, 2, 4, 5, 6)),
+        r"x must be \[B, 2, 4, 6, 6\], square as quarter turns have it, got \[3, 2, 4, 5, 5\]":
+            lambda: GroupConv2d("p4", 2, 1, banks=2, side=6)(torch.ones(3, 2, 4, 5, 5)),
     }.items():
         with pytest.raises(ValueError, match=match):
             call()
@@ -81,3 +85,5 @@ def test_runs_from_the_command_line(tmp_path, capsys):
     assert all(row["energy"] > row["ground"] for row in rows[0])
     with pytest.raises(ValueError, match="--side must be even, got 5"):
         run_experiment("ising", ["gcnn"], 1, tmp_path / "odd.json", side=5)
+    with pytest.raises(ValueError, match="symmetry: --side must be at least 4, got 2"):
+        run_experiment("ising", ["mlp"], 1, tmp_path / "two.json", side=2)

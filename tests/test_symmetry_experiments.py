@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ace_fast.bench import sympe
 from ace_fast.symmetry.experiments import autoencoder
 from ace_fast.symmetry.experiments.cli import run_experiment, table
+from ace_fast.symmetry.experiments.training import train_best
 from ace_fast.train.cli import main
 
 VIEWS = ("aten.view", "aten.t", "aten.select", "aten.detach")
@@ -46,6 +47,26 @@ def test_every_method_trains_and_is_written(tmp_path, capsys):
 def test_runs_repeat(tmp_path):
     found = [run_experiment("autoencoder", ["sympe"], 1, tmp_path / f"{n}.json", **TINY)[0]["bce"] for n in range(2)]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name, method, tiny", [
+    ("autoencoder", "none", TINY),
+    ("ising", "mlp", {"side": 4, "num_train": 6, "num_valid": 2, "num_test": 2, "hidden": 4, "epochs": 2}),
+])
+def test_training_that_diverged_says_so(tmp_path, name, method, tiny):
+    with pytest.raises(ValueError, match="symmetry: the validation loss must be finite .*, got nan after all 2; lower"):
+        run_experiment(name, [method], 1, tmp_path / "x.json", lr=1e30, **tiny)
+
+
+def test_the_best_epoch_is_kept():
+    """Of four epochs that each add one, the one whose validation is least; NaN is never it."""
+    model, lines = torch.nn.Linear(1, 1, bias=False), []
+    torch.nn.init.zeros_(model.weight)
+    losses = iter([float("nan"), 1.0, 2.0, float("inf")])
+    train_best(model, {"epochs": 4, "lr": 1.0}, lambda epoch: [epoch], lambda epoch: -model.weight.sum(),
+               lambda: (next(losses), "words"), lines.append)
+    torch.testing.assert_close(model.weight.detach(), torch.tensor([[2.0]]))
+    assert lines == [f"epoch {epoch}/4: words" for epoch in range(1, 5)]
 
 
 def test_random_graphs():

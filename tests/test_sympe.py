@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ace_fast
-from ace_fast.symmetry import GraphSymmetries, SymPE, act, group, image, refined_scores
+from ace_fast.symmetry import GraphSymmetries, SymPE, act, generated, group, image, product, refined_scores
 from ace_fast.symmetry.breakers import rotations_are_free
 
 PTR = torch.tensor([0, 4, 4, 7])
@@ -306,6 +306,20 @@ def test_products_break_one_symmetry_after_the_other():
     assert more.shape == (2, 4, 11) and not torch.equal(more[0], more[1])
     named = SymPE(group("E(3) x S_n"), ("3x1o", (4, 2)))
     assert [type(part).__name__ for part in named.parts] == ["Rotations", "Permutations"]
+
+
+def test_products_are_split_into_the_groups_they_are_made_of():
+    """Not by their names, which are the user's; the same product has the same factors by name and as an object."""
+    about_x = generated(torch.tensor([[[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]]), "C_4")
+    pe = SymPE(product(about_x, group("S_n")), ("2x1o", (4, 2)))
+    assert pe.parts[0].group is about_x
+    assert [type(part).__name__ for part in pe.parts] == ["Finite", "Permutations"]
+    y = SymPE(product(group("S_n"), generated(-torch.eye(3)[None], "foo")), ((4, 2), "1x1o"))
+    assert y.name == "S_n x foo"
+    for two in ("C_4 x C_2", group("C_4 x C_2"), product(group("C_4"), group("C_2"))):
+        assert [part.group.name for part in SymPE(two, (3, 2)).parts] == ["C_4", "C_2"]
+    three = group("C_4 x C_2 x S_n").factors
+    assert [one.name for one in three] == ["C_4", "C_2", "S_n"] and not about_x.factors
 
 
 def test_draws_depend_on_the_generator_alone():

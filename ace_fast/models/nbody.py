@@ -89,7 +89,7 @@ class NBodyGNN(_Strict):
             return self.net(*own, edges, graph.additional_message_features)
         owners = segments_of(graph, graph.x)
         return self.net(*own, edges.edge_index, graph.additional_message_features, owners.index,
-                        num_graphs=owners.ptr.shape[0] - 1)
+                        num_graphs=owners.ptr.shape[0] - 1, generator=torch.default_generator)
 
 
 class _MessagePassing(nn.Module):

@@ -10,7 +10,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from .. import functional
-from ..kernels.segment_rank.op import longest_segment
+from ..kernels.define import longest_segment
 from .groups import Element, Group
 from .layouts import Layout, act, check, image
 from .layouts import layout as layout_of
@@ -45,7 +45,7 @@ class Permutations(nn.Module):
         if ptr is None:
             ptr, longest = torch.tensor([0, x.shape[0]], device=x.device), x.shape[0]
         elif longest is None:
-            longest = longest_segment(ptr, x.shape[0])
+            longest = longest_segment("SymPE", ptr, x.shape[0])
         if longest > len(self.v):
             raise ValueError(f"SymPE: representation must have a row for each of {longest} nodes, those of the largest "
                              f"graph, got {len(self.v)}; take a larger table")

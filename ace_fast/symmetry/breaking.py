@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import breakers
-from .groups import Group, group
+from . import breakers, groups
+from .groups import Group
 
 TIES = ("uniform", "straight_through")
 
@@ -74,18 +73,19 @@ class SymPE(nn.Module):
             raise ValueError(f"SymPE: tie must be one of {', '.join(TIES)}, got {tie!r}")
         if tolerance is not None and not 0 <= tolerance < float("inf"):
             raise ValueError(f"SymPE: tolerance must be 0 or more, and finite, got {tolerance}")
-        factors = _factors(group)
+        own = groups.group(group) if isinstance(group, str) else group
+        factors = own.factors or (own,)
         many = len(factors) > 1
         representations = _each(representation, factors, "representation") if many else [representation]
         canonicalizers = _each(canonicalizer, factors, "canonicalizer") if many else [canonicalizer]
-        self.name = " x ".join(f.name for f in factors)
+        self.name = own.name
         self.generator = generator
         self.parts = nn.ModuleList()
-        for factor, own in zip(factors, representations, strict=True):
+        for factor, v in zip(factors, representations, strict=True):
             usual = 1e-4 if factor.rotations else 0.0
             # in a product, "straight_through" is for those that it means something to
             how = tie if factor.table is not None or not many else "uniform"
-            self.parts.append(breakers.make(factor, own, how, usual if tolerance is None else tolerance))
+            self.parts.append(breakers.make(factor, v, how, usual if tolerance is None else tolerance))
         self.canonicalizers = nn.ModuleList(c if isinstance(c, nn.Module) else _Function(c) for c in canonicalizers)
 
     def forward(self, x: Tensor, ptr: Tensor | None = None, inputs: Any = None, *, samples: int | None = None,
@@ -159,16 +159,6 @@ class _Function(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return x if self.function is None else self.function(x)
-
-
-def _factors(given: str | Group) -> list[Group]:
-    """The groups of a product, as each has its own vector."""
-    if isinstance(given, Group):
-        kinds = bool(given.rotations or given.translations) + (given.nodes is not None) + (given.table is not None)
-        if kinds < 2:
-            return [given]
-        given = given.name
-    return [group(text) for text in re.split(r"\s+[x*×]\s+", given.strip())]
 
 
 def _each(given: Any, factors: Sequence[Group], name: str) -> Sequence:

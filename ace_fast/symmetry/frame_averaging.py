@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..functional import frames, segment_sum
 from ..graph import Segments
+from ..kernels.define import longest_segment
 from ..kernels.philox import philox
 from .groups import Element, Group, group
 from .layouts import Layout, act, layout
@@ -82,8 +83,8 @@ class FrameAveraging(nn.Module):
             None, passed as it is. The first position (without one, the first vector) gives the frames.
         outputs: what the results are, in the same words: one for a tensor, several for a tuple.
         stochastic: one frame a set, drawn anew at every call.
-        generator: of the CPU, of all that is drawn; None for torch's own. One must be given, here or in the call, to
-            draw stochastic frames where torch.use_deterministic_algorithms is on.
+        generator: of the CPU, of all that is drawn; None for torch's own. One must be given, here or in the call, where
+            torch.use_deterministic_algorithms is on: sets whose moments are the same draw without `stochastic` too.
         tolerance: moments are the same whose difference is at most this part of the largest; see `frames`.
         backend: of `frames`.
 
@@ -134,16 +135,16 @@ class FrameAveraging(nn.Module):
 
         Args:
             args: the model's, as `inputs` says.
-            num_graphs: B, where the last graphs of a "batch" argument may be empty, or so that it is not read from the
-                device.
+            num_graphs: B, where the last graphs of a "batch" argument may be empty, or so that nothing is read from the
+                device: then "batch" or "ptr" are right, and nothing checks them.
             generator: of this call.
 
         Raises:
-            ValueError: another number of arguments, rows that do not fit, a batch that is not ascending, no generator
-                in deterministic mode.
+            ValueError: another number of arguments, rows that do not fit, a batch or ptr that does not ascend, no
+                generator in deterministic mode.
         """
         generator = self.generator if generator is None else generator
-        if generator is None and self.stochastic and torch.are_deterministic_algorithms_enabled():
+        if generator is None and torch.are_deterministic_algorithms_enabled():
             raise ValueError("FrameAveraging: generator must be a torch.Generator in deterministic mode "
                              "(torch.use_deterministic_algorithms), got None; pass torch.Generator().manual_seed(0)")
         if len(args) != len(self.inputs):
@@ -171,6 +172,8 @@ class FrameAveraging(nn.Module):
         nodes = len(x)
         if "ptr" in given:
             ptr = given["ptr"]
+            if num_graphs is None:
+                longest_segment("FrameAveraging", ptr, nodes)
             count = len(ptr) - 1
             batch = torch.repeat_interleave(ptr.diff(), output_size=nodes)
         elif "batch" in given:
@@ -195,7 +198,7 @@ class FrameAveraging(nn.Module):
         seed = torch.randint(2**62, (1,), generator=generator).to(x.device)
         ptr = sets.ptr * each
         centroid, _, axes = frames(points.detach(), ptr, seed=seed, centred=centred, tolerance=self.tolerance,
-                                   backend=self.backend)
+                                   validate=False, backend=self.backend)
         signs = _SIGNS if self.group.rotations == "O(3)" else _SIGNS[_SIGNS.prod(1) > 0]
         signs = signs.to(axes)
         if self.stochastic:

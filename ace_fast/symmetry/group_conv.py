@@ -73,9 +73,12 @@ class GroupConv2d(nn.Module):
         return (element[:, :, None] * self.kernel**2 + pixel[:, None]).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, channels_in, order, H, W] -> [B, channels_out, order, H, W]."""
-        if x.dim() != 5 or x.shape[1] != self.channels_in or x.shape[2] != self.order:
-            raise ValueError(f"GroupConv2d: x must be [B, {self.channels_in}, {self.order}, H, W], got {list(x.shape)}")
+        """x [B, channels_in, order, H, H] -> [B, channels_out, order, H, H]; H is `side` where banks are mixed."""
+        side = "H" if self.mix is None else self.mix.shape[-1]
+        if x.dim() != 5 or tuple(x.shape[1:3]) != (self.channels_in, self.order) or x.shape[3] != x.shape[4] \
+                or side not in ("H", x.shape[3]):
+            raise ValueError(f"GroupConv2d: x must be [B, {self.channels_in}, {self.order}, {side}, {side}], square as "
+                             f"quarter turns have it, got {list(x.shape)}")
         reach = self.kernel // 2
         padded = F.pad(x.flatten(1, 2), (reach,) * 4, mode="circular")
         found = [self._conv(padded, weight) for weight in self.weight]

@@ -49,6 +49,7 @@ class Group:
         table: [n, n] int64 of a finite group: the number of the product of two elements; number 0 is the identity.
         matrices: [n, 3, 3] float64 of a finite group: its action on space, where it has one.
         cells: whether images are rolled.
+        factors: of a `product`, from left to right; none of all others.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Group:
     table: Tensor | None = None
     matrices: Tensor | None = None
     cells: bool = False
+    factors: tuple[Group, ...] = ()
 
     def __repr__(self) -> str:
         return f"Group({self.name})"
@@ -300,10 +302,11 @@ def product(one: Group, two: Group) -> Group:
         ValueError: both act on the same thing.
     """
     name = f"{one.name} x {two.name}"
+    factors = (one.factors or (one,)) + (two.factors or (two,))
     if one.order is not None and two.order is not None:
         n, m = one.order, two.order
         table = (one.table[:, None, :, None] * m + two.table[None, :, None, :]).reshape(n * m, n * m)
-        return finite(table, name=name)
+        return replace(finite(table, name=name), factors=factors)
     parts = ("rotations", "translations", "nodes", "table", "matrices", "cells")
     empty = {"rotations": "", "translations": False, "nodes": None, "table": None, "matrices": None, "cells": False}
     mine, theirs = ({part for part in parts if getattr(g, part) != empty[part]} for g in (one, two))
@@ -312,7 +315,7 @@ def product(one: Group, two: Group) -> Group:
         both = "space" if mine & space and theirs & space else "nodes or images"
         raise ValueError(f"{name}: groups of a product must act on different things, as in E(3) x S_n, got two that "
                          f"act on {both}")
-    return replace(one, name=name, **{part: getattr(two, part) for part in theirs})
+    return replace(one, name=name, factors=factors, **{part: getattr(two, part) for part in theirs})
 
 
 def _turn_about_z(n: int) -> Tensor:

@@ -87,7 +87,12 @@ struct Points {
         found[i] = result[i][lane];
         for (int k = 0; k < 3; ++k) own[i][k] = result[3 + 3 * i + k][lane];
       }
-      if (seed) axes::open_axes<T>(found, tolerance, philox(*seed, set), own);
+      if (seed) {
+        T centre[3];
+        std::copy_n(centroid + 3 * set, 3, centre);
+        const T least = axes::rounding<T>(std::clamp<int64_t>(ptr[set + 1] - ptr[set], 0, rows), centre);
+        axes::open_axes<T>(found, std::max(tolerance * found[2], least), philox(*seed, set), own);
+      }
       std::copy_n(found, 3, values + 3 * set);
       std::copy_n(own[0], 9, axes + 9 * set);
     }

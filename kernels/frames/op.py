@@ -8,7 +8,18 @@ from e3nn import o3
 from torch import Tensor
 
 from ...backend import pick
-from ..define import check_constant, check_tensors, define, fail, mask, no_forward_mode, vjp
+from ..define import (
+    check_constant,
+    check_int64,
+    check_ptr,
+    check_tensors,
+    define,
+    fail,
+    longest_segment,
+    mask,
+    no_forward_mode,
+    vjp,
+)
 from ..philox import seeds
 from . import reference, triton_kernels
 
@@ -26,14 +37,6 @@ BACKENDS = {
 }
 
 
-def _check_int64(op: str, device: torch.device, shapes: dict[str, tuple[Tensor, str]]) -> None:
-    for name, (t, shape) in shapes.items():
-        if t.dtype != torch.int64 or t.dim() != shape.count(",") + 1 or t.device != device:
-            fail(op, name, f"int64 {shape} on {device}", f"{t.dtype} {list(t.shape)} on {t.device}")
-    if shapes["ptr"][0].shape[0] < 1:
-        fail(op, "ptr", "[B + 1]", list(shapes["ptr"][0].shape), "no sets are ptr = [0]")
-
-
 def _check_tolerance(op: str, tolerance: float) -> None:
     if not 0 <= tolerance < 1:
         fail(op, "tolerance", "in [0, 1)", tolerance)
@@ -46,9 +49,11 @@ def _check(pos: Tensor, weight: Tensor | None, ptr: Tensor, seed: Tensor | None,
         fail(_OP, "pos", "[N, 3]", list(pos.shape))
     if weight is not None and list(weight.shape) != [pos.shape[0]]:
         fail(_OP, "weight", f"[{pos.shape[0]}], one for each row of pos", list(weight.shape))
-    _check_int64(_OP, pos.device, {"ptr": (ptr, "[B + 1]")} | ({} if seed is None else {"seed": (seed, "[1]")}))
-    if seed is not None and seed.shape[0] != 1:
-        fail(_OP, "seed", "[1]", list(seed.shape))
+    check_ptr(_OP, pos.device, ptr)
+    if seed is not None:
+        check_int64(_OP, pos.device, "[1]", seed=seed)
+        if seed.shape[0] != 1:
+            fail(_OP, "seed", "[1]", list(seed.shape))
     _check_tolerance(_OP, tolerance)
 
 
@@ -65,7 +70,9 @@ def _fake(*args):
 
 def _check_frames(op: str, v: Tensor, vectors: Tensor, ptr: Tensor, channels: Tensor, seed: Tensor,
                   tolerance: float) -> None:
-    _check_int64(op, v.device, {"ptr": (ptr, "[B + 1]"), "channels": (channels, "[P, 3]"), "seed": (seed, "[K]")})
+    check_ptr(op, v.device, ptr)
+    check_int64(op, v.device, "[P, 3]", channels=channels)
+    check_int64(op, v.device, "[K]", seed=seed)
     sets = ptr.shape[0] - 1
     if vectors.dim() != 3 or vectors.shape[0] != sets or vectors.shape[1] < 1 or vectors.shape[2] != 3:
         fail(op, "vectors", f"[{sets}, n, 3] with n at least 1, for each set of ptr", list(vectors.shape))
@@ -162,17 +169,6 @@ frame_concat_bwd = define(
     _concat_bwd, _concat_bwd_fake, _concat_bwd_setup, _concat_bwd_rule)
 
 
-def _checked_ptr(op: str, ptr: Tensor, rows: int) -> None:
-    """Raises unless ptr ascends from 0 to the number of rows; reads it from the device once."""
-    if not isinstance(ptr, Tensor):
-        fail(op, "ptr", "a tensor", type(ptr).__name__, "use torch.as_tensor(...)")
-    _check_int64(op, ptr.device, {"ptr": (ptr, "[B + 1]")})
-    steps = torch.cat([ptr.diff(), ptr.new_zeros(1)])
-    first, last, least = torch.stack([ptr[0], ptr[-1], steps.min()]).tolist()
-    if first != 0 or last != rows or least < 0:
-        fail(op, "ptr", f"ascending from 0 to {rows}, the rows", f"{first} to {last}" if least >= 0 else "a descent")
-
-
 def frames(pos: Tensor, ptr: Tensor | None = None, *, weight: Tensor | None = None, seed: int | Tensor | None = None,
            centred: bool = True, tolerance: float | None = None, validate: bool = True,
            backend: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
@@ -195,7 +191,8 @@ def frames(pos: Tensor, ptr: Tensor | None = None, *, weight: Tensor | None = No
             axes are left to rounding.
         centred: False takes moments about the origin, and centroids are zero.
         tolerance: moments are the same whose difference is at most this part of the largest; the square root of the
-            dtype's epsilon by default, beyond which axes would have half of its digits.
+            dtype's epsilon by default, beyond which axes would have half of its digits. Also those that rounding leaves
+            of n coincident points, ((n + 16) eps |c|)^2 at most.
         validate: False leaves ptr unread by the host; the kernels never read outside of pos.
         backend: "auto", "reference", "cpu" or "triton".
 
@@ -222,7 +219,7 @@ def frames(pos: Tensor, ptr: Tensor | None = None, *, weight: Tensor | None = No
     if ptr is None:
         ptr = torch.tensor([0, pos.shape[0]], device=pos.device)
     elif validate:
-        _checked_ptr(_OP, ptr, pos.shape[0])
+        longest_segment(_OP, ptr, pos.shape[0])
     if tolerance is None:
         tolerance = math.sqrt(torch.finfo(pos.dtype).eps) if pos.is_floating_point() else 0.0
     seed = None if seed is None else seeds(_OP, seed, pos.device)
@@ -301,7 +298,7 @@ def frame_concat(x: Tensor, v: Tensor, vectors: Tensor, ptr: Tensor, channels: T
             fail(_CONCAT, name, "a tensor", type(t).__name__, "use torch.as_tensor(...)")
     no_forward_mode(_CONCAT, x, v, vectors)
     if validate:
-        _checked_ptr(_CONCAT, ptr, x.shape[0])
+        longest_segment(_CONCAT, ptr, x.shape[0])
         width = int((2 * channels[:, 1] + 1).sum()) if channels.dim() == 2 and channels.shape[1] == 3 else v.shape[-1]
         if v.shape[-1] != width:
             fail(_CONCAT, "v", f"{width} numbers, those of channels", v.shape[-1], "take frame_channels of its irreps")

@@ -69,8 +69,9 @@ def forward(pos: Tensor, weight: Tensor | None, ptr: Tensor, seed: Tensor | None
             tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     """pos [N, 3], weight [N], ptr [B + 1], seed [1] -> centroid [B, 3], values [B, 3] ascending, axes [B, 3, 3].
 
-    With a seed, the axes of values that differ by at most tolerance times the largest are a random basis of theirs.
-    Sets with a number that is not finite are NaN.
+    With a seed, the axes of values that differ by at most tolerance times the largest, or by what rounding leaves of n
+    coincident points at c, ((n + 16) eps |c|)^2, are a random basis of theirs. Sets with a number that is not finite
+    are NaN.
     """
     centroid, second = moments(pos, weight, ptr, centred)
     finite = second.isfinite().flatten(1).all(1)[:, None, None]
@@ -78,7 +79,9 @@ def forward(pos: Tensor, weight: Tensor | None, ptr: Tensor, seed: Tensor | None
     axes = _signed(axes)
     if seed is not None:
         one, two, three = values.unbind(1)
-        low, high = two - one <= tolerance * three, three - two <= tolerance * three
+        part = torch.finfo(pos.dtype).eps * (ptr.diff().clamp(0, len(pos)) + 16)
+        same = torch.maximum(tolerance * three, part**2 * centroid.square().sum(1))
+        low, high = two - one <= same, three - two <= same
         turn, _ = random_axes(seed, len(values), FRAMES, pos.dtype)
         turn, angle = turn[0], 2 * math.pi * uniform(philox(seed, len(values), FRAMES)[0][0], pos.dtype)
         cos, sin, zero, unit = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)

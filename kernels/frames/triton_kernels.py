@@ -1,5 +1,6 @@
 """frames in Triton: a lane for every set; a tuple holds the components of a vector. frame_concat: triton_concat.py."""
 
+import torch
 from torch import Tensor
 
 from ..triton_common import AotCase, accumulator, cdiv, launch, tl, triton
@@ -69,10 +70,10 @@ def _principal(s):
 
 
 @triton.jit
-def _open(values, a, b, c, o_s, seed, TOLERANCE: tl.constexpr):
-    """Axes of the same value as a random basis of what they span."""
-    b_low = values[1] - values[0] <= TOLERANCE * values[2]
-    b_high = values[2] - values[1] <= TOLERANCE * values[2]
+def _open(values, a, b, c, o_s, seed, b_same):
+    """Axes whose values differ by at most b_same as a random basis of what they span."""
+    b_low = values[1] - values[0] <= b_same
+    b_high = values[2] - values[1] <= b_same
     words = turn.words(seed, o_s, 0)
     p, q, r, _ = turn.random_axes(words, values[0].dtype)
     b_all = b_low & b_high
@@ -141,7 +142,10 @@ def _weight(weight, o_p, m_p, WEIGHTED: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def frames_fwd_kernel(second, seed, values, axes, B, TOLERANCE: tl.constexpr, SEEDED: tl.constexpr, BS: tl.constexpr):
+def frames_fwd_kernel(
+    ptr, centroid, second, seed, values, axes, N, B, TOLERANCE: tl.constexpr, SEEDED: tl.constexpr, EPS: tl.constexpr,
+    BS: tl.constexpr,
+):  # fmt: skip
     """values [B, 3] and axes [B, 3, 3] of second moments [B, 6], a lane each."""
     o_s = tl.program_id(0).to(tl.int64) * BS + tl.arange(0, BS)
     m_s = o_s < B
@@ -150,7 +154,11 @@ def frames_fwd_kernel(second, seed, values, axes, B, TOLERANCE: tl.constexpr, SE
     b_nan = tl.where(b_size < float("inf"), 0.0, float("nan")).to(b_size.dtype)
     value, a, b, c = _principal((s[0], s[1], s[2], t[0], t[1], t[2]))
     if SEEDED:
-        a, b, c = _open(value, a, b, c, o_s, tl.load(seed), TOLERANCE)
+        b_n = tl.load(ptr + o_s + 1, mask=m_s, other=0) - tl.load(ptr + o_s, mask=m_s, other=0)
+        b_part = EPS * (tl.minimum(tl.maximum(b_n, 0), N) + 16).to(b_size.dtype)
+        at = turn.load3(centroid + 3 * o_s, 1, m_s)
+        b_same = b_part * b_part * (at[0] * at[0] + at[1] * at[1] + at[2] * at[2])  # see axes.h
+        a, b, c = _open(value, a, b, c, o_s, tl.load(seed), tl.maximum(TOLERANCE * value[2], b_same))
     turn.store3(values + 3 * o_s, (value[0] + b_nan, value[1] + b_nan, value[2] + b_nan), 1, m_s)
     turn.store3(axes + 9 * o_s, (a[0] + b_nan, a[1] + b_nan, a[2] + b_nan), 3, m_s)
     turn.store3(axes + 9 * o_s + 1, (b[0] + b_nan, b[1] + b_nan, b[2] + b_nan), 3, m_s)
@@ -162,11 +170,13 @@ def forward(pos: Tensor, weight: Tensor | None, ptr: Tensor, seed: Tensor | None
     """As in the reference."""
     sets, acc = ptr.shape[0] - 1, accumulator(pos.dtype)
     centroid, second, values, axes = (pos.new_empty(sets, *shape) for shape in ((3,), (6,), (3,), (3, 3)))
+    ptr = ptr.contiguous()
     launch(frames_moments_kernel, (cdiv(sets, TILE),), pos.contiguous(), pos if weight is None else weight.contiguous(),
-           ptr.contiguous(), centroid, second, pos.shape[0], sets, WEIGHTED=weight is not None, CENTRED=centred,
+           ptr, centroid, second, pos.shape[0], sets, WEIGHTED=weight is not None, CENTRED=centred,
            BS=TILE, BP=POINTS, ACC=acc, num_warps=WARPS, device=pos.device)
-    launch(frames_fwd_kernel, (cdiv(sets, SETS),), second, ptr if seed is None else seed, values, axes, sets,
-           TOLERANCE=tolerance, SEEDED=seed is not None, BS=SETS, num_warps=1, device=pos.device)
+    launch(frames_fwd_kernel, (cdiv(sets, SETS),), ptr, centroid, second, ptr if seed is None else seed, values, axes,
+           pos.shape[0], sets, TOLERANCE=tolerance, SEEDED=seed is not None, EPS=torch.finfo(pos.dtype).eps, BS=SETS,
+           num_warps=1, device=pos.device)
     return centroid, values, axes
 
 
@@ -177,8 +187,9 @@ def _aot(kind: str, weighted: bool, seeded: bool) -> list[AotCase]:
         AotCase(frames_moments_kernel, floats("pos", "weight") | {"ptr": "*i64"} | floats("centroid", "second")
                 | {"N": "i32", "B": "i32"},
                 {"WEIGHTED": weighted, "CENTRED": True, "BS": TILE, "BP": POINTS, "ACC": acc}, num_warps=WARPS),
-        AotCase(frames_fwd_kernel, floats("second") | {"seed": "*i64"} | floats("values", "axes") | {"B": "i32"},
-                {"TOLERANCE": 1e-6, "SEEDED": seeded, "BS": SETS}, num_warps=1),
+        AotCase(frames_fwd_kernel, {"ptr": "*i64"} | floats("centroid", "second") | {"seed": "*i64"}
+                | floats("values", "axes") | {"N": "i32", "B": "i32"},
+                {"TOLERANCE": 1e-6, "SEEDED": seeded, "EPS": 1e-7, "BS": SETS}, num_warps=1),
     ]
 
 

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from ...backend import pick
-from ..define import check_constant, check_tensors, define, fail, no_forward_mode
+from ..define import (
+    check_constant,
+    check_int64,
+    check_ptr,
+    check_tensors,
+    define,
+    fail,
+    longest_segment,
+    no_forward_mode,
+)
 from ..philox import seeds
 from . import reference, triton_kernels
 
@@ -25,22 +34,14 @@ BACKENDS = {
 }
 
 
-def _check_int64(op: str, device: torch.device, dims: int, shape: str, **tensors: Tensor) -> None:
-    for name, t in tensors.items():
-        if t.dtype != torch.int64 or t.dim() != dims or t.device != device:
-            fail(op, name, f"int64 {shape} on {device}", f"{t.dtype} {list(t.shape)} on {t.device}")
-
-
 def _check(score: Tensor, ptr: Tensor, seed: Tensor, longest: int, tolerance: float) -> None:
     check_tensors(_OP, score)
     if score.dim() != 1:
         fail(_OP, "score", "[N]", list(score.shape), "one number for each node: score.squeeze(-1) of [N, 1]")
     if score.shape[0] >= MAX_ROWS:
         fail(_OP, "score", "of fewer than 2^31 nodes", score.shape[0], "take the graphs in parts")
-    _check_int64(_OP, score.device, 1, "[B + 1]", ptr=ptr)
-    _check_int64(_OP, score.device, 1, "[K]", seed=seed)
-    if ptr.shape[0] < 1:
-        fail(_OP, "ptr", "[B + 1]", list(ptr.shape), "no segments are ptr = [0]")
+    check_ptr(_OP, score.device, ptr)
+    check_int64(_OP, score.device, "[K]", seed=seed)
     if not 0 <= longest <= score.shape[0]:
         fail(_OP, "longest", f"in 0..{score.shape[0]}, the nodes", longest, "it is the size of the largest segment")
     if not 0 <= tolerance < math.inf:
@@ -59,12 +60,10 @@ def _rank_fake(*args):
 
 
 def _check_ranks(op: str, device: torch.device, rank: Tensor, order: Tensor, ptr: Tensor) -> None:
-    _check_int64(op, device, 2, "[K, N]", rank=rank, order=order)
-    _check_int64(op, device, 1, "[B + 1]", ptr=ptr)
+    check_int64(op, device, "[K, N]", rank=rank, order=order)
+    check_ptr(op, device, ptr)
     if order.shape != rank.shape:
         fail(op, "order", f"{list(rank.shape)} like rank", list(order.shape))
-    if ptr.shape[0] < 1:
-        fail(op, "ptr", "[B + 1]", list(ptr.shape))
 
 
 def _check_concat(x: Tensor, table: Tensor, rank: Tensor, order: Tensor, ptr: Tensor) -> None:
@@ -144,18 +143,6 @@ rank_concat_bwd = define(f"rank_concat_bwd(Tensor g, {_INDICES}, int rows, str b
                          _concat_bwd_fake, _concat_bwd_setup, _concat_bwd_rule)
 
 
-def longest_segment(ptr: Tensor, rows: int) -> int:
-    """The size of the largest segment; reads ptr from the device once."""
-    _check_int64(_OP, ptr.device, 1, "[B + 1]", ptr=ptr)
-    if ptr.shape[0] < 1:
-        fail(_OP, "ptr", "[B + 1]", list(ptr.shape), "no segments are ptr = [0]")
-    sizes = torch.cat([ptr.diff(), ptr.new_zeros(1)])
-    first, last, least, most = torch.stack([ptr[0], ptr[-1], sizes.min(), sizes.max()]).tolist()
-    if first != 0 or last != rows or least < 0:
-        fail(_OP, "ptr", f"ascending from 0 to {rows}, the nodes", f"{first} to {last}" if least >= 0 else "a descent")
-    return most
-
-
 def segment_rank(score: Tensor, ptr: Tensor, seed: int | Tensor, *, tolerance: float = 0.0, longest: int | None = None,
                  backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Each node's place among the scores of its segment, equal scores in random order.
@@ -194,7 +181,7 @@ def segment_rank(score: Tensor, ptr: Tensor, seed: int | Tensor, *, tolerance: f
             fail(_OP, name, "a tensor", type(x).__name__, "use torch.as_tensor(...)")
     score = score.detach()
     if longest is None:
-        longest = longest_segment(ptr, score.shape[0])
+        longest = longest_segment(_OP, ptr, score.shape[0])
     return segment_rank_op(score, ptr, seeds(_OP, seed, score.device), longest, float(tolerance), backend)
 
 

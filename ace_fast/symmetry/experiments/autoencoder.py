@@ -14,6 +14,7 @@ from ...nn import EGNN_Layer
 from ...train.options import SEED, Option, Options
 from ..breaking import SymPE
 from ..refinement import refined_scores
+from .training import train_best
 
 HELP = "EGNN auto-encoder of random graphs, with symmetries broken or kept"
 DESCRIPTION = ("Trains an EGNN that encodes the nodes of Erdős-Rényi graphs and decodes their edges from differences "
@@ -153,18 +154,15 @@ def run(method: str, seed: int, config: Mapping[str, Any], progress: Callable[[s
     torch.manual_seed(seed)
     shuffle, own = (torch.Generator().manual_seed(seed + n) for n in (1, 2))
     model = AutoEncoder(method, config, own)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"])
-    best, kept = float("inf"), {}
-    for epoch in range(1, config["epochs"] + 1):
+
+    def batches(epoch: int) -> list[Prepared]:
         own.manual_seed(seed + 1000 * epoch)  # `measure` has drawn from it
-        for batch in _prepared(train, size, torch.randperm(len(train), generator=shuffle)):
-            optimizer.zero_grad()
-            F.binary_cross_entropy_with_logits(model(batch), batch.edges).backward()
-            optimizer.step()
+        return _prepared(train, size, torch.randperm(len(train), generator=shuffle))
+
+    def validate() -> tuple[float, str]:
         found = measure(model, valid)
-        if found["bce"] < best:
-            best, kept = found["bce"], {name: x.clone() for name, x in model.state_dict().items()}
-        progress(f"epoch {epoch}/{config['epochs']}: validation cross-entropy {found['bce']:.4f}, "
-                 f"wrong {found['error']:.2%}")
-    model.load_state_dict(kept)
+        return found["bce"], f"validation cross-entropy {found['bce']:.4f}, wrong {found['error']:.2%}"
+
+    train_best(model, config, batches, lambda b: F.binary_cross_entropy_with_logits(model(b), b.edges), validate,
+               progress)
     return measure(model, test) | {"parameters": sum(p.numel() for p in model.parameters())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ...train.options import SEED, Option, Options
 from ..breaking import SymPE
 from ..group_conv import GroupConv2d
 from ..groups import group
+from .training import train_best
 
 HELP = "ground states of Ising models, by networks with symmetries broken or kept"
 DESCRIPTION = ("Trains networks to give the spins of lowest energy from the couplings and the field of an Ising model "
@@ -22,7 +23,7 @@ MEASURES = {"energy": ("energy", ".3f"), "rotated": ("energy, lattice turned", "
             "ground": ("ground state", ".3f"), "parameters": ("parameters", "d"), "seconds": ("training, s", ".0f")}
 
 OPTIONS: Options = {
-    "side": Option("data", 6, "sites in a row of the square lattice; even, so that stripes fit", least=2, most=10),
+    "side": Option("data", 6, "sites in a row of the square lattice; even, so that stripes fit", least=4, most=10),
     "num_train": Option("data", 1_024, "training Hamiltonians", least=1),
     "num_valid": Option("data", 1_024, "validation Hamiltonians, which choose the epoch", least=1),
     "num_test": Option("data", 10_000, "test Hamiltonians", least=1),
@@ -169,22 +170,20 @@ def run(method: str, seed: int, config: Mapping[str, Any], progress: Callable[[s
     torch.manual_seed(seed)
     shuffle, own = (torch.Generator().manual_seed(seed + n) for n in (1, 2))
     model = Mlp(config) if method.startswith("mlp") else Gcnn(method, config, own)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"])
-    best, kept = float("inf"), {}
-    for epoch in range(1, config["epochs"] + 1):
+
+    def batches(epoch: int) -> Iterator[Tensor]:
         own.manual_seed(seed + 1000 * epoch)  # `measure` has drawn from it
         for part in torch.randperm(len(train), generator=shuffle).split(config["batch_size"]):
             of = train[part]
             if method == "mlp-augmented":
                 of = torch.where(torch.rand(len(of), 1, generator=own) < 0.5, turned(of), of)
-            optimizer.zero_grad()
-            energy(model(of), of).mean().backward()
-            optimizer.step()
+            yield of
+
+    def validate() -> tuple[float, str]:
         found = measure(model, valid, own)
-        if found < best:
-            best, kept = found, {name: x.clone() for name, x in model.state_dict().items()}
-        progress(f"epoch {epoch}/{config['epochs']}: validation energy {found:.4f}")
-    model.load_state_dict(kept)
+        return found, f"validation energy {found:.4f}"
+
+    train_best(model, config, batches, lambda of: energy(model(of), of).mean(), validate, progress)
     return {"energy": measure(model, test, own), "rotated": measure(model, turned(test), own),
             "ground": _floor(data, config["side"]),
             "parameters": sum(p.numel() for p in model.parameters())}
