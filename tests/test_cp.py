@@ -114,6 +114,11 @@ def test_errors(args, rank, message):
         cp.fit(*args, rank=rank)
 
 
+def test_exact_factors_need_a_path():
+    with pytest.raises(ValueError, match="cp.exact: irreps_out must be reachable from 1x1o x 1x1o, got 1x1o"):
+        cp.exact("1o", "1o", "1o")
+
+
 # ---- layers
 
 LAYERS = {"uuu": ("3x0e+3x1e+3x2e", "3x2e+3x0e+3x1e", "3x1e+3x2e"), "one": ("3x0e+3x2e", "1x1e+1x0e", "3x1e+3x2e"),

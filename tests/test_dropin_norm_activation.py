@@ -119,6 +119,7 @@ def test_backends_without_the_operator(backend):
 @pytest.mark.parametrize("options, message", [
     ({"epsilon": 0.1, "normalize": False}, "NormActivation: epsilon must be None where normalize is False, got 0.1"),
     ({"epsilon": 0.0}, r"NormActivation: epsilon must be strictly positive, got 0\.0"),
+    ({"backend": "fast"}, r"NormActivation: backend must be one of \('auto', .*\), got 'fast'"),
     ({"epsilon": -1}, "NormActivation: epsilon must be strictly positive, got -1"),
     ({"layout": "e3nn"}, r"NormActivation: layout must be one of \('mul_ir', 'ir_mul'\), got 'e3nn'"),
 ])

@@ -129,7 +129,8 @@ def test_layers_are_copied_cast_and_compiled(method):
     later.load_state_dict(tp.state_dict())
     assert torch.equal(later(x, y), tp(x, y))
     single = copy.deepcopy(tp).to(torch.float32)
-    torch.testing.assert_close(single(x.float(), y.float()).double(), tp(x, y), rtol=1e-4, atol=1e-5)
+    z = tp(x, y)
+    assert (single(x.float(), y.float()) - z).abs().max() < {"grid": 3e-7, "fourier": 1e-6}[method] * z.abs().max()
 
 
 @pytest.mark.parametrize("irreps, options, message", [

@@ -90,6 +90,8 @@ def test_channels_that_only_the_clebsch_gordan_product_can_pair():
 
 @pytest.mark.parametrize("args, message", [
     (("2x0e+1x1o", "1x0e", "2x0e"), "irreps_in1 must have one multiplicity"),
+    (("1x0e", "2x0e", "2x0e"), "irreps_out must have the 1 channels of irreps_in1, got 2x0e; exchange the inputs"),
+    (("2x0e", "2x0e", "1x0e"), "irreps_out must have the 2 channels of irreps_in1, got 1x0e; put an ace_fast.nn.Lin"),
     ((PLAIN, PLAIN, PLAIN, "most"), "expressivity must be one of .* or a number of maps, got 'most'"),
     ((PLAIN, PLAIN, PLAIN, 16), "expressivity must be at most the 15 paths of these irreps, got 16"),
 ])

@@ -312,6 +312,7 @@ def messages():
     yield "res", lambda: act(points, silu, "fine"), r"res must be an int or a pair of ints, got 'fine'"
     yield "act", lambda: act("0o+1e", silu, 6), r"act must be even or odd where the scalars are odd"
     yield "normalization", lambda: act(points, silu, 8, "unit"), r"normalization must be one of .*, got 'unit'"
+    yield "backend", lambda: act(points, silu, 8, backend="fast"), r"S2Activation: backend must be .*, got 'fast'"
     yield "grid", lambda: glu(points, (3, 7)), r"must have at least 4 x 7 points .* got 3 x 7"
     yield "odd scalars", lambda: glu("0o+1e"), r"irreps_out must have even scalars \(0e\), got 1x0o\+1x1e"
     yield "other parities", lambda: mlp("0e+1o", "0e+1e", 4), r"irreps_out must have the parities of irreps_in"

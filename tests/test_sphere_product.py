@@ -39,9 +39,10 @@ def test_product_of_two_is_the_gaunt_product(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_bracket_has_the_odd_paths_alone(form):
     """Each triple is a constant times wigner_3j, not zero just where l1 + l2 + l3 is odd and l3 is from 1 on."""
-    table = sphere_table((2, 2), 3, form=form, bracket=True)
     basis = torch.eye(9, **DOUBLE)
-    m = sphere_product(basis.repeat_interleave(9, 0), basis.repeat(9, 1), table=table).view(9, 9, 16)
+    m, m_dense = (sphere_product(basis.repeat_interleave(9, 0), basis.repeat(9, 1), table=sphere_table(
+        (2, 2), 3, form=one, bracket=True)).view(9, 9, 16) for one in (form, "dense"))
+    close(m, m_dense)
     for l1 in range(3):
         for l2 in range(3):
             for l3 in range(4):
@@ -51,6 +52,8 @@ def test_bracket_has_the_odd_paths_alone(form):
                     kappa = (found * c).sum()
                     assert kappa.abs() > 0.5
                     close(found, kappa * c)
+                    if (l1, l2, l3) == (1, 1, 1):  # r . (a x b) times sqrt(3 / 4 pi), of the vectors a and b
+                        close(kappa**2, torch.tensor(4.5 / math.pi, **DOUBLE))
                 else:
                     assert found.abs().max() < 1e-13
 
@@ -112,11 +115,23 @@ def test_degree_zero():
     close(sphere_product(x, y, table=sphere_table((0, 0), 0)), x * y / math.sqrt(4 * math.pi))
 
 
+@pytest.mark.parametrize("degrees", [(0, 0), (2, 0), (0, 2)])
+@pytest.mark.parametrize("form", ["auto", *FORMS])
+def test_the_bracket_with_a_constant_is_zero(degrees, form):
+    x, y = (draw(3, 2 * (n + 1) ** 2, seed=n).requires_grad_() for n in degrees)
+    z = sphere_product(x, y, table=sphere_table(degrees, max(degrees), form=form, bracket=True))
+    assert z.shape == (3, 2 * (max(degrees) + 1) ** 2) and not z.any()
+    assert not any(g.any() for g in torch.autograd.grad(z.sum(), (x, y)))
+
+
 def test_errors():
     x = torch.zeros(3, 18)
     table = sphere_table((2, 2), 2)
     with pytest.raises(ValueError, match=r"2 x 2 kept to 2 must have at least 4 x 7 points .*, got 3 x 7"):
         sphere_table((2, 2), 2, grid=grids.gauss(3, 7))
+    with pytest.raises(ValueError, match=r"bracket of degrees 2 x 2 kept to 2 must have at least 3 x 6 .*, got 3 x 5"):
+        sphere_table((2, 2), 2, grid=grids.gauss(3, 5), bracket=True)
+    sphere_table((2, 2), 2, grid=grids.gauss(3, 6), bracket=True)
     with pytest.raises(ValueError, match="form must be 'auto' or one of"):
         sphere_table((2, 2), 2, form="fast")
     with pytest.raises(ValueError, match="form must be 'dense' where a grid is given"):
@@ -190,6 +205,26 @@ def test_trainable_factors_have_gradients():
     assert torch.autograd.gradcheck(product, leaves)
     frozen = cp_product(x, y, draw(2, seed=2), table=CPTable(*(f.detach() for f in leaves)))
     close(frozen, product(*leaves))
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_cp_inputs_are_checked(trainable):
+    table = CPTable(*(f.requires_grad_(trainable) for f in factors(5, 4, 4, 4)))
+    x, wide = draw(3, 8), draw(3, 12)
+    with pytest.raises(ValueError, match="must be float32 or float64, got torch.int64"):
+        cp_product(x.long(), x.long(), table=table)
+    with pytest.raises(ValueError, match="y must be torch.float64 on cpu like x, got torch.float32 on cpu"):
+        cp_product(x, x.float(), table=table)
+    with pytest.raises(ValueError, match="weight must be torch.float64 on cpu like x, got torch.float32 on cpu"):
+        cp_product(x, wide, torch.zeros(2, 3), table=table, mode="uvu")
+    with pytest.raises(ValueError, match="y must be of 1 rows like x, or of one for all, got 3 rows"):
+        cp_product(x[:1], x, table=table)
+    with pytest.raises(ValueError, match="y must be of 3 rows like x, or of one for all, got 2 rows"):
+        cp_product(x, wide[:2], draw(3, 2, 3), table=table, mode="uvu")
+    with pytest.raises(ValueError, match="layout must be one of"):
+        cp_product(x, x, table=table, layout="channels")
+    with pytest.raises(ValueError, match="backend must be one of .*, got 'fast'"):
+        cp_product(x, x, table=table, backend="fast")
 
 
 def test_cp_errors():

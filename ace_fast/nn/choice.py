@@ -61,13 +61,21 @@ def candidates(irreps_in1, irreps_in2, irreps_out, ranks: Sequence[int] = (), *,
     """All products of these irreps, channel by channel, and why others are none.
 
     Args:
-        irreps_in1, irreps_in2, irreps_out: as in `GauntTensorProduct`.
+        irreps_in1, irreps_in2, irreps_out: of one multiplicity each, that of out is in1's; each irrep once.
         ranks: of fitted CP factors, beside the exact ones.
         layout, backend: of the layers. cache: the folder of fits.
+
+    Raises:
+        ValueError: irreps of several multiplicities or twice, channels of out that are not those of in1.
     """
     who, given = "choose_product", (irreps_in1, irreps_in2, irreps_out)
     fields = tuple(Fields(who, f"irreps_{slot}", irreps, layout)
                    for slot, irreps in zip(("in1", "in2", "out"), given, strict=True))
+    one, two, out = fields
+    if out.irs and out.channels != one.channels:
+        remedy = "exchange the inputs" if out.channels == two.channels else "put an ace_fast.nn.Linear behind"
+        raise ValueError(f"{who}: irreps_out must have the {one.channels} channels of irreps_in1, got {out.irreps}; "
+                         f"{remedy}")
     options = {"layout": layout, "backend": backend}
     every = sum(len(paths(fields, kind)) for kind in KINDS)
     found = [Candidate("clebsch_gordan", lambda: _clebsch_gordan(fields, options), every, every)]
@@ -197,7 +205,8 @@ def choose_product(irreps_in1, irreps_in2, irreps_out, expressivity: str | int =
         A `Choice`; printed, it is the table of all candidates.
 
     Raises:
-        ValueError: irreps of several multiplicities or twice, an unknown expressivity, more maps than there are paths.
+        ValueError: irreps of several multiplicities or twice, channels of out that are not those of in1, an unknown
+            expressivity, more maps than there are paths.
 
     Example:
         >>> choice = ace_fast.nn.choose_product("8x0e+8x1o+8x2e", "1x0e+1x1o+1x2e", "8x0e+8x1o+8x2e", rows=64)

@@ -39,24 +39,6 @@ class Factors(NamedTuple):
         return torch.einsum("kr,ri,rj->ijk", *self)
 
 
-class Constant:
-    """A tensor that a layer needs where its inputs are: made on the CPU, no buffer, untouched by `.to(dtype)`."""
-
-    def __init__(self, value: Tensor):
-        self._on = {"cpu": value}
-
-    def on(self, device: torch.device) -> Tensor:
-        """The tensor, moved once per device."""
-        key = str(device)
-        if key not in self._on:
-            with torch.inference_mode(False):
-                self._on[key] = self._on["cpu"].to(device)
-        return self._on[key]
-
-    def __getstate__(self):
-        return {"_on": {"cpu": self._on["cpu"]}}
-
-
 class Ir(NamedTuple):
     """An irrep as plain integers: torch.compile cannot guard on e3nn's."""
 
@@ -153,6 +135,19 @@ class Fields:
             parts = [_times(z[:, C * ir.l**2:C * (ir.l + 1) ** 2], signs[n]) for z, signs in fields if signs[n]]
             slots.append(_sum(parts, like, C * ir.dim))
         return torch.cat(slots, 1) if slots else like.new_zeros(like.shape[0], 0)
+
+
+def degrees_from_zero(who: str, argument: str, irreps, layout: str) -> Fields:
+    """The fields of irreps of degrees 0..L in order.
+
+    Raises:
+        ValueError: degrees that are missing, twice or out of order, several multiplicities, no irreps.
+    """
+    field = Fields(who, argument, irreps, layout)
+    if not field.irs or [ir.l for ir in field.irs] != list(range(len(field.irs))):
+        raise ValueError(f"{who}: {argument} must have the degrees 0..L in order, each once, got {field.irreps}; put "
+                         "an ace_fast.nn.Linear before that makes them so")
+    return field
 
 
 def _sum(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
@@ -256,31 +251,24 @@ def highest(fields: tuple[Fields, Fields, Fields], term: Term) -> tuple[int, int
                  for f, signs in zip(fields, term.signs, strict=True))
 
 
-def factors(fields: tuple[Fields, Fields, Fields], kind: str, grid: str | grids.Grid = "auto") -> Factors:
+def factors(fields: tuple[Fields, Fields, Fields], kind: str) -> Factors:
     """The exact tables of one kind of product of all fields, rank the points of its grids (twice that for brackets).
 
     Args:
         fields: of in1, in2 and out.
         kind: "product" or "bracket" (of the fields x_lm / sqrt(l(l+1)), so that its paths are of one size).
-        grid: a kind of grid or a grid.
-
-    Raises:
-        ValueError: a grid that is too small for the product.
     """
-    found = [_term_factors(fields, term, grid) for term in terms(fields, kind)]
+    found = [_term_factors(fields, term) for term in terms(fields, kind)]
     if not found:
         return Factors(*(torch.zeros(shape, dtype=torch.float64, device="cpu")
                          for shape in ((fields[2].width, 0), (0, fields[0].width), (0, fields[1].width))))
     return Factors(*(torch.cat(tables, dim) for tables, dim in zip(zip(*found, strict=True), (1, 0, 0), strict=True)))
 
 
-def _term_factors(fields: tuple[Fields, Fields, Fields], term: Term, grid: str | grids.Grid) -> Factors:
+def _term_factors(fields: tuple[Fields, Fields, Fields], term: Term) -> Factors:
     one, two, out = highest(fields, term)
     bracket = term.kind == "bracket"
-    if isinstance(grid, grids.Grid):
-        grids.check(grid, (one, two), out)
-    else:  # a bracket is a polynomial of one degree less
-        grid = grids.exact(grids.product_degree((one, two), out) - bracket, grid)
+    grid = grids.exact(grids.product_degree((one, two), out, bracket), "auto")
     back = torch.cat([sign * grids.analysis(grid, ir.l)[ir.l**2:]
                       for ir, sign in zip(fields[2].irs, term.signs[2], strict=True)])
     if not bracket:

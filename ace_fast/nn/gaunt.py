@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..kernels.constant import Constant
 from ..kernels.sphere_product import grids
-from .fields import KINDS, Constant, Fields, couples, degree_scales, highest, paths, terms, variances
+from .fields import KINDS, Fields, couples, degree_scales, highest, paths, terms, variances
 from .gaunt_fourier import Torus
-from .tensor_product import as_rows, check_columns, no_script
+from .tensor_product import as_rows, check_columns, no_script, weight_of_call
 
 METHODS = ("auto", "grid", "fourier")
 
@@ -142,25 +143,12 @@ class GauntTensorProduct(nn.Module):
     def __prepare_scriptable__(self):
         no_script(self)
 
-    def _given(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """The weights of this call; empty where the layer has none."""
-        n = self.weight_numel
-        if self.internal_weights is not False:
-            if weight is not None:
-                raise ValueError(f"{type(self).__name__}: weight must be None, got {list(weight.shape)}; build the "
-                                 "layer with internal_weights=False")
-            return x.new_empty(0) if self.weight is None else self.weight
-        if weight is None or weight.dim() == 0 or weight.shape[-1] != n:
-            raise ValueError(f"{type(self).__name__}: weight must be [{n}] or [..., {n}] where internal_weights is "
-                             f"False, got {None if weight is None else list(weight.shape)}")
-        return weight
-
     def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """x [..., irreps_in1.dim], y [..., irreps_in2.dim] -> [..., irreps_out.dim], leading dimensions broadcast;
         weight [weight_numel] or [..., weight_numel] where internal_weights is False."""
         name = type(self).__name__
         check_columns(name, x=(x, self._dims[0]), y=(y, self._dims[1]))
-        x, y, weight, lead = as_rows(name, x, y, self._given(x, weight))
+        x, y, weight, lead = as_rows(name, x, y, weight_of_call(self, x, weight))
         parts = [self._product(plan, x, y, scales)
                  for plan, scales in zip(self._plans, self._scales(x, weight), strict=True)]
         out = sum(parts[1:], parts[0]) if parts else x.new_zeros(x.shape[0], self._dims[2])

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.constant import Constant
 from ..kernels.sphere_product import grids
-from ..kernels.sphere_product.reference import components, rows
-from .fields import Constant, Fields
+from ..kernels.sphere_product.reference import components, joined
+from .fields import Fields
 from .gaunt import GauntTensorProduct
 from .tensor_product import check_columns
 
@@ -91,9 +92,10 @@ class GauntEdgeProduct(GauntTensorProduct):
             filters = filters * scales[1].unflatten(-1, (two.lmax + 1, two.channels))  # [E, L2 + 1, C]
         x, found, ir_mul = one.scaled(x, scales[0]), [], self.layout == "ir_mul"
         for signs, degrees, zonal in plan.products:
-            f = components(one.field(x, signs[0], degrees[0]), degrees[0], ir_mul).transpose(0, 1)  # [d, E, C]
+            f = one.field(x, signs[0], degrees[0])
+            f = components(f, (degrees[0] + 1) ** 2, ir_mul).transpose(0, 1)  # [d, E, C]
             z = self._frame.back(zonal(self._frame.into(f, waves), filters), waves)
-            found.append((rows(z.transpose(0, 1), degrees[2], ir_mul), signs[2]))
+            found.append((joined(z.transpose(0, 1), ir_mul), signs[2]))
         return out.scaled(out.rows(found, x), scales[2])
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from .fields import Constant, Fields, Ir
+from ..kernels.constant import Constant
+from .fields import Fields, Ir
 from .tensor_product import check_columns, no_script
 
 _HIGHEST = 6  # of orders; factors of the operator

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..kernels.sphere_activation import components, joined
-from .fields import Fields
+from ..kernels.sphere_product.reference import components, joined
+from .fields import degrees_from_zero
 from .tensor_product import check_columns
 
 
@@ -37,9 +37,7 @@ class MergedLayerNorm(nn.Module):
     def __init__(self, irreps, eps: float = 1e-5, affine: bool = True, centering: bool = True, *, layout="mul_ir"):
         super().__init__()
         name = type(self).__name__
-        field = Fields(name, "irreps", irreps, layout)
-        if not field.irs or [ir.l for ir in field.irs] != list(range(len(field.irs))):
-            raise ValueError(f"{name}: irreps must have the degrees 0..L in order, each once, got {field.irreps}")
+        field = degrees_from_zero(name, "irreps", irreps, layout)
         if centering and field.irs[0].p != 1:
             raise ValueError(f"{name}: irreps must have even scalars (0e) with centering, got {field.irreps}; pass "
                              "centering=False")

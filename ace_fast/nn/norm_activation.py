@@ -31,10 +31,10 @@ class NormActivation(nn.Module):
         epsilon: the least norm, 1e-8 where None; must be None without `normalize`.
         bias: learns b, one number a channel, zero at first.
         layout: of features and result, "mul_ir" (e3nn's) or "ir_mul".
-        backend: which implementation of the operator runs.
+        backend: which implementation of the operator runs; plain torch where it has none of this name.
 
     Raises:
-        ValueError: an epsilon that is not positive, one without `normalize`, or an unknown layout.
+        ValueError: an epsilon that is not positive, one without `normalize`, or an unknown layout or backend.
 
     Derivatives of any order that the nonlinearity has; none reaches a norm below epsilon. Source: Thomas et al. 2018,
     tensor field networks, section 4.1.3.
@@ -48,7 +48,6 @@ class NormActivation(nn.Module):
                  bias: bool = False, *, layout="mul_ir", backend="auto"):
         super().__init__()
         name, irreps = type(self).__name__, o3.Irreps(irreps_in)
-        check_options(name, layout=layout)
         if epsilon is not None and not normalize:
             raise ValueError(f"{name}: epsilon must be None where normalize is False, got {epsilon}; leave it out")
         if epsilon is not None and not epsilon > 0:
@@ -60,6 +59,7 @@ class NormActivation(nn.Module):
 
     def _adopt(self, like: e3nn.nn.NormActivation, layout: str, backend: str) -> None:
         """Takes over everything of an e3nn module, its bias as the same Parameter."""
+        check_options(type(self).__name__, layout=layout, backend=backend)
         for key in ("irreps_in", "irreps_out", "epsilon", "_eps_squared", "norm", "scalar_nonlinearity", "normalize",
                     "bias", *(["biases"] if like.bias else []), "scalar_multiplier"):
             setattr(self, key, getattr(like, key))

@@ -9,9 +9,9 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from .. import functional
-from ..kernels.sphere_activation import components, joined
 from ..kernels.sphere_activation.op import BACKENDS
-from .fields import Fields
+from ..kernels.sphere_product.reference import components, joined
+from .fields import Fields, degrees_from_zero
 from .gate import kind
 from .tensor_product import check_columns, check_options, no_script
 
@@ -36,7 +36,7 @@ class S2Activation(nn.Module):
         lmax_out: highest degree of the result, L where None.
         random_rot: turns the grid at random in each call.
         layout: of features and result, "mul_ir" (e3nn's) or "ir_mul"; with one channel the same.
-        backend: which implementation of the operator runs.
+        backend: which implementation of the operator runs; plain torch where it has none of this name.
 
     Raises:
         ValueError: irreps that are no function on the sphere, a grid too small, an act that is neither even nor odd
@@ -73,6 +73,7 @@ class S2Activation(nn.Module):
     def _adopt(self, like: e3nn.nn.S2Activation, to_s2: o3.ToS2Grid, from_s2: o3.FromS2Grid, channels: int, layout: str,
                backend: str) -> None:
         """Takes over everything of an e3nn module; its tables are those of `to_s2` and `from_s2`."""
+        check_options(type(self).__name__, layout=layout, backend=backend)
         for key in ("to_s2", "from_s2", "act", "random_rot"):
             setattr(self, key, getattr(like, key))
         self.irreps_in, self.irreps_out = (o3.Irreps([(channels, ir) for _, ir in irreps])
@@ -160,11 +161,7 @@ def function_on_sphere(who: str, argument: str, irreps, layout: str) -> tuple[Fi
     Raises:
         ValueError: degrees that are missing or out of order, several multiplicities, parities of no function.
     """
-    check_options(who, layout=layout)
-    field = Fields(who, argument, irreps, layout)
-    if not field.irs or [ir.l for ir in field.irs] != list(range(len(field.irs))):
-        raise ValueError(f"{who}: {argument} must have the degrees 0..L in order, each once, got {field.irreps}; put "
-                         "an ace_fast.nn.Linear before that makes them so")
+    field = degrees_from_zero(who, argument, irreps, layout)
     p_val = field.irs[0].p
     for p_arg in (1, -1):
         if all(ir.p == p_val * p_arg**ir.l for ir in field.irs):

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
-from ..kernels.sphere_activation import ACTIVATIONS, components, joined
+from ..kernels.sphere_activation import ACTIVATIONS
 from ..kernels.sphere_product import grids
+from ..kernels.sphere_product.reference import components, joined
 from .s2_activation import function_on_sphere
 from .tensor_product import check_columns
 

@@ -10,7 +10,7 @@ from .. import functional
 from ..kernels.cp_product import CPTable
 from . import cp
 from .fields import Factors, Fields
-from .tensor_product import as_rows, check_columns, no_script
+from .tensor_product import as_rows, check_columns, no_script, weight_of_call
 
 
 class TDNTensorProduct(nn.Module):
@@ -96,24 +96,12 @@ class TDNTensorProduct(nn.Module):
     def __prepare_scriptable__(self):
         no_script(self)
 
-    def _given(self, weight: Tensor | None) -> Tensor:
-        n = self.weight_numel
-        if self.internal_weights:
-            if weight is not None:
-                raise ValueError(f"{type(self).__name__}: weight must be None, got {list(weight.shape)}; build the "
-                                 "layer with internal_weights=False")
-            return self.weight
-        if weight is None or weight.dim() == 0 or weight.shape[-1] != n:
-            raise ValueError(f"{type(self).__name__}: weight must be [{n}] or [..., {n}] where internal_weights is "
-                             f"False, got {None if weight is None else list(weight.shape)}")
-        return weight
-
     def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """x [..., irreps_in1.dim], y [..., irreps_in2.dim] -> [..., irreps_out.dim], leading dimensions broadcast;
         weight [weight_numel] or [..., weight_numel] where internal_weights is False."""
         one, two, out = self._fields
         check_columns(type(self).__name__, x=(x, one.dim), y=(y, two.dim))
-        x, y, weight, lead = as_rows(type(self).__name__, x, y, self._given(weight))
+        x, y, weight, lead = as_rows(type(self).__name__, x, y, weight_of_call(self, x, weight))
         weight = weight.unflatten(-1, self._shape)
         table = self.table if self.table is not None else self._made(Factors(self.A, self.B, self.C))
         f, g = (field.field(value, (1.0,) * len(field.irs), field.lmax) for field, value in ((one, x), (two, y)))

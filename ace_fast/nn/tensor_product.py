@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..kernels.tensor_product import GateTable, ProductTable
+from ..kernels.tensor_product.op import BACKENDS
 from ..kernels.tensor_product.table import LAYOUTS, MODES
 from . import peers
 
@@ -16,6 +17,7 @@ _CHOICES = {
     "normalization": (None, "component", "norm", "none"),
     "path_normalization": (None, "element", "path", "none"),
     "layout": LAYOUTS,
+    "backend": ("auto", *BACKENDS, *peers.NAMES),
 }
 # (mode, has_weight) whose code e3nn specialises where a degree is 0, in its forward and in its right()
 _SPECIALIZED = {
@@ -41,6 +43,20 @@ def check_options(name: str, **options) -> None:
     if options.get("internal_weights") and options.get("shared_weights") is False:
         raise ValueError(f"{name}: internal_weights must be False where shared_weights is False, got True; "
                          "pass the weights of every sample to the call")
+
+
+def weight_of_call(layer: nn.Module, x: Tensor, weight: Tensor | None) -> Tensor:
+    """The weights of a call of a layer, its own or [weight_numel] or [..., weight_numel]; empty where it has none."""
+    name, n = type(layer).__name__, layer.weight_numel
+    if layer.internal_weights is not False:
+        if weight is not None:
+            raise ValueError(f"{name}: weight must be None, got {list(weight.shape)}; build the layer with "
+                             "internal_weights=False")
+        return x.new_empty(0) if layer.weight is None else layer.weight
+    if weight is None or weight.dim() == 0 or weight.shape[-1] != n:
+        raise ValueError(f"{name}: weight must be [{n}] or [..., {n}] where internal_weights is False, got "
+                         f"{None if weight is None else list(weight.shape)}")
+    return weight
 
 
 def as_rows(name: str, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.Size]:

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from ..define import fail, no_forward_mode
-from ..sphere_product.op import arguments
-from ..sphere_product.product import CPU, register
-from ..sphere_product.reference import components, rows
-from ..sphere_product.tables import MOST
+from ..sphere_product.op import LAYOUTS, arguments
+from ..sphere_product.product import CPU, check_inputs, register
+from ..sphere_product.reference import components, joined
+from ..sphere_product.tables import MOST, unpack
 from . import reference, triton_kernels
 from .table import CPTable
 
@@ -16,10 +16,10 @@ BACKENDS = {"reference": reference, "cpu": CPU, "triton": triton_kernels}
 cp_product_op, cp_product_bwd = register("cp_product", BACKENDS)
 
 
-def _mixed(y: Tensor, weight: Tensor, degree: int, layout: str) -> Tensor:
+def _mixed(y: Tensor, weight: Tensor, d: int, layout: str) -> Tensor:
     """y of V channels -> of U, by the weights [U, V] or [Z, U, V]: the map is then channel by channel."""
     ir_mul = layout == "ir_mul"
-    return rows(components(y, degree, ir_mul) @ weight.mT, degree, ir_mul)
+    return joined(components(y, d, ir_mul) @ weight.mT, ir_mul)
 
 
 def _check(x: Tensor, y: Tensor, weight: Tensor | None, table: CPTable, mode: str) -> None:
@@ -28,11 +28,16 @@ def _check(x: Tensor, y: Tensor, weight: Tensor | None, table: CPTable, mode: st
         fail(op, "table", "a CPTable", type(table).__name__)
     if mode not in MODES:
         fail(op, "mode", f"one of {MODES}", repr(mode))
+    for name, t in (("y", y), ("weight", weight)):
+        if t is not None and (t.dtype, t.device) != (x.dtype, x.device):
+            fail(op, name, f"{x.dtype} on {x.device} like x", f"{t.dtype} on {t.device}")
     _, in1, in2 = ((degree + 1) ** 2 for degree in table.degrees)
     for name, t, d in (("x", x, in1), ("y", y, in2)):
         if t.dim() != 2 or t.shape[1] % d:
             fail(op, name, f"[Z, channels of {d} components]", list(t.shape))
     u, v, z = x.shape[1] // in1, y.shape[1] // in2, x.shape[0]
+    if y.shape[0] not in (z, 1):
+        fail(op, "y", f"of {z} rows like x, or of one for all", f"{y.shape[0]} rows")
     if mode == "uuu" and v not in (1, u):
         fail(op, "y", f"of {u} channels like x, or of one (mode 'uuu')", f"{v} channels")
     if weight is None and mode == "uvu" and v != 1:
@@ -81,9 +86,15 @@ def cp_product(x: Tensor, y: Tensor, weight: Tensor | None = None, *, table: CPT
         if weight.shape[-1] == 1:
             weight = weight[..., 0]
         else:
-            y, weight = _mixed(y, weight, table.degrees[2], layout), None
+            y, weight = _mixed(y, weight, (table.degrees[2] + 1) ** 2, layout), None
     operands = [x, y] if weight is None else [x, y, weight if weight.dim() == 2 else weight[None]]
     if table.trainable:
+        if layout not in LAYOUTS:
+            fail("cp_product", "layout", f"one of {LAYOUTS}", repr(layout))
+        if backend not in ("auto", *BACKENDS):
+            fail("cp_product", "backend", f"one of {['auto', *BACKENDS]}", repr(backend))
+        flat, grid, slots = table.flat(weight is not None, x.device)
+        check_inputs("cp_product", operands, unpack(slots)[1:], "reference")
         given = *operands, *[None] * (MOST - len(operands))
-        return reference.forward(*given, *table.flat(weight is not None, x.device), layout == "ir_mul")
+        return reference.forward(*given, flat, grid, slots, layout == "ir_mul")
     return cp_product_op(*arguments("cp_product", operands, table.points(weight is not None), layout), backend)

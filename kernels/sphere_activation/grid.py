@@ -5,6 +5,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from ..constant import Constant
 from ..define import fail
 from ..sphere_product import grids
 
@@ -41,7 +42,7 @@ class SphereGrid:
         self.ring, self.points = ring, into.shape[0]
         self.lmax, self.lmax_out = degree_of(into.shape[1]), degree_of(back.shape[1])
         with torch.inference_mode(False):  # kept for calls that may train
-            self._on = {"cpu": tuple(t.detach().to("cpu", torch.float64, copy=True) for t in (into, back))}
+            self._tables = tuple(Constant(t.detach().to("cpu", torch.float64, copy=True)) for t in (into, back))
 
     @classmethod
     def of(cls, grid: grids.Grid, lmax: int, lmax_out: int | None = None, scale: float = 1.0) -> "SphereGrid":
@@ -55,14 +56,8 @@ class SphereGrid:
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(into, back) on `device`, float64."""
-        key = str(device)
-        if key not in self._on:
-            with torch.inference_mode(False):
-                self._on[key] = tuple(t.to(device) for t in self._on["cpu"])
-        return self._on[key]
-
-    def __getstate__(self):
-        return self.__dict__ | {"_on": {"cpu": self._on["cpu"]}}
+        into, back = self._tables
+        return into.on(device), back.on(device)
 
     def __repr__(self) -> str:
         points = f"{self.points // self.ring} x {self.ring}" if self.ring else f"{self.points}"

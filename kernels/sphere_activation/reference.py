@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..sphere_product.reference import components, joined
+
 FUNCTIONS = {
     "none": lambda u: u,
     "silu": F.silu,
@@ -36,24 +38,6 @@ def derivatives(act: str, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if act == "softplus":
         return F.softplus(u), torch.where(u > 20, 1.0, s), torch.where(u > 20, 0.0, slope)
     return u * s, s + u * slope, slope * (2 + u * (1 - 2 * s))
-
-
-def components(x: Tensor, d: int, ir_mul: bool) -> Tensor:
-    """Rows [Z, d C] as [Z, d, C]."""
-    rows, channels = x.shape[0], x.shape[1] // d
-    if ir_mul:
-        return x.reshape(rows, d, channels)
-    degrees = [2 * n + 1 for n in range(int(d**0.5))]
-    blocks = x.split([channels * n for n in degrees], 1)
-    return torch.cat([b.reshape(rows, channels, n).mT for b, n in zip(blocks, degrees, strict=True)], 1)
-
-
-def joined(x: Tensor, ir_mul: bool) -> Tensor:
-    """The way back of `components`."""
-    if ir_mul:
-        return x.flatten(1)
-    blocks = x.split([2 * n + 1 for n in range(int(x.shape[1]**0.5))], 1)
-    return torch.cat([b.mT.flatten(1) for b in blocks], 1)
 
 
 def values(x: Tensor, table: Tensor, ir_mul: bool) -> Tensor:

@@ -88,24 +88,25 @@ def exact(degree: int, kind: str = "gauss") -> Grid:
     return points if kind == "lebedev" or points.size < rings.size else rings
 
 
-def product_degree(lmax_in: Sequence[int], lmax_out: int) -> int:
-    """The degree that a grid must integrate for a product of fields of degrees `lmax_in`, kept to lmax_out."""
-    return sum(lmax_in) + lmax_out
+def product_degree(lmax_in: Sequence[int], lmax_out: int, bracket: bool = False) -> int:
+    """The degree that a grid must integrate for a product of fields of degrees `lmax_in`, kept to lmax_out; for their
+    bracket, a polynomial of one degree less."""
+    return max(sum(lmax_in) + lmax_out - bracket, 0)
 
 
-def check(grid: Grid, lmax_in: Sequence[int], lmax_out: int) -> None:
-    """Raises where a grid is too small for a product, with the counts that are needed.
+def check(grid: Grid, lmax_in: Sequence[int], lmax_out: int, bracket: bool = False) -> None:
+    """Raises where a grid is too small for a product or a bracket, with the counts that are needed.
 
     Raises:
         ValueError: the grid does not integrate the product exactly.
     """
-    degree = product_degree(lmax_in, lmax_out)
+    degree = product_degree(lmax_in, lmax_out, bracket)
     if grid.degree < degree:
         need = exact(degree)
         has = f"{grid.rings} x {grid.ring_size}" if grid.kind == "gauss" else f"Lebedev's of degree {grid.degree}"
-        raise ValueError(f"grid: a product of degrees {' x '.join(map(str, lmax_in))} kept to {lmax_out} must have at "
-                         f"least {need.rings} x {need.ring_size} points (rings x points a ring) or a Lebedev rule of "
-                         f"degree {degree}, got {has}")
+        what = f"a {'bracket' if bracket else 'product'} of degrees {' x '.join(map(str, lmax_in))}"
+        raise ValueError(f"grid: {what} kept to {lmax_out} must have at least {need.rings} x {need.ring_size} points "
+                         f"(rings x points a ring) or a Lebedev rule of degree {degree}, got {has}")
 
 
 @cache

@@ -33,7 +33,7 @@ def _native_backward(g, x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul, need
 CPU = SimpleNamespace(forward=_native_forward, backward=_native_backward)
 
 
-def _check_inputs(op: str, xs: list[Tensor], slots: list[Slot], backend: str) -> int:
+def check_inputs(op: str, xs: list[Tensor], slots: list[Slot], backend: str) -> int:
     """Dtypes, rows and channels of the inputs; returns the channels."""
     x1 = xs[0]
     half = x1.dtype == torch.bfloat16
@@ -74,7 +74,7 @@ def _check(op: str, xs, table, grid, slots, backend: str) -> tuple[list[Tensor],
     if table.dtype != torch.float64 or table.dim() != 1 or table.shape[0] < needed or table.device != xs[0].device:
         fail(op, "table", f"float64 [{needed}] on {xs[0].device}",
              f"{table.dtype} {list(table.shape)} on {table.device}")
-    return given, unpacked, _check_inputs(op, given, unpacked[1:], backend)
+    return given, unpacked, check_inputs(op, given, unpacked[1:], backend)
 
 
 def _check_bwd(op: str, g, xs, table, grid, slots, needs, backend) -> None:

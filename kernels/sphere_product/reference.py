@@ -35,23 +35,22 @@ def matrix(table: Tensor, points: Points, slot: Slot) -> Tensor:
     return (signs[:, :, None] * kept[:, None]).flatten(1, 2)
 
 
-def components(x: Tensor, degree: int, ir_mul: bool) -> Tensor:
-    """Rows [Z, D] in either layout as [Z, d, C]."""
-    d = (degree + 1) ** 2
-    channels = x.shape[1] // d
+def components(x: Tensor, d: int, ir_mul: bool) -> Tensor:
+    """Rows [Z, d C] of degrees 0..L, d = (L+1)^2, in either layout as [Z, d, C]."""
+    rows, channels = x.shape[0], x.shape[1] // d
     if ir_mul or channels == 1:
-        return x.reshape(x.shape[0], d, channels)
-    pieces = [x[:, channels * n * n:channels * (n + 1) ** 2].reshape(x.shape[0], channels, 2 * n + 1).mT
-              for n in range(degree + 1)]
-    return torch.cat(pieces, 1)
+        return x.reshape(rows, d, channels)
+    degrees = [2 * n + 1 for n in range(int(d**0.5))]
+    blocks = x.split([channels * n for n in degrees], 1)
+    return torch.cat([b.reshape(rows, channels, n).mT for b, n in zip(blocks, degrees, strict=True)], 1)
 
 
-def rows(y: Tensor, degree: int, ir_mul: bool) -> Tensor:
-    """[Z, d, C] as rows [Z, D] in either layout."""
+def joined(x: Tensor, ir_mul: bool) -> Tensor:
+    """The way back of `components`."""
     if ir_mul:
-        return y.reshape(y.shape[0], y.shape[1] * y.shape[2])
-    return torch.cat([y[:, n * n:(n + 1) ** 2].mT.reshape(y.shape[0], (2 * n + 1) * y.shape[2])
-                      for n in range(degree + 1)], 1)
+        return x.flatten(1)
+    blocks = x.split([2 * n + 1 for n in range(int(x.shape[1]**0.5))], 1)
+    return torch.cat([b.mT.flatten(1) for b in blocks], 1)
 
 
 def contract(k: int, tensors: list[Tensor | None], channels: int, table: Tensor, points: Points, slots: list[Slot],
@@ -69,20 +68,20 @@ def contract(k: int, tensors: list[Tensor | None], channels: int, table: Tensor,
         power = slot.power - (n == k)
         if power and x is not None:
             m = matrix(table, points, slot).to(dtype)
-            product = product * torch.einsum("ksi,zic->kszc", m, components(x.to(dtype), slot.degree, ir_mul)) ** power
+            product = product * torch.einsum("ksi,zic->kszc", m, components(x.to(dtype), slot.dim, ir_mul)) ** power
     m, slot = matrix(table, points, slots[k]).to(dtype), slots[k]
     z = max(x.shape[0] for x in tensors if x is not None) if min(x.shape[0] for x in tensors if x is not None) else 0
     product = product.expand(max(points.parts, 1), m.shape[1], z, channels)
     y = torch.einsum("ksi,kszc->zic", m, product.sum(0, True) if slot.parts < points.parts else product)
-    return rows(slot.power * y, slot.degree, ir_mul).to(like.dtype)
+    return joined(slot.power * y, ir_mul).to(like.dtype)
 
 
-def reduce(y: Tensor, shape: tuple[int, int], degree: int, ir_mul: bool) -> Tensor:
+def reduce(y: Tensor, shape: tuple[int, int], d: int, ir_mul: bool) -> Tensor:
     """[Z, C d] summed over the rows and channels that an input of `shape` shares."""
     if shape[0] != y.shape[0]:
         y = y.sum(0, True)
     if shape[1] != y.shape[1]:
-        y = components(y, degree, ir_mul).sum(2)
+        y = components(y, d, ir_mul).sum(2)
     return y
 
 
@@ -106,5 +105,5 @@ def backward(g, x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul, needs) -> tu
     for n, x in enumerate(xs):
         if needs[n]:
             y = contract(n + 1, [g, *xs], g.shape[1] // slots[0].dim, table, Points(*grid), slots, ir_mul)
-            found[n] = reduce(y, x.shape, slots[n + 1].degree, ir_mul).contiguous()
+            found[n] = reduce(y, x.shape, slots[n + 1].dim, ir_mul).contiguous()
     return tuple(found)

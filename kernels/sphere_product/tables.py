@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..constant import Constant
 from ..define import fail
 from . import grids
 
@@ -136,7 +137,7 @@ class PointTable:
         self.slots = tuple(slots)
         self._flat = [value for slot in slots for value in slot]
         with torch.inference_mode(False):  # kept for later calls, which may train
-            self._on = {"cpu": torch.cat(kept)}
+            self._table = Constant(torch.cat(kept))
 
     @property
     def lmax_in(self) -> tuple[int, ...]:
@@ -149,16 +150,9 @@ class PointTable:
 
     def on(self, device: torch.device) -> tuple[Tensor, list[int], list[int]]:
         """The flat table, moved once per device, with the integers `grid` and `slots` that say how to read it."""
-        key = str(device)
-        if key != "cpu" and self._dense is not None:
+        if str(device) != "cpu" and self._dense is not None:
             return self._dense.on(device)
-        if key not in self._on:
-            with torch.inference_mode(False):
-                self._on[key] = self._on["cpu"].to(device)
-        return self._on[key], list(self.points), self._flat
-
-    def __getstate__(self):
-        return self.__dict__ | {"_on": {"cpu": self._on["cpu"]}}
+        return self._table.on(device), list(self.points), self._flat
 
     def __repr__(self) -> str:
         counts = " x ".join(map(str, self.points[1:3]))
@@ -247,13 +241,13 @@ def sphere_table(lmax_in: Sequence[int], lmax_out: int, *, powers: Sequence[int]
 def _sphere_table(lmax_in: tuple[int, ...], lmax_out: int, powers: tuple[int, ...], grid, form: str,
                   bracket: bool) -> PointTable:
     factors = [degree for degree, power in zip(lmax_in, powers, strict=True) for _ in range(power)]
-    degree = max(grids.product_degree(factors, lmax_out) - bracket, 0)  # the bracket's polynomial is one degree lower
+    degree = grids.product_degree(factors, lmax_out, bracket)
     slots = _slots(lmax_in, powers, bracket)
     if form == "dense" or grid != "gauss":
-        if not isinstance(grid, grids.Grid):
+        if isinstance(grid, grids.Grid):
+            grids.check(grid, factors, lmax_out, bracket)
+        else:
             grid = grids.exact(degree, grid)
-        elif grid.degree < degree:
-            grids.check(grid, factors, lmax_out)
         return _on_grid(grid, lmax_out, slots)
     dense = _sphere_table(lmax_in, lmax_out, powers, "gauss", "dense", bracket)
     if form == "auto":
@@ -297,6 +291,8 @@ def _sparse(dense: PointTable) -> PointTable:
                 for slot in dense.slots]
     terms = torch.einsum("psk,psi,psj->kij", *(m.expand(dense.points.parts, -1, -1) for m in matrices))
     at = (terms.abs() > 1e-12 * max(terms.abs().max().item(), 1e-300)).nonzero()
+    if not len(at):  # the bracket with a constant: one term, of value 0
+        at = at.new_zeros(1, 3)
     values = [terms[tuple(at.T)], *[torch.ones_like(terms[tuple(at.T)])] * 2]
     found = [(slot.degree, 1, 0, torch.cat([component.double(), value]))
              for slot, component, value in zip(dense.slots, at.T, values, strict=True)]

@@ -27,7 +27,7 @@ def _places(o_i, o_c, channels, IR_MUL: tl.constexpr):
     """Where component i of channel c lies in a row of `channels` channels."""
     if IR_MUL:
         return o_i[:, None] * channels + o_c[None, :]
-    o_l = tl.sqrt(o_i.to(tl.float32)).to(tl.int32)
+    o_l = tl.sqrt(o_i.to(tl.float32) + 0.5).to(tl.int32)  # l^2 <= i < (l + 1)^2, and the root may be approximate
     o_m = o_i - o_l * o_l
     return (o_l * o_l * channels + o_m)[:, None] + o_c[None, :] * (2 * o_l + 1)[:, None]
 
@@ -175,7 +175,7 @@ def backward(g: Tensor, *args) -> tuple[Tensor, ...]:
     for n, x in enumerate(xs):
         if needs[n]:
             y = contract(n + 1, [g, *xs], g.shape[0], g.shape[1] // slots[0].dim, table, points, slots, ir_mul)
-            found[n] = reduce(y, x.shape, slots[n + 1].degree, ir_mul).contiguous()
+            found[n] = reduce(y, x.shape, slots[n + 1].dim, ir_mul).contiguous()
     return tuple(found)
 
 
