@@ -16,7 +16,7 @@ from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
 from .fields import Fields
 from .gaunt import GauntTensorProduct
-from .tensor_product import check_columns
+from .tensor_product import check_columns, weight_of_call
 
 _NEAR = 0.8  # cosine to the y axis from which an edge is seen along the x axis, where its frame has no singularity
 
@@ -70,7 +70,7 @@ class GauntEdgeProduct(GauntTensorProduct):
         if x.dim() != 2 or vectors.shape[:-1] != x.shape[:-1]:
             raise ValueError(f"{name}: x and vectors must be [E, {self._dims[0]}] and [E, 3], got {list(x.shape)} and "
                              f"{list(vectors.shape)}")
-        weight = self._given(x, weight)
+        weight = weight_of_call(self, x, weight)
         if weight.dim() > 1 and weight.shape != (x.shape[0], self.weight_numel):
             n = self.weight_numel
             raise ValueError(f"{name}: weight must be [{n}] or [{x.shape[0]}, {n}], got {list(weight.shape)}")
@@ -105,7 +105,7 @@ class _Zonal:
     @torch.inference_mode(False)
     def __init__(self, degrees: tuple[int, int, int], bracket: bool):
         one, two, out = degrees
-        grid = grids.exact(grids.product_degree((one, two), out) - bracket)
+        grid = grids.exact(grids.product_degree((one, two), out, bracket))
         # of {F, H} = -(d_phi F / sin theta) d_theta H is left; d_phi turns order m into -m, times -m
         self._filter = _constant(grids.legendre(grid, two, "theta" if bracket else None)[:, _order(0, two)])
         polar = grids.legendre(grid, one, "phi" if bracket else None)
