@@ -1,7 +1,17 @@
 """Tensors that belong to no module and are needed where inputs are."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Tensors made within outlive the modes in which they are made: inference, transforms of torch.func."""
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        yield
 
 
 class Constant:
@@ -14,7 +24,7 @@ class Constant:
         """The tensor, moved once per device."""
         key = str(device)
         if key not in self._on:
-            with torch.inference_mode(False):
+            with plainly():
                 self._on[key] = self._on["cpu"].to(device)
         return self._on[key]
 

@@ -171,6 +171,13 @@ def test_forward_mode_raises():
         torch.func.jvp(lambda x: sphere_product(x, x, table=sphere_table((1, 1), 1)), (draw(2, 4),), (draw(2, 4),))
 
 
+def test_a_table_outlives_the_transform_in_which_it_is_made():
+    made = []
+    torch.func.grad(lambda x: (made.append(sphere_table((4, 1), 2, form="dense")), x.sum())[1])(draw(3))
+    assert sphere_table((4, 1), 2, form="dense") is made[0]
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(made[0].on("cpu")[0])
+
+
 def factors(rank: int, *dims: int) -> list[torch.Tensor]:
     return [draw(d, rank, seed=9 + n) for n, d in enumerate(dims)]
 

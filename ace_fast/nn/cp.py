@@ -17,6 +17,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from ..kernels.constant import plainly
 from .fields import KINDS, Factors, Fields, factors, paths, variances
 
 _FORMAT = 1  # of the files
@@ -184,7 +185,7 @@ def _fit(fields: tuple[Fields, Fields, Fields], rank: int | str | None, seed: in
 
 
 @memo
-@torch.inference_mode(False)
+@plainly()
 def _fitted(irreps: tuple[str, str, str], rank: int, seed: int, folder: Path) -> Factors:
     """The factors from the cache, or fitted and put there."""
     from ..data.store import Store, Words  # the data package imports much

@@ -16,6 +16,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from ..kernels.constant import plainly
 from ..kernels.sphere_product import grids
 from .tensor_product import check_options
 
@@ -210,7 +211,7 @@ def _one_field(fields: tuple[Fields, Fields, Fields], kind: str) -> bool:
 
 
 @cache
-@torch.inference_mode(False)
+@plainly()
 def path_norms(kind: str, lmax: int) -> Tensor:
     r"""Sum of squared coefficients of every path, :math:`\sum_m (\int Y_{l_3} Y_{l_1} Y_{l_2})^2` (bracket: divided by
     l1(l1+1) l2(l2+1), as the tables are), [lmax + 1, lmax + 1, lmax + 1].

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..kernels.constant import Constant
+from ..kernels.constant import Constant, plainly
 from ..kernels.sphere_product import grids
 from .fields import KINDS, Fields, couples, degree_scales, highest, paths, terms, variances
 from .gaunt_fourier import Torus
@@ -114,7 +114,7 @@ class GauntTensorProduct(nn.Module):
                     torch.zeros(len(out.irs), dtype=torch.float64, device="cpu"))
         self._plans = [self._plan(kind, gains.clamp(min=1e-30).rsqrt().tolist()) for kind in kinds]
 
-    @torch.inference_mode(False)
+    @plainly()
     def _plan(self, kind: str, gains: list[float]) -> "_Plan":
         """The constant factors of a kind of product before and behind it, and the tables of its terms."""
         one, two, out = self._fields

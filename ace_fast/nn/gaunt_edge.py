@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.constant import Constant
+from ..kernels.constant import Constant, plainly
 from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
 from .fields import Fields
@@ -102,7 +102,7 @@ class GauntEdgeProduct(GauntTensorProduct):
 class _Zonal:
     """The product of a field [d1, E, C] with a function of theta alone, by Legendre transforms of every order."""
 
-    @torch.inference_mode(False)
+    @plainly()
     def __init__(self, degrees: tuple[int, int, int], bracket: bool):
         one, two, out = degrees
         grid = grids.exact(grids.product_degree((one, two), out, bracket))
@@ -149,7 +149,7 @@ class _Frame:
 
     _TURN = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64, device="cpu")
 
-    @torch.inference_mode(False)
+    @plainly()
     def __init__(self, lmax: int):
         turn = grids.rotation(self._TURN, lmax)
         self._blocks = [_constant(turn[n * n:(n + 1) ** 2, n * n:(n + 1) ** 2]) for n in range(lmax + 1)]

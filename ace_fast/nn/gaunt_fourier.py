@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.constant import Constant
+from ..kernels.constant import Constant, plainly
 from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
 
@@ -79,7 +79,7 @@ def _turn(f: Tensor) -> Tensor:
     return 1j * torch.arange(f.shape[-1], device=f.device) * f
 
 
-@torch.inference_mode(False)
+@plainly()
 def _series(lmax: int) -> Constant:
     """Fourier coefficients in theta of P_lm, [m, l, u], u in the order 0..L, -L..-1; over sqrt 2 for m > 0, where a
     real wave is the half of two exponentials. Read from the whole circle, where P_lm continues as sin^m does."""
@@ -90,7 +90,7 @@ def _series(lmax: int) -> Constant:
     return Constant(torch.from_numpy(series).permute(2, 1, 0).contiguous())
 
 
-@torch.inference_mode(False)
+@plainly()
 def _projection(degree: int, lmax: int, bracket: bool) -> Constant:
     """The integrals of e^{i u theta} P_lm sin theta (without sin theta for the bracket, which it divides by) over
     theta in 0..pi, [m, u, l], |u| <= degree, with the factors of the integrals over phi. Only what is even in u for
@@ -105,7 +105,7 @@ def _projection(degree: int, lmax: int, bracket: bool) -> Constant:
     return Constant(torch.from_numpy(back))
 
 
-@torch.inference_mode(False)
+@plainly()
 def _columns(lmax: int) -> Constant:
     """The components (l, m) and (l, -m) of every m and l, [2, (L + 1)^2]; any where l < m, their coefficients are 0."""
     pairs = [(m, n) for m in range(lmax + 1) for n in range(lmax + 1)]
@@ -113,7 +113,7 @@ def _columns(lmax: int) -> Constant:
                                  device="cpu"))
 
 
-@torch.inference_mode(False)
+@plainly()
 def _places(lmax: int) -> Constant:
     """Where component (l, m) is among the real parts [m, l] and then the imaginary ones, [d]."""
     width = lmax + 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..kernels.constant import Constant
+from ..kernels.constant import Constant, plainly
 from .fields import Fields, Ir
 from .tensor_product import check_columns, no_script
 
@@ -64,7 +64,7 @@ class GauntManyBody(nn.Module):
         self._counts = [f.channels * len(f.irs) for f in (one, out)]
         self.weight = nn.Parameter(torch.ones(num_types, correlation * sum(self._counts)))
         self._signs = _signs(one, out)
-        with torch.inference_mode(False):
+        with plainly():
             self._gains = [Constant(out.spread(self._gain(n).repeat_interleave(out.channels)))
                            for n in range(1, correlation + 1)]
         self._tables = [functional.sphere_table((one.lmax,), out.lmax, powers=(n,)) for n in range(1, correlation + 1)]

@@ -5,7 +5,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from ..constant import Constant
+from ..constant import Constant, plainly
 from ..define import fail
 from ..sphere_product import grids
 
@@ -41,7 +41,7 @@ class SphereGrid:
             fail("SphereGrid", "ring", f"0 or a divisor of the {into.shape[0]} points", ring)
         self.ring, self.points = ring, into.shape[0]
         self.lmax, self.lmax_out = degree_of(into.shape[1]), degree_of(back.shape[1])
-        with torch.inference_mode(False):  # kept for calls that may train
+        with plainly():
             self._tables = tuple(Constant(t.detach().to("cpu", torch.float64, copy=True)) for t in (into, back))
 
     @classmethod

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..constant import plainly
+
 KINDS = ("gauss", "lebedev", "auto")
 DERIVATIVES = (None, "theta", "phi")
 # Degrees that scipy's Lebedev rules integrate exactly; 13, 25 and 27 are left out: their negative weights lose digits.
 LEBEDEV_DEGREES = (3, 5, 7, 9, 11, 15, 17, 19, 21, 23, 29, 31, 35, 41, 47, 53, 59, 65, 71, 77, 83, 89, 95, 101, 107,
                    113, 119, 125, 131)
-_plain = torch.inference_mode(False)  # a table made in inference mode could not be used in training later
 
 
 class Grid(NamedTuple):
@@ -132,7 +133,7 @@ def _angles(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-@_plain
+@plainly()
 def weights(grid: Grid) -> Tensor:
     """Quadrature weights of the points, sum 4 pi, [S]."""
     if grid.kind == "gauss":
@@ -141,7 +142,7 @@ def weights(grid: Grid) -> Tensor:
 
 
 @cache
-@_plain
+@plainly()
 def points(grid: Grid) -> Tensor:
     """Unit vectors of the points, x y z, [S, 3]."""
     cosine, phi = _angles(grid)
@@ -157,7 +158,7 @@ def orders(lmax: int) -> Tensor:
 
 
 @cache
-@_plain
+@plainly()
 def legendre(grid: Grid, lmax: int, derivative: str | None = None) -> Tensor:
     r"""The factor in theta of every component, [T, d] ([S, d] for Lebedev).
 
@@ -175,7 +176,7 @@ def legendre(grid: Grid, lmax: int, derivative: str | None = None) -> Tensor:
 
 
 @cache
-@_plain
+@plainly()
 def fourier(grid: Grid, lmax: int, derivative: str | None = None) -> Tensor:
     """The factor in phi of the orders -lmax..lmax, [A, 2 lmax + 1] ([S, ...] for Lebedev); see `legendre`."""
     _check_table(lmax, derivative)
@@ -192,7 +193,7 @@ def _waves(phi: np.ndarray, lmax: int, slope: bool = False) -> np.ndarray:
 
 
 @cache
-@_plain
+@plainly()
 def synthesis(grid: Grid, lmax: int, derivative: str | None = None) -> Tensor:
     """Values at the points from coefficients, [S, d]; of a derivative ("theta"; "phi": over sin theta) where named."""
     polar, around = legendre(grid, lmax, derivative), fourier(grid, lmax, derivative)[:, orders(lmax)]
@@ -201,7 +202,7 @@ def synthesis(grid: Grid, lmax: int, derivative: str | None = None) -> Tensor:
     return polar * around
 
 
-@_plain
+@plainly()
 def rotation(matrix: Tensor, lmax: int) -> Tensor:
     """The representation D of a rotation or reflection on coefficients, Y(R r) = D Y(r), block-diagonal [d, d].
 
@@ -218,14 +219,14 @@ def rotation(matrix: Tensor, lmax: int) -> Tensor:
 
 
 @cache
-@_plain
+@plainly()
 def analysis(grid: Grid, lmax: int) -> Tensor:
     """Coefficients from values at the points, weights included, [d, S]: exact to the degree of the grid less lmax."""
     return (synthesis(grid, lmax) * weights(grid)[:, None]).T.contiguous()
 
 
 @cache
-@_plain
+@plainly()
 def analysis_factors(grid: Grid, lmax: int) -> tuple[Tensor, Tensor]:
     """(in theta [d, T], in phi [2 lmax + 1, A]) whose product is `analysis`; both weights included.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..constant import Constant
+from ..constant import Constant, plainly
 from ..define import fail
 from . import grids
 
@@ -136,7 +136,7 @@ class PointTable:
             slots.append(Slot(degree, power, offsets[id(matrix)], matrix.numel() // one, twist))
         self.slots = tuple(slots)
         self._flat = [value for slot in slots for value in slot]
-        with torch.inference_mode(False):  # kept for later calls, which may train
+        with plainly():
             self._table = Constant(torch.cat(kept))
 
     @property
@@ -237,7 +237,7 @@ def sphere_table(lmax_in: Sequence[int], lmax_out: int, *, powers: Sequence[int]
 
 
 @cache
-@torch.inference_mode(False)
+@plainly()
 def _sphere_table(lmax_in: tuple[int, ...], lmax_out: int, powers: tuple[int, ...], grid, form: str,
                   bracket: bool) -> PointTable:
     factors = [degree for degree, power in zip(lmax_in, powers, strict=True) for _ in range(power)]
