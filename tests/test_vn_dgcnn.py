@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from e3nn import o3
+from operator_calls import Calls
 from torch.nn.functional import one_hot
-from torch.utils._python_dispatch import TorchDispatchMode
 from vn_eager import EagerPartSeg, EagerPointNet
 
 from ace_fast import native
@@ -208,18 +208,6 @@ def test_invariance_error_has_slope_one_in_gamma(double, backend):
     slopes = torch.log10(torch.stack(errors[:-1]) / torch.stack(errors[1:]))
     assert errors[-1] > 1e-9
     assert abs(slopes[1] - 1) < 0.02 and abs(slopes[0] - 1) < 0.2
-
-
-class Calls(TorchDispatchMode):
-    """The names of all operators that run, forward and backward."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", PAIRS)
