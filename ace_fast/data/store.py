@@ -118,6 +118,7 @@ class Store:
         files = {name: f"{self.stem}-{crc:08x}-{name}.npy" for name in arrays}
         meta = {**self.meta, **files, "crc32": crc, **more}
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             for name, array in arrays.items():
                 self._replace(self.folder / files[name], lambda file, array=array: np.save(file, array))
             self._replace(self.path, lambda file: file.write(json.dumps(meta).encode()))

@@ -205,10 +205,6 @@ def _fitted(irreps: tuple[str, str, str], rank: int, seed: int, folder: Path) ->
     kept = store.read(list(shapes), check)
     if kept is None:
         kept = _solve(wanted, rank, seed)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            pass  # write says so
         store.write({name: table.numpy() for name, table in zip(shapes, kept, strict=True)})
     return kept
 
