@@ -28,9 +28,11 @@ def block(rows: Sequence[Row]) -> list[str]:
     for row in found:
         name, measured = row["workload"], units.digits(total_gb(row)) if "peak_mb" in row else "not run"
         lines.append(f"| {name} | {_NAMES[row['version']]} | {row['batch']:,} {WORKLOADS[name].samples} | {measured} |")
-    machine = next(row for row in rows if "device_name" in row)
-    return [*lines, "", f"{machine['threads']} thread of {machine['device_name']}, torch {machine['torch']}, revision "
-            f"{machine['revision']}: `python -m bench.large_batches`."]
+    made = [row for row in rows if "device_name" in row]
+    machines = ", ".join(dict.fromkeys(f"{row['threads']} thread of {row['device_name']}, torch {row['torch']}"
+                                       for row in made))
+    revisions = ", ".join(dict.fromkeys(row["revision"] for row in made))
+    return [*lines, "", f"{machines}, revisions {revisions}: `python -m bench.large_batches`."]
 
 
 def charts(rows: Sequence[Row]) -> list[Lines]:

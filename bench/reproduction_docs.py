@@ -49,8 +49,8 @@ def _gates(rows: Sequence[Row]) -> str:
         return units.DASH
     verdicts = [verdict for row in rows for verdict in row["gates"].get("verdicts", ())]
     counts = [f"{verdicts.count(word)} {word}" for word in dict.fromkeys(verdicts)]
-    largest = max((ratio or 0.0 for row in rows for ratio in row["gates"].get("ratios", ())), default=0.0)
-    return ", ".join([*counts, f"r at most {units.digits(largest, 2)}"])
+    ratios = [ratio for row in rows for ratio in row["gates"].get("ratios", ()) if ratio is not None]
+    return ", ".join([*counts, f"r at most {units.digits(max(ratios), 2) if ratios else units.DASH}"])
 
 
 def rows_of(name: str, results: Path) -> list[Row]:
@@ -213,7 +213,7 @@ def batches(rows: Sequence[Row], measure: str, factor: float) -> list[str]:
     for batch, found in _by_batch(rows).items():
         shown = [spread([row["strict"]["test"] for row in found.get(how, ())], factor) for how in ("sqrt", "none")]
         every = [row for own in found.values() for row in own]
-        cost = spread([row["cpu_seconds"] for row in every[:1]], 1 / 60, 2)
+        cost = spread([statistics.fmean(row["cpu_seconds"] for row in every)], 1 / 60, 2)
         lines.append(f"| {batch} | {every[0]['steps']} | {' | '.join(shown)} | {cost} |")
     return lines
 
