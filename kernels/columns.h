@@ -22,23 +22,6 @@ struct Columns {
   }
 };
 
-template <class T>
-inline void transpose_vectors(Vec<T> (&a)[lanes<T>]) {
-  constexpr int L = lanes<T>;
-  using Sequence = std::make_integer_sequence<int, L>;
-  Vec<T> b[L];
-#pragma GCC unroll 4
-  for (int round = 1; round < L; round *= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < L / 2; ++i) {
-      b[2 * i] = interleave<T, false>(a[i], a[i + L / 2], Sequence{});
-      b[2 * i + 1] = interleave<T, true>(a[i], a[i + L / 2], Sequence{});
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) a[i] = b[i];
-  }
-}
-
 // to(c) takes lane r from from[r ld + c]: `count` items of `cols` components, at most a vector of items.
 template <class T, class To>
 inline void turn(const T* from, int64_t ld, int64_t count, int64_t cols, To&& to) {

@@ -139,13 +139,12 @@ inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (half + I / 2 + (I % 2) * L)...);
 }
 
-// Transposes an L x L block: log2(L) rounds of interleaving row i with row i + L/2. from(i), to(i): where row i lies.
-template <class T, class From, class To>
-inline void transpose_block(From&& from, To&& to) {
+// Transposes an L x L block in place: log2(L) rounds of interleaving row i with row i + L/2.
+template <class T>
+inline void transpose_vectors(Vec<T> (&a)[lanes<T>]) {
   constexpr int L = lanes<T>;
   using Sequence = std::make_integer_sequence<int, L>;
-  Vec<T> a[L], b[L];
-  for (int i = 0; i < L; ++i) a[i] = load<T>(from(i));
+  Vec<T> b[L];
 #pragma GCC unroll 4
   for (int round = 1; round < L; round *= 2) {
 #pragma GCC unroll 16
@@ -156,6 +155,15 @@ inline void transpose_block(From&& from, To&& to) {
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) a[i] = b[i];
   }
+}
+
+// The same from one place to another. from(i), to(i): where row i lies.
+template <class T, class From, class To>
+inline void transpose_block(From&& from, To&& to) {
+  constexpr int L = lanes<T>;
+  Vec<T> a[L];
+  for (int i = 0; i < L; ++i) a[i] = load<T>(from(i));
+  transpose_vectors<T>(a);
   for (int i = 0; i < L; ++i) store(to(i), a[i]);
 }
 
