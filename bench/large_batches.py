@@ -27,10 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ace_fast.train.checkpoint import write_atomic
-
-from . import machine, memory, modelnet_vndgcnn, molecules, qm9_schnet
-from .reproduction import RESULTS
+from . import machine, memory, modelnet_vndgcnn, molecules, qm9_schnet, reproduction
 from .results import Row
 
 VERSIONS = ("fast", "eager")
@@ -170,12 +167,8 @@ def _largest(name: str, version: str, rows: list[Row], a: argparse.Namespace) ->
 
 def keep(rows: Sequence[Row], results: Path) -> None:
     """Writes the rows of a workload in place of its earlier ones."""
-    path = results / "large_batches.json"
-    others = [row for row in (json.loads(path.read_text()) if path.exists() else [])
-              if row["workload"] != rows[0]["workload"]]
-    results.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(row) for row in [*others, *rows])
-    write_atomic(path, f"[\n{lines}\n]\n", "large_batches")
+    others = [row for row in reproduction.load("large_batches", results) if row["workload"] != rows[0]["workload"]]
+    reproduction.write("large_batches", [*others, *rows], results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--limit-gb", type=float, default=16.0, help="memory of the largest batch (default: 16)")
     parser.add_argument("--predict", action="store_true", help="do not run the largest batches")
-    parser.add_argument("--results", type=Path, default=RESULTS, help=f"folder of the rows; default: {RESULTS}")
+    parser.add_argument("--results", type=Path, default=reproduction.RESULTS,
+                        help=f"folder of the rows; default: {reproduction.RESULTS}")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     a = parser.parse_args(argv)
     if a.job:

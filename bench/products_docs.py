@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ace_fast.report import svg, units
+from ace_fast.report import marked, svg, units
 from ace_fast.report.chart import Lines, Series
 
 from . import products
@@ -18,19 +18,21 @@ Row = dict[str, Any]
 
 
 def of_suite(found: Sequence[Row]) -> dict[str, list[Row]]:
-    """Device -> the rows of this suite, by degree."""
+    """Device, channels and dtype -> the rows of this suite, by degree; wrong ones are left to the report."""
     devices: dict[str, list[Row]] = {}
     for row in sorted((row for row in found if row.get("protocol") == "products" and not row.get("error")),
                       key=lambda row: row["degree"]):
-        devices.setdefault(f"{row['device_name']}, {row['threads']} threads", []).append(row)
+        threads = "one thread" if row["threads"] == 1 else f"{row['threads']} threads"
+        measured = f"{row['device_name']}, {threads}; {row['channels']} channels, {row['dtype']}"
+        devices.setdefault(measured, []).append(row)
     return devices
 
 
 def table(found: Sequence[Row]) -> str:
-    """One line a product and degree, in Markdown, a table a device."""
+    """One line a product and degree, in Markdown, a table a device, number of channels and dtype."""
     parts = []
     for device, members in of_suite(found).items():
-        parts += [f"{device}; {products.CHANNELS} channels, forward and backward, float32:", "",
+        parts += [f"{device}, forward and backward:", "",
                   "| L, rows | product | time | over Clebsch-Gordan | memory | paths | independent maps | time a map | "
                   "equivariance error |", "|---|---|---|---|---|---|---|---|---|"]
         for row in members:
@@ -70,11 +72,5 @@ def pages(root: Path, found: Sequence[Row]) -> dict[Path, str]:
     page = root / "docs" / "products.md"
     if not page.exists():
         return {}
-    text = page.read_text(encoding="utf-8")
-    before, marked, after = text.partition(BEGIN + "\n")
-    _, ended, rest = after.partition(END)
-    if not marked or not ended or BEGIN in rest:
-        raise ValueError(f"report: {page} must hold one line '{BEGIN}' and below it one '{END}', got others; put them "
-                         "where the table belongs")
-    made = {page: f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest}"}
+    made = {page: marked.replaced(page.read_text(encoding="utf-8"), BEGIN, END, table(found), page)}
     return made | ({root / FIGURE: figure(found)} if of_suite(found) else {})

@@ -181,9 +181,14 @@ def keep(new: Row, results: Path) -> None:
     place = {(job.version, job.seed): i for i, job in enumerate(jobs([new["experiment"]]))}
     rows = {(row["version"], row["seed"]): row for row in [*load(new["experiment"], results), new]}
     ordered = [rows[key] for key in sorted(filter(place.__contains__, rows), key=place.__getitem__)]
+    write(new["experiment"], ordered, results)
+
+
+def write(name: str, rows: Sequence[Row], results: Path) -> None:
+    """Writes the rows of an experiment, one a line, which git shows well."""
     results.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(row) for row in ordered)  # a run a line, which git shows well
-    write_atomic(results / f"{new['experiment']}.json", f"[\n{lines}\n]\n", "reproduction")
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    write_atomic(results / f"{name}.json", f"[\n{lines}\n]\n", "reproduction")
 
 
 def _listed(results: Path) -> str:

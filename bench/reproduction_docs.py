@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ace_fast.data.qm9_targets import TARGETS
-from ace_fast.report import svg, units
+from ace_fast.report import marked, svg, units
 from ace_fast.report.chart import Lines, Series
 
 from . import large_batches_docs
@@ -290,13 +290,7 @@ def pages(root: Path) -> dict[Path, str]:
         return {}
     text, made = page.read_text(encoding="utf-8"), {}
     for name, (title, shown, charts) in _blocks(root / "bench" / "results" / "reproduction").items():
-        begin = BEGIN.format(name)
-        before, found, after = text.partition(begin + "\n")
-        _, ended, rest = after.partition(END)
-        if not found or not ended or begin in rest:
-            raise ValueError(f"report: {page} must hold one line '{begin}' and below it one '{END}', got others; put "
-                             "them where the table belongs")
-        text = f"{before}{begin}\n\n{shown}\n\n{END}{rest}"
+        text = marked.replaced(text, BEGIN.format(name), END, shown, page)
         if charts:
             made[figure_path(root, name)] = svg.figure(title, charts)
     return made | {page: text}

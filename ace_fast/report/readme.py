@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import rows, svg, units, workloads
+from . import marked, rows, svg, units, workloads
 from .rows import Row
 
 BEGIN, END = "<!-- measured: ace-fast report --readme -->", "<!-- end of measured -->"
@@ -107,13 +107,9 @@ def stale(root: Path) -> dict[Path, str]:
     readme, results = root / "README.md", root / "bench" / "results"
     if not readme.exists() or not results.is_dir():
         raise ValueError(f"report: --readme must be used in a checkout, got {root} without README.md and bench/results")
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"report: {readme} must hold one line '{BEGIN}' and below it one '{END}', got others; "
-                         "put them where the table belongs")
     found = rows.load([results])
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    fresh = {readme: f"{before}\n\n{table(found)}\n\n{after}", root / FIGURE: figure(found)}
+    shown = marked.replaced(readme.read_text(encoding="utf-8"), BEGIN, END, table(found), readme)
+    fresh = {readme: shown, root / FIGURE: figure(found)}
     fresh |= reproduction_docs.pages(root) | products_docs.pages(root, found)
     return {path: content for path, content in fresh.items()
             if not path.exists() or path.read_text(encoding="utf-8") != content}
