@@ -36,6 +36,7 @@ _HERE = Path(__file__).resolve().parent
 _CHECKOUT = (_HERE.parent / "pyproject.toml").exists()
 RESULTS = (_HERE / "results" if _CHECKOUT else Path("bench-results")) / "reproduction"
 _ABOUT = ("torch", "e3nn", "ace_fast")  # versions that a row names
+_CURVE = ("epoch", "step", "train_loss", "valid_strict", "valid_relaxed", "gammas", "slacks")
 
 
 class Job(NamedTuple):
@@ -126,7 +127,7 @@ def row(job: Job, found: Run, cpu_seconds: float | None) -> Row:
 
     Its keys: `settings` over the task's defaults and the `command` that they make; `strict` and `relaxed`, all
     measures of the model without and with its branches at the epoch that is best on validation data for that model;
-    `gates` at the end; `curve`, the validation measure (and largest branch ratio) of every evaluation; `measured`,
+    `gates` at the end; `curve`, losses, gammas, slacks and the largest branch ratio of every evaluation; `measured`,
     numbers by name of the best checkpoint at the end, where the task has them (accuracy by share of points dropped);
     `cpu_seconds`, of training, evaluation and report together, null where a kill lost count.
     """
@@ -154,7 +155,7 @@ def row(job: Job, found: Run, cpu_seconds: float | None) -> Row:
 def _curve(rows: Sequence[Row]) -> Iterator[Row]:
     for one in rows:
         if "valid_strict" in one:
-            point = {key: one[key] for key in ("epoch", "step", "valid_strict", "valid_relaxed") if key in one}
+            point = {key: one[key] for key in _CURVE if key in one}
             ratios = [ratio for ratio in one.get("branch_ratios", ()) if ratio is not None]
             yield point | ({"ratio": max(ratios)} if ratios else {})
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +12,7 @@ from test_cli import TINY
 
 from ace_fast.bench import experiments, reproduction, reproduction_docs
 from ace_fast.report import readme
+from ace_fast.train import cli
 from ace_fast.train.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +51,16 @@ def test_committed_rows_are_of_the_experiments_as_they_are():
             settings = experiment.settings(row["version"], row["seed"])
             assert row["settings"] == settings, f"{name}: the settings changed; run it again"
             assert row["command"] == reproduction.command(experiment, settings)
+
+
+def test_commands_ask_for_what_the_runs_are():
+    """Read by the command line itself, against the settings that the runs are given."""
+    for job in reproduction.jobs():
+        settings = job.experiment.settings(job.version, job.seed)
+        program, *argv = shlex.split(reproduction.command(job.experiment, settings))
+        asked = cli._given(cli._parser().parse_args(argv))
+        assert program == "ace-fast" and argv[1] == job.experiment.task
+        assert asked == settings | ({"data": job.experiment.data} if job.experiment.data else {})
 
 
 def test_runs_leave_rows_and_are_used_again(place, tmp_path, capsys):
