@@ -1,17 +1,19 @@
 """Throughput and memory of a training step against the batch, eager beside ours, and the largest batch in 16 GB.
 
-python -m bench.large_batches                       both workloads, minutes of one core and up to 16 GB
-python -m bench.large_batches qm9_schnet            SchNet on molecules of QM9, 128 to 8192 a step
-python -m bench.large_batches modelnet_vndgcnn      VN-DGCNN on clouds of 64 points, 16 to 1024 a step
+python -m bench.large_batches                       both workloads, about 20 minutes of one core and up to 16 GB
+python -m bench.large_batches qm9_schnet            SchNet on molecules of QM9, 128 to 32 768 a step
+python -m bench.large_batches modelnet_vndgcnn      VN-DGCNN on clouds of 64 points, 32 to 2048 a step
 
 The steps are those of `python -m bench`, which checks outputs and gradients of the same versions; here the first losses
-of both must agree to 1 %. A batch has a process of its own: it loads the batch, takes a step of each version whose
-memory is measured, then `--rounds` of each, more where they are short. Rates are samples a second of processor time,
-which other processes change little. Memory is all that the process holds beyond what it held before the batch was
-loaded: batch, weights, optimiser, and the peak of a step. It is a line in the batch; where that meets `--limit-gb` is
-the largest batch, which is run too where the machine has that much free. Molecules beyond those of the file are the
-same ones again. Rows go to bench/results/reproduction/large_batches.json, `ace-fast report --readme` makes the table
-and the figure of docs/reproduction.md.
+of both must agree to 1 %. A batch of a version has a process of its own: it loads the batch and takes a step, whose
+memory is measured, and more until `--seconds` are spent. Rates are samples a second of processor time, the medians of
+these steps; a process on the other hyperthread of a core lowers them. Memory is all that the process holds beyond what
+it held before the batch was loaded: batch, weights, optimiser, and the peak of a step. It is a line in the batch once
+the arrays are so large that each is a mapping of its own (32 MB with glibc; below, the heap keeps some of what is
+freed): where the line through the two largest batches meets `--limit-gb` is the largest batch, which is run too, at the
+end. What needs more than the limit or than is free is not run, and the row says what the line says. Molecules beyond
+those of the file are the same ones again. Rows go to bench/results/reproduction/large_batches.json,
+`ace-fast report --readme` makes the table and the figure of docs/reproduction.md.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,22 +35,20 @@ from .results import Row
 VERSIONS = ("fast", "eager")
 AGREE = 0.01  # relative difference of the first losses
 MIB_OF_GB = 1e9 / memory.MIB
-SECONDS = 2.0  # for which short steps are repeated
 _ROOM = 1.5  # GB that stay free beside a step
 
 
 class Workload(NamedTuple):
-    """What is measured: a module of bench, the batches, those that eager is run with too, and the samples' name."""
+    """What is measured: a module of bench, the batches, and the samples' name."""
 
     module: Any
     batches: tuple[int, ...]
-    eager: tuple[int, ...]
     samples: str
 
 
 WORKLOADS = {
-    "qm9_schnet": Workload(qm9_schnet, (128, 512, 2048, 8192), (128, 512), "molecules"),
-    "modelnet_vndgcnn": Workload(modelnet_vndgcnn, (16, 32, 256, 1024), (16, 32), "clouds"),
+    "qm9_schnet": Workload(qm9_schnet, (128, 512, 2048, 8192, 32_768), "molecules"),
+    "modelnet_vndgcnn": Workload(modelnet_vndgcnn, (32, 128, 256, 1024, 2048), "clouds"),
 }
 
 
@@ -62,37 +62,24 @@ def load(name: str, batch: int) -> Any:
     return qm9_schnet.data_for(found.take(np.arange(batch) % most), source, "table", "cpu", torch.float32)
 
 
-def measure(name: str, batch: int, versions: Sequence[str], rounds: int, threads: int) -> list[Row]:
-    """A row for each version.
-
-    Raises:
-        ValueError: the versions' losses differ.
-    """
+def measure(name: str, batch: int, version: str, seconds: float, threads: int) -> Row:
+    """The row of a batch: memory of the first step, processor time of all steps."""
     torch.set_num_threads(threads)
     before = memory.settled()
-    data, losses, rows = load(name, batch), {}, []
-    steps = {version: WORKLOADS[name].module.variant(version, data).step for version in versions}
-    for version, step in steps.items():
-        held = memory.settled() - before
-        peak, method = memory.peak_mb(lambda step=step, version=version: losses.update({version: float(step())}))
-        rows.append({"workload": name, "batch": batch, "version": version, "held_mb": held / memory.MIB,
-                     "peak_mb": peak, "memory_method": method, "loss": losses[version], "rounds": rounds})
-    first = losses[versions[0]]
-    if not all(abs(loss - first) <= AGREE * abs(first) for loss in losses.values()):  # NaN fails too
-        raise ValueError(f"large_batches: the losses of all versions must agree to 1 %, got {losses}")
-    seconds = {version: _timed(step, rounds) for version, step in steps.items()}
-    about = machine.describe("cpu")
-    return [row | {"cpu_s": statistics.median(seconds[row["version"]]) if rounds else None} | about for row in rows]
+    step = WORKLOADS[name].module.variant(version, load(name, batch)).step
+    held, losses, spent = memory.settled() - before, [], []
 
-
-def _timed(step: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of processor time of so many steps, and of more where they are short."""
-    found: list[float] = []
-    while len(found) < rounds or 0 < sum(found) < SECONDS:
+    def timed() -> None:
         began = time.process_time()
-        step()
-        found.append(time.process_time() - began)
-    return found
+        losses.append(float(step()))
+        spent.append(time.process_time() - began)
+
+    peak, method = memory.peak_mb(timed)
+    while sum(spent) < seconds:
+        timed()
+    return {"workload": name, "batch": batch, "version": version, "held_mb": held / memory.MIB, "peak_mb": peak,
+            "memory_method": method, "loss": losses[0], "steps": len(spent), "cpu_s": statistics.median(spent),
+            } | machine.describe("cpu")
 
 
 def total_gb(row: Row) -> float:
@@ -101,10 +88,15 @@ def total_gb(row: Row) -> float:
 
 
 def line(rows: Sequence[Row]) -> tuple[float, float]:
-    """GB of no sample, and of each, through the two largest batches of one version."""
-    small, large = sorted(rows, key=lambda row: row["batch"])[-2:]
+    """GB of no sample, and of each, through the two largest batches of one version that were run."""
+    small, large = sorted(filter(was_run, rows), key=lambda row: row["batch"])[-2:]
     slope = (total_gb(large) - total_gb(small)) / (large["batch"] - small["batch"])
     return total_gb(large) - slope * large["batch"], slope
+
+
+def was_run(row: Row) -> bool:
+    """Whether a row has more than what the line says."""
+    return "peak_mb" in row
 
 
 def largest(rows: Sequence[Row], limit_gb: float) -> int:
@@ -123,46 +115,64 @@ def free_gb() -> float:
     raise OSError("/proc/meminfo has no MemAvailable")
 
 
-def _child(job: dict[str, Any]) -> list[Row]:
-    done = subprocess.run([sys.executable, "-m", "bench.large_batches", "--job", json.dumps(job)], capture_output=True,
-                          text=True)
-    if done.returncode:
-        raise ValueError(f"large_batches: {job} must run, got {done.stderr.strip().splitlines()[-1:]}")
-    rows = json.loads(done.stdout.strip().splitlines()[-1])
-    for row in rows:
-        rate = f"{row['batch'] / row['cpu_s']:9.1f} /s" if row["cpu_s"] else ""
-        print(f"{row['workload']} {row['batch']:>7} {row['version']:6} {total_gb(row):7.3f} GB {rate}", flush=True)
+def run(name: str, a: argparse.Namespace) -> list[Row]:
+    """Measures the batches of a workload with each version, and keeps their rows.
+
+    Raises:
+        ValueError: the versions' losses differ.
+    """
+    rows: list[Row] = []
+    for batch in a.batches or WORKLOADS[name].batches:
+        for version in VERSIONS:
+            rows.append(_row(name, batch, version, rows, a, a.limit_gb))
+            keep(rows, a.results)
+        losses = [row["loss"] for row in rows if row["batch"] == batch and was_run(row)]
+        if not all(abs(loss - losses[0]) <= AGREE * abs(losses[0]) for loss in losses):  # NaN fails too
+            raise ValueError(f"large_batches: the losses of all versions of {name} {batch} must agree to 1 %, got "
+                             f"{losses}")
     return rows
 
 
-def run(name: str, a: argparse.Namespace) -> None:
-    """Measures a workload and keeps its rows; those of the largest batches have `limit_gb`, and `predicted_gb`."""
-    workload, job, rows = WORKLOADS[name], {"name": name, "threads": a.threads}, []
-    for batch in a.batches or workload.batches:
-        versions = [v for v in VERSIONS if v == "fast" or batch in (a.eager or workload.eager)]
-        rows += _child(job | {"batch": batch, "versions": versions, "rounds": a.rounds})
-        keep(rows, a.results)
+def run_largest(name: str, rows: list[Row], a: argparse.Namespace) -> None:
+    """Runs the largest batch of each version; where it takes more than the limit, once more where the line is then.
+
+    Their rows have `limit_gb`.
+    """
     for version in VERSIONS:
-        _largest(name, version, rows, a)
+        for _ in range(2):
+            batch = largest([row for row in rows if row["version"] == version], a.limit_gb)
+            found = _row(name, batch, version, rows, a, 0.0 if a.predict else a.limit_gb)
+            rows.append(found | {"limit_gb": a.limit_gb})
+            keep(rows, a.results)
+            if not was_run(found) or total_gb(found) <= a.limit_gb:
+                break
 
 
-def _largest(name: str, version: str, rows: list[Row], a: argparse.Namespace) -> None:
-    """Runs the largest batch; where it takes more than the limit, once more the one that the line is then at."""
-    own = [row for row in rows if row["version"] == version]
-    for _ in range(2):
-        batch = largest(own, a.limit_gb)
-        about = {"limit_gb": a.limit_gb, "predicted_gb": line(own)[0] + line(own)[1] * batch}
-        if a.predict or free_gb() < a.limit_gb + _ROOM:
-            print(f"{name} {batch:>7} {version:6} not run" + ("" if a.predict else f": {free_gb():.1f} GB are free"),
-                  flush=True)
-            rows.append(about | {"workload": name, "batch": batch, "version": version})
-        else:
-            job = {"name": name, "threads": a.threads, "batch": batch, "versions": [version], "rounds": 0}
-            rows += [row | about for row in _child(job)]
-        keep(rows, a.results)
-        if "peak_mb" not in rows[-1] or total_gb(rows[-1]) <= a.limit_gb:
-            return
-        own.append(rows[-1])
+def _row(name: str, batch: int, version: str, rows: Sequence[Row], a: argparse.Namespace, most_gb: float) -> Row:
+    """Measures a batch in a process of its own, unless it takes more than `most_gb` by the line, or than is free."""
+    own = [row for row in rows if row["version"] == version and was_run(row)]
+    base, slope = line(own) if len(own) > 1 else (0.0, 0.0)
+    predicted, free = base + slope * batch, free_gb()
+    found: Row = {"workload": name, "batch": batch, "version": version}
+    if len(own) > 1:
+        found["predicted_gb"] = predicted
+    if predicted > min(most_gb, free - _ROOM):
+        says = f"not run: needs {predicted:.1f} GB, {free:.1f} GB are free"
+    else:
+        job = {"name": name, "batch": batch, "version": version, "seconds": a.seconds, "threads": a.threads}
+        found |= _child(job)
+        says = f"{total_gb(found):7.3f} GB {batch / found['cpu_s']:9.1f} /s, {found['steps']} steps"
+    print(f"{name} {batch:>7} {version:6} {says}", flush=True)
+    return found
+
+
+def _child(job: dict[str, Any]) -> Row:
+    done = subprocess.run([sys.executable, "-m", "bench.large_batches", "--job", json.dumps(job)], capture_output=True,
+                          text=True)
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:] or f"exit status {done.returncode}"
+        raise ValueError(f"large_batches: {job} must run, got {why}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def keep(rows: Sequence[Row], results: Path) -> None:
@@ -177,8 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
     parser.add_argument("--batches", type=int, nargs="+", help="two or more, in place of the workload's")
-    parser.add_argument("--eager", type=int, nargs="+", help="those of them that eager is measured with, two or more")
-    parser.add_argument("--rounds", type=int, default=1, help="steps of each version that are timed (default: 1)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of processor time in which steps of a batch are "
+                        "repeated; at least one is made (default: 10)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--limit-gb", type=float, default=16.0, help="memory of the largest batch (default: 16)")
     parser.add_argument("--predict", action="store_true", help="do not run the largest batches")
@@ -190,10 +200,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(measure(**a.job)))
         return 0
     try:
-        for name in a.names or WORKLOADS:
+        for name in a.names:
             if name not in WORKLOADS:
                 raise ValueError(f"large_batches: WORKLOAD must be one of {', '.join(WORKLOADS)}, got {name!r}")
-            run(name, a)
+        if a.batches and len(set(a.batches)) < 2:
+            raise ValueError(f"large_batches: --batches must be two or more, as a line goes through them, got "
+                             f"{a.batches}")
+        for name, rows in [(name, run(name, a)) for name in a.names or WORKLOADS]:
+            run_largest(name, rows, a)
     except (ValueError, OSError) as error:
         print(f"ace-fast: {error}", file=sys.stderr)
         return 2

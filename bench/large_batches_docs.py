@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from ace_fast.report import units
 from ace_fast.report.chart import Lines, Series
 
-from .large_batches import VERSIONS, WORKLOADS, total_gb
+from .large_batches import VERSIONS, WORKLOADS, total_gb, was_run
 from .results import Row
 
 TITLE = "Large batches: a training step, eager beside ours"
@@ -19,20 +19,31 @@ def block(rows: Sequence[Row]) -> list[str]:
     for name, batch, made in _batches(rows):
         rates = [_rate(made.get(version)) for version in VERSIONS]
         ratio = units.ratio(rates[0] / rates[1]) if all(rates) else units.DASH
-        memory = [units.digits(total_gb(made[v])) if v in made else units.DASH for v in VERSIONS]
-        shown = [units.digits(rate) if rate else units.DASH for rate in rates]
-        lines.append(f"| {name} | {batch} | " + " | ".join([*shown, ratio, *memory]) + " |")
+        memory = [_gb(made.get(version), "needs {}") for version in VERSIONS]
+        lines.append(f"| {name} | {batch} | " + " | ".join([*map(_shown, rates), ratio, *memory]) + " |")
     found = [row for row in rows if "limit_gb" in row]
-    lines += ["", f"| workload | version | largest batch in {found[0]['limit_gb']:g} GB, by the line | measured, GB |",
-              "|---|---|---|---|"] if found else []
+    lines += ["", f"| workload | version | largest batch in {found[0]['limit_gb']:g} GB, by the line | GB, by the line "
+              "| GB, measured | samples/s |", "|---|---|---|---|---|---|"] if found else []
     for row in found:
-        name, measured = row["workload"], units.digits(total_gb(row)) if "peak_mb" in row else "not run"
-        lines.append(f"| {name} | {_NAMES[row['version']]} | {row['batch']:,} {WORKLOADS[name].samples} | {measured} |")
-    made = [row for row in rows if "device_name" in row]
+        cells = [row["workload"], _NAMES[row["version"]], f"{row['batch']:,} {WORKLOADS[row['workload']].samples}",
+                 units.digits(row["predicted_gb"]), _gb(row, "not run"), _shown(_rate(row))]
+        lines.append("| " + " | ".join(cells) + " |")
+    made = [row for row in rows if was_run(row)]
     machines = ", ".join(dict.fromkeys(f"{row['threads']} thread of {row['device_name']}, torch {row['torch']}"
                                        for row in made))
     revisions = ", ".join(dict.fromkeys(row["revision"] for row in made))
-    return [*lines, "", f"{machines}, revisions {revisions}: `python -m bench.large_batches`."]
+    return [*lines, "", f"{machines}, revision {revisions}: `python -m bench.large_batches`."]
+
+
+def _gb(row: Row | None, else_: str) -> str:
+    """What a step took, or what is said of one that was not run."""
+    if row is None:
+        return units.DASH
+    return units.digits(total_gb(row)) if was_run(row) else else_.format(units.digits(row["predicted_gb"]))
+
+
+def _shown(rate: float | None) -> str:
+    return units.digits(rate) if rate else units.DASH
 
 
 def charts(rows: Sequence[Row]) -> list[Lines]:
@@ -48,7 +59,7 @@ def _series(rows: Sequence[Row], value) -> list[Series]:
     for workload in dict.fromkeys(row["workload"] for row in rows):
         for version in VERSIONS:
             points = [(float(batch), value(made[version])) for name, batch, made in _batches(rows)
-                      if name == workload and version in made]
+                      if name == workload and version in made and was_run(made[version])]
             found.append(Series(f"{workload} {_NAMES[version]}", points, next(colours), dash=version == "eager",
                                 marks=True))
     return found
@@ -62,4 +73,4 @@ def _batches(rows: Sequence[Row]) -> Iterator[tuple[str, int, dict[str, Row]]]:
 
 
 def _rate(row: Row | None) -> float | None:
-    return row["batch"] / row["cpu_s"] if row else None
+    return row["batch"] / row["cpu_s"] if row and row.get("cpu_s") else None
