@@ -10,7 +10,7 @@ from ace_fast import Graph, which
 from ace_fast.adjacency import adjacency
 from ace_fast.backend import available
 from ace_fast.functional import RadialBasis, bessel_basis, cfconv, expnorm_basis, gaussian_basis
-from ace_fast.kernels.cfconv.basis import activate, filter_table, radial, radial_slope, spline_table
+from ace_fast.kernels.cfconv.basis import activate, filter_table, radial, radial_derivatives, radial_slope, spline_table
 from ace_fast.kernels.cfconv.cases import molecules
 from ace_fast.kernels.cfconv.op import cfconv_bwd, cfconv_op, spline_conv_op
 from ace_fast.kernels.cfconv.reference import _spline_jets
@@ -272,6 +272,17 @@ def test_constants_of_the_bases():
     b = expnorm_basis(5.0, 7, **torch_dtype)
     assert b.alpha == 1.0 and b.centre[0].item() == pytest.approx(math.exp(-5)) and b.centre[-1] == 1
     assert which("cfconv", b.centre) == ("cpu" if "cpu" in BACKENDS else "reference")
+
+
+def test_gaussians_far_away_are_zero():
+    """No subnormal number among values, slopes and all derivatives; what is left of them is not changed."""
+    b = gaussian_basis(10.0, 50)
+    args = 0, 0.0, b.centre, b.scale
+    d = torch.linspace(0, 10, 301)
+    found = [radial(*args, d), *radial_slope(*args, d), *radial_derivatives(*args, d)]
+    assert all(((x == 0) | (x.abs() > 1e-34)).all() for x in found)
+    power = b.scale.double() * (d.double()[:, None] - b.centre.double()).square()
+    torch.testing.assert_close(found[0].double(), torch.exp(power), rtol=2e-5, atol=1e-26)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

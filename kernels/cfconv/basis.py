@@ -80,11 +80,17 @@ def _warp(kind: int, alpha: float, d: Tensor) -> tuple[Tensor, Tensor | float, T
     return u, -alpha * u, alpha**2 * u
 
 
+def _bell(power: Tensor) -> Tensor:
+    """e^power, zero below 1e-26 (float64: 1e-260): products of subnormal numbers are very slow, and so is their exp."""
+    least = -600.0 if power.dtype == torch.float64 else -60.0
+    return torch.exp(power.clamp_min(least)).where(power > least, 0.0)
+
+
 def radial(kind: int, alpha: float, centre: Tensor, scale: Tensor, d: Tensor) -> Tensor:
     """Values [E, G] of a basis at distances d [E]; `kind` counts KINDS."""
     if KINDS[kind] == "bessel":
         return scale * centre * _sinc(d[:, None] * centre)[0]
-    return torch.exp(scale * (_warp(kind, alpha, d)[0] - centre).square())
+    return _bell(scale * (_warp(kind, alpha, d)[0] - centre).square())
 
 
 def radial_slope(kind: int, alpha: float, centre: Tensor, scale: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +101,7 @@ def radial_slope(kind: int, alpha: float, centre: Tensor, scale: Tensor, d: Tens
         return scale * centre * f, scale * centre**2 * z * f1
     u, u1, _ = _warp(kind, alpha, d)
     v = u - centre
-    bell = torch.exp(scale * v * v)
+    bell = _bell(scale * v * v)
     return bell, 2 * scale * v * bell * u1
 
 
@@ -109,7 +115,7 @@ def radial_derivatives(kind: int, alpha: float, centre: Tensor, scale: Tensor, d
                 centre**2 * z * f1)
     u, u1, u2 = _warp(kind, alpha, d)
     v = u - centre
-    bell, qv = torch.exp(scale * v * v), scale * v
+    bell, qv = _bell(scale * v * v), scale * v
     slope, bend = 2 * qv * bell, (2 * scale + 4 * qv * qv) * bell
     return bend * u1 * u1 + slope * u2, -slope, -bend * u1, v * v * bell, 2 * v * (1 + v * qv) * bell * u1
 
