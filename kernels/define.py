@@ -142,9 +142,22 @@ def fail(op: str, argument: str, expected: str, got, remedy: str = "") -> None:
     raise ValueError(f"{op}: {argument} must be {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
 
 
-def check_tensors(op: str, reference: Tensor, **tensors: Tensor | None) -> None:
-    """All `tensors` (None skipped) share `reference`'s floating dtype and device."""
-    if reference.dtype not in (torch.float32, torch.float64):
+def is_half(op: str, argument: str, x: Tensor, backend: str) -> bool:
+    """Whether `x` is bfloat16, in an operator that takes it on GPUs and, anywhere, with plain torch and Triton.
+
+    Raises:
+        ValueError: it is, on the CPU.
+    """
+    if x.dtype != torch.bfloat16:
+        return False
+    if not (x.is_cuda or backend in ("reference", "triton")):
+        fail(op, argument, "float32 or float64 on the CPU", x.dtype, "cast it with .float()")
+    return True
+
+
+def check_tensors(op: str, reference: Tensor, *, half: bool = False, **tensors: Tensor | None) -> None:
+    """All `tensors` (None skipped) share `reference`'s dtype, float32 or float64 (any where `half`), and device."""
+    if not half and reference.dtype not in (torch.float32, torch.float64):
         fail(op, "the first argument", "float32 or float64", reference.dtype, "cast it with .float()")
     for name, x in tensors.items():
         if x is not None and (x.dtype != reference.dtype or x.device != reference.device):

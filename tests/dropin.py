@@ -61,6 +61,26 @@ def copies(layer) -> list:
     return [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(buffer, weights_only=False)]
 
 
+def assert_takes_bfloat16(layer, inputs, exact: bool = True) -> None:
+    """A layer on the reference backend: parameters and inputs in bfloat16, and under autocast, where it runs in float32
+    if it is `exact`, without linear maps of torch."""
+    layer.float().backend = "reference"
+    low = [t.detach().bfloat16().requires_grad_() for t in inputs]
+    wide = [t.float() for t in low]
+
+    def run(layer, inputs, cast: bool = False) -> torch.Tensor:
+        torch.manual_seed(0)  # of a grid that is turned at random
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            return layer(*inputs)
+
+    want, own = run(layer, wide), run(copy.deepcopy(layer).bfloat16(), low)
+    assert own.dtype == torch.bfloat16
+    for y, bound in ((own, 1e-2), (run(layer, low, True), 1e-2), (run(layer, wide, True), 1e-6 if exact else 1e-2)):
+        assert (y.float() - want).norm() < bound * want.norm()
+    for g, exactly in zip(*(torch.autograd.grad(y.float().square().sum(), low) for y in (own, want)), strict=True):
+        assert g.dtype == torch.bfloat16 and (g - exactly).norm() < 3e-2 * exactly.norm()
+
+
 def relaid(x: torch.Tensor, irreps, to: str) -> torch.Tensor:
     """x [..., irreps.dim] in the other layout, "ir_mul" or "mul_ir"."""
     parts = []

@@ -5,9 +5,10 @@ import pickle
 
 import pytest
 import torch
+from dropin import assert_takes_bfloat16
 from e3nn import o3
 
-from ace_fast.nn import GauntEdgeProduct, GauntManyBody, GauntTensorProduct
+from ace_fast.nn import GauntEdgeProduct, GauntManyBody, GauntTensorProduct, TDNTensorProduct
 
 NATURAL = "3x0e+3x1o+3x2e"
 CASES = {  # irreps of the inputs and the output, odd paths
@@ -131,6 +132,19 @@ def test_layers_are_copied_cast_and_compiled(method):
     single = copy.deepcopy(tp).to(torch.float32)
     z = tp(x, y)
     assert (single(x.float(), y.float()) - z).abs().max() < {"grid": 3e-7, "fourier": 1e-6}[method] * z.abs().max()
+
+
+FOUR = "4x0e+4x1o"
+LOW = {"grid": (lambda: GauntTensorProduct(FOUR, FOUR, FOUR + "+4x1e", odd_paths=True), [16, 16]),
+       "fourier": (lambda: GauntTensorProduct(FOUR, FOUR, FOUR, "fourier"), [16, 16]),
+       "many bodies": (lambda: GauntManyBody(FOUR, FOUR, 3), [16]),
+       "edges": (lambda: GauntEdgeProduct(FOUR, 2, FOUR), [16, 3]),
+       "TDN": (lambda: TDNTensorProduct("4x0e+4x1e+4x2e", "1x0e+1x1e", "4x0e+4x1e", rank="exact"), [36, 4])}
+
+
+@pytest.mark.parametrize("make, widths", LOW.values(), ids=LOW)
+def test_bfloat16_and_autocast(make, widths):
+    assert_takes_bfloat16(make(), [torch.randn(5, width) for width in widths])
 
 
 @pytest.mark.parametrize("irreps, options, message", [

@@ -3,7 +3,7 @@
 import e3nn.nn
 import pytest
 import torch
-from dropin import Slope, assert_close, assert_same, copies, relaid, rows
+from dropin import Slope, assert_close, assert_same, assert_takes_bfloat16, copies, relaid, rows
 from e3nn import o3
 from torch.nn import functional as F
 
@@ -282,6 +282,38 @@ def test_properties(make, shapes):
     assert layer(*(t[:0] for t in inputs)).shape == (0, want.shape[1])
     assert layer(*(t[:2].reshape(2, 1, -1) for t in inputs)).shape == (2, 1, want.shape[1])
     assert torch.autograd.gradgradcheck(layer, inputs, fast_mode=True)
+
+
+class Attention(torch.nn.Module):
+    """Over a graph of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.SmoothCutoffAttention()
+
+    def forward(self, logits, envelope, *values):
+        graph = Graph(torch.tensor([[0, 1, 2, 0], [1, 2, 1, 2]]), 3)
+        return self.attention(logits, envelope.abs(), graph, *values)
+
+
+LOW = LAYERS | {
+    "S2Activation, plain": (lambda: nn.S2Activation("2x0e+2x1o", PLAIN["a lambda"], 6), [(3, 8)]),
+    "S2Activation, turned": (lambda: nn.S2Activation("2x0e+2x1o", F.silu, 8, random_rot=True), [(3, 8)]),
+    "attention": (Attention, [(4, 2), (4,)]),
+    "attention, values": (Attention, [(4, 2), (4,), (4, 2, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_bfloat16_and_autocast(name):
+    make, shapes = LOW[name]
+    assert_takes_bfloat16(make(), [torch.randn(shape) for shape in shapes], exact="MLP" not in name)
+
+
+def test_bfloat16_is_refused_on_the_cpu():
+    for layer in (nn.S2Activation("2x0e+2x1o", F.silu, 6), nn.S2MLP("2x0e+2x1o", "2x0e+2x1o", 3)):
+        with pytest.raises(ValueError, match=r"x must be float32 or float64 on the CPU, .*; cast it with \.float"):
+            layer.bfloat16()(torch.zeros(2, 8, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("irreps", ["0x0e+0x1o", "3x0e"], ids=str)

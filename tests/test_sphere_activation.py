@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ace_fast.backend import available
 from ace_fast.functional import SphereGrid, sphere_activation
+from ace_fast.kernels.cases import cast, generator
 from ace_fast.kernels.sphere_activation import reference
+from ace_fast.kernels.sphere_activation.cases import SMALL
 from ace_fast.kernels.sphere_activation.op import sphere_activation_bwd, sphere_activation_bwd_bwd, sphere_activation_op
 from ace_fast.kernels.sphere_product import grids
 
@@ -86,6 +89,8 @@ MESSAGES = {
     "gate": (lambda: sphere_activation(X, GRID, None, X), r"gate must be \[2, 3\], got \[2, 12\]"),
     "dtype": (lambda: sphere_activation(X, GRID, X.float()), r"x2 must be torch\.float64 on cpu, got torch\.float32"),
     "half": (lambda: sphere_activation(X.half(), GRID), r"must be float32 or float64, got torch\.float16"),
+    "bfloat16": (lambda: sphere_activation(X.bfloat16(), GRID),
+                 r"x must be float32 or float64 on the CPU, got torch\.bfloat16; cast it with \.float\(\)"),
     "backend": (lambda: sphere_activation(X, GRID, backend="cuda"), r"backend must be one of .*, got 'cuda'"),
     "table's dtype": (lambda: op(X, None, None, tables=[t.float() for t in TABLES]),
                       r"into must be torch\.float64 on cpu"),
@@ -130,3 +135,38 @@ def test_no_second_derivative_is_lost():
         found.append(torch.autograd.grad(g.square().sum(), x)[0])
     assert found[1].any()
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+TAKE_BFLOAT16 = [n for n, reason in available("cpu")["sphere_activation"].items() if not reason and n != "cpu"]
+
+
+@pytest.mark.parametrize("case", [case for case in SMALL if case.name in ("tiny", "odd")], ids=repr)
+@pytest.mark.parametrize("backend", TAKE_BFLOAT16)
+def test_bfloat16_is_computed_in_float32_and_rounded_once(backend, case):
+    rounded = cast(case.inputs(generator()), case, torch.bfloat16)
+    wide = {k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.bfloat16 else v
+            for k, v in rounded.items()}
+    found, want = (case.op(*inputs.values(), backend) for inputs in (rounded, wide))
+    for low, high in zip(*([t] if isinstance(t, torch.Tensor) else t for t in (found, want)), strict=True):
+        assert low.dtype == torch.bfloat16
+        if backend == "triton":  # where a GPU rounds, interpreted Triton cuts off
+            assert ((low.float() - high).abs() < 2**-7 * high.abs()).all()
+        else:
+            assert torch.equal(low, high.bfloat16())
+
+
+def test_bfloat16_has_derivatives_of_its_own_dtype():
+    """To the third, which is plain torch; beside float32 of the same numbers."""
+    x, x2, gate = (torch.linspace(n, 1, width).repeat(2, 1).bfloat16() for n, width in ((-1, 12), (2, 12), (0.5, 3)))
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, x2, gate)]
+        y = sphere_activation(leaves[0], GRID, *leaves[1:], act="silu", backend="reference")
+        found.append([y])
+        for _ in range(3):
+            gradients = torch.autograd.grad(y.float().sum(), leaves, create_graph=True)
+            y = sum(g.float().square().sum() for g in gradients)
+            found[-1] += gradients
+    for low, high in zip(*found, strict=True):
+        assert low.dtype == torch.bfloat16
+        torch.testing.assert_close(low.float(), high, rtol=0, atol=3e-2 * high.abs().max().item())

@@ -16,7 +16,7 @@ from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
 from .fields import Fields
 from .gaunt import GauntTensorProduct
-from .tensor_product import check_columns, weight_of_call
+from .tensor_product import check_columns, weight_of_call, widened, without_autocast
 
 _NEAR = 0.8  # cosine to the y axis from which an edge is seen along the x axis, where its frame has no singularity
 
@@ -40,8 +40,8 @@ class GauntEdgeProduct(GauntTensorProduct):
     Raises:
         ValueError: multiplicities that differ, an output that no path reaches (odd_paths named where it would).
 
-    Derivatives of any order, for edges along the axes too. Source: Luo, Chen, Krishnapriyan 2024, section 3.3; Passaro
-    and Zitnick 2023 (eSCN).
+    Derivatives of any order, for edges along the axes too. bfloat16 is computed in float32 and rounded once. Source:
+    Luo, Chen, Krishnapriyan 2024, section 3.3; Passaro and Zitnick 2023 (eSCN).
 
     Example:
         >>> conv = ace_fast.nn.GauntEdgeProduct("16x0e+16x1o", 2, "16x0e+16x1o+16x2e")
@@ -74,6 +74,12 @@ class GauntEdgeProduct(GauntTensorProduct):
         if weight.dim() > 1 and weight.shape != (x.shape[0], self.weight_numel):
             n = self.weight_numel
             raise ValueError(f"{name}: weight must be [{n}] or [{x.shape[0]}, {n}], got {list(weight.shape)}")
+        dtype = torch.promote_types(x.dtype, weight.dtype)
+        with without_autocast(x):
+            return self._rows(widened(x), widened(vectors), widened(weight)).to(dtype)
+
+    def _rows(self, x: Tensor, vectors: Tensor, weight: Tensor) -> Tensor:
+        """All kinds of product, [E, irreps_out.dim]."""
         length = vectors.norm(dim=1, keepdim=True)
         there = length > 0
         unit = torch.where(there, vectors, vectors.new_tensor([0.0, 1.0, 0.0])) / torch.where(there, length, 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..kernels.constant import Constant, plainly
 from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
+from .tensor_product import widened
 
 
 class Torus:
@@ -35,14 +36,14 @@ class Torus:
 
     def __call__(self, x: Tensor, y: Tensor, ir_mul: bool) -> Tensor:
         """x [Z, C d1], y [Z, C d2] (rows and channels broadcast) -> [Z, C d3]."""
-        f, g = (self._coefficients(n, components(value, (self.degrees[n] + 1) ** 2, ir_mul).transpose(1, 2))
+        f, g = (self._coefficients(n, components(widened(value), (self.degrees[n] + 1) ** 2, ir_mul).transpose(1, 2))
                 for n, value in enumerate((x, y)))
         if not self.bracket:
             values = self._values(f) * self._values(g)
         else:
             values = (self._values(_slope(f)) * self._values(_turn(g))
                       - self._values(_turn(f)) * self._values(_slope(g)))
-        return joined(self._projected(values).transpose(1, 2), ir_mul)
+        return joined(self._projected(values).transpose(1, 2), ir_mul).to(torch.promote_types(x.dtype, y.dtype))
 
     def _coefficients(self, n: int, x: Tensor) -> Tensor:
         """x [Z, C, d] -> f_uv [Z, C, 2L + 1, L + 1] of v >= 0, u in the order 0..L, -L..-1."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..kernels.sphere_product.reference import components, joined
 from .fields import degrees_from_zero
-from .tensor_product import check_columns
+from .tensor_product import check_columns, widened
 
 
 class MergedLayerNorm(nn.Module):
@@ -27,7 +27,8 @@ class MergedLayerNorm(nn.Module):
     Raises:
         ValueError: other irreps, odd scalars with centering (which breaks reflections), features of another width.
 
-    Derivatives of any order. Source: EquiformerV3 (Liao et al. 2026), EquivariantMergeLayerNorm.
+    Derivatives of any order; bfloat16 is computed in float32 and rounded once. Source: EquiformerV3 (Liao et al. 2026),
+    EquivariantMergeLayerNorm.
 
     Example:
         >>> ace_fast.nn.MergedLayerNorm("8x0e+8x1o+8x2e")(torch.randn(5, 72)).shape
@@ -59,7 +60,8 @@ class MergedLayerNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """features [..., irreps.dim] -> [..., irreps.dim]."""
         check_columns(type(self).__name__, features=(features, self._dim))
-        x = components(features.reshape(features.shape[:-1].numel(), self._dim), self._width, self.layout == "ir_mul")
+        x = widened(features).reshape(features.shape[:-1].numel(), self._dim)
+        x = components(x, self._width, self.layout == "ir_mul")
         blocks = list(x.split([2 * n + 1 for n in range(self._degrees)], 1))  # [Z, 2l+1, C]
         if self.centering:
             blocks[0] = blocks[0] - blocks[0].mean(2, keepdim=True)
@@ -71,4 +73,5 @@ class MergedLayerNorm(nn.Module):
             blocks = [block * factor for block in blocks]
         if self.affine_bias is not None:
             blocks[0] = blocks[0] + self.affine_bias
-        return joined(torch.cat(blocks, 1), self.layout == "ir_mul").reshape(features.shape)
+        y = joined(torch.cat(blocks, 1), self.layout == "ir_mul").reshape(features.shape)
+        return y.to(torch.promote_types(features.dtype, self.affine_weight.dtype) if self.affine else features.dtype)

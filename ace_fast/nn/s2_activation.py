@@ -13,7 +13,7 @@ from ..kernels.sphere_activation.op import BACKENDS
 from ..kernels.sphere_product.reference import components, joined
 from .fields import Fields, degrees_from_zero
 from .gate import kind
-from .tensor_product import check_columns, check_options, no_script
+from .tensor_product import check_columns, check_options, no_script, widened, without_autocast
 
 NORMALIZATIONS = ("component", "norm", "integral")
 
@@ -104,7 +104,9 @@ class S2Activation(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """features [..., irreps_in.dim] -> [..., irreps_out.dim]."""
         check_columns(type(self).__name__, features=(features, self._dim))
+        dtype = features.dtype
         if self.random_rot:
+            features = widened(features)
             angles = o3.rand_angles(dtype=features.dtype, device=features.device)
             features = self._turn(features, self.irreps_in, angles, False)
         rows = features.reshape(features.shape[:-1].numel(), self._dim)
@@ -114,21 +116,25 @@ class S2Activation(nn.Module):
         else:
             out = self._plain(rows)
         out = out.reshape(*features.shape[:-1], out.shape[1])
-        return self._turn(out, self.irreps_out, angles, True) if self.random_rot else out
+        return self._turn(out, self.irreps_out, angles, True).to(dtype) if self.random_rot else out
 
     def _plain(self, rows: Tensor) -> Tensor:
         """The same by the tables [S, d], every value in memory."""
-        into, back = (table.to(rows.dtype) for table in self.grid.on(rows.device))
-        x = components(rows, into.shape[1], self.layout == "ir_mul")
-        values = self.act(torch.einsum("si,zic->zsc", into, x))
-        return joined(torch.einsum("si,zsc->zic", back, values), self.layout == "ir_mul")
+        wide = widened(rows)
+        into, back = (table.to(wide.dtype) for table in self.grid.on(rows.device))
+        x = components(wide, into.shape[1], self.layout == "ir_mul")
+        with without_autocast(rows):
+            values = self.act(torch.einsum("si,zic->zsc", into, x).to(rows.dtype))
+            y = torch.einsum("si,zsc->zic", back, values.to(x.dtype))
+        return joined(y, self.layout == "ir_mul").to(rows.dtype)
 
     def _turn(self, x: Tensor, irreps: o3.Irreps, angles: tuple[Tensor, ...], back: bool) -> Tensor:
         """Coefficients in a turned frame, or out of it."""
         degrees = o3.Irreps([(1, ir) for _, ir in irreps])
-        matrix = degrees.D_from_angles(*angles)
         field = components(x.reshape(x.shape[:-1].numel(), x.shape[-1]), degrees.dim, self.layout == "ir_mul")
-        turned = torch.einsum("ij,zjc->zic", matrix.mT if back else matrix, field)
+        with without_autocast(x):
+            matrix = degrees.D_from_angles(*angles).to(x.dtype)  # e3nn has the default dtype in it
+            turned = torch.einsum("ij,zjc->zic", matrix.mT if back else matrix, field)
         return joined(turned, self.layout == "ir_mul").reshape(x.shape)
 
 

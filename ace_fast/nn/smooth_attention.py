@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..graph import Graph
+from .tensor_product import widened
 
 
 def polynomial_envelope(distance: Tensor, cutoff: float, p: int = 5) -> Tensor:
@@ -44,8 +45,8 @@ class SmoothCutoffAttention(nn.Module):
     Raises:
         ValueError: no Graph, or rows that are not the graph's edges.
 
-    Derivatives of any order in z, c and the values; m is a constant (alpha does not depend on it but for eps). Source:
-    EquiformerV3 (Liao et al. 2026), GraphSoftmax with exp_rescale.
+    Derivatives of any order in z, c and the values; m is a constant (alpha does not depend on it but for eps). bfloat16
+    is computed in float32 and rounded once. Source: EquiformerV3 (Liao et al. 2026), GraphSoftmax with exp_rescale.
 
     Example:
         >>> graph = ace_fast.Graph(torch.tensor([[0, 1, 2], [1, 2, 1]]), 3)
@@ -68,14 +69,14 @@ class SmoothCutoffAttention(nn.Module):
         """logits z [E, H], envelope c [E], values [E, H, ...] or None -> alpha [E, H], or its sum over edges with the
         values, [num_targets, H, ...]."""
         self._check(logits, envelope, graph, values)
-        targets, c = graph.targets, envelope[:, None]
-        weight = c * torch.exp(logits - _largest(logits.detach(), targets))
+        targets, c, z = graph.targets, widened(envelope)[:, None], widened(logits)
+        weight = c * torch.exp(z - _largest(z.detach(), targets))
         total = functional.segment_sum(weight, targets, backend=self.backend) + self.eps
         alpha = c * weight / functional.gather(total, targets, backend=self.backend)
         if values is None:
-            return alpha
+            return alpha.to(logits.dtype)
         alpha = alpha.reshape(*alpha.shape, *[1] * (values.dim() - 2))
-        return functional.segment_sum(alpha * values, targets, backend=self.backend)
+        return functional.segment_sum(alpha * widened(values), targets, backend=self.backend).to(values.dtype)
 
     def _check(self, logits: Tensor, envelope: Tensor, graph: Graph, values: Tensor | None) -> None:
         name = type(self).__name__

@@ -1,5 +1,6 @@
 """e3nn's TensorProduct on the fused operator: every connection mode, shared and per-sample weights, both layouts."""
 
+from contextlib import nullcontext
 from math import prod
 
 import torch
@@ -33,6 +34,17 @@ def check_columns(name: str, **arguments: tuple[Tensor, int]) -> None:
         if value.dim() == 0 or value.shape[-1] != dim:
             raise ValueError(f"{name}: {argument} must be [..., {dim}], got {list(value.shape)}; "
                              "its last dimension is that of the irreps")
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 where it is of half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_autocast(x: Tensor):
+    """A context in which plain torch on x's device keeps its precision, as operators do under autocast."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def check_options(name: str, **options) -> None:

@@ -1,5 +1,6 @@
 """cp_product: a bilinear map by factors of rank R, with weights that all paths share."""
 
+import torch
 from torch import Tensor
 
 from ..define import fail, no_forward_mode
@@ -28,8 +29,9 @@ def _check(x: Tensor, y: Tensor, weight: Tensor | None, table: CPTable, mode: st
         fail(op, "table", "a CPTable", type(table).__name__)
     if mode not in MODES:
         fail(op, "mode", f"one of {MODES}", repr(mode))
+    cast = torch.is_autocast_enabled(x.device.type)  # to one dtype, by the operator
     for name, t in (("y", y), ("weight", weight)):
-        if t is not None and (t.dtype, t.device) != (x.dtype, x.device):
+        if t is not None and (t.device != x.device or t.dtype != x.dtype and not cast):
             fail(op, name, f"{x.dtype} on {x.device} like x", f"{t.dtype} on {t.device}")
     _, in1, in2 = ((degree + 1) ** 2 for degree in table.degrees)
     for name, t, d in (("x", x, in1), ("y", y, in2)):

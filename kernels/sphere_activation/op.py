@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backend import pick
-from ..define import check_tensors, define, fail, mask, no_forward_mode, vjp
+from ..define import check_tensors, define, fail, is_half, mask, no_forward_mode, vjp
 from . import reference, triton_kernels
 from .grid import SphereGrid, degree_of
 from .reference import ACTIVATIONS
@@ -36,9 +36,10 @@ def _check_tables(op: str, x: Tensor, into: Tensor, back: Tensor, ring: int) -> 
         fail(op, "ring", f"0 or a divisor of the {into.shape[0]} points", ring)
 
 
-def _check(op, x, x2, gate, into, back, ring, ir_mul, act, **others) -> int:
+def _check(op, x, x2, gate, into, back, ring, ir_mul, act, backend, **others) -> int:
     """Returns C; `others` are (tensor, components)."""
-    check_tensors(op, x, x2=x2, gate=gate, **{name: t for name, (t, _) in others.items()})
+    check_tensors(op, x, half=is_half(op, "x", x, backend), x2=x2, gate=gate,
+                  **{name: t for name, (t, _) in others.items()})
     _check_tables(op, x, into, back, ring)
     d = into.shape[1]
     if x.dim() != 2 or x.shape[1] % d:
@@ -57,16 +58,16 @@ def _check_forward(*args) -> int:
     return _check("sphere_activation", *args)
 
 
-def _check_backward(g, x, x2, gate, into, back, ring, ir_mul, act, needs) -> None:
+def _check_backward(g, x, x2, gate, into, back, ring, ir_mul, act, needs, backend) -> None:
     op = "sphere_activation_bwd"
-    _check(op, x, x2, gate, into, back, ring, ir_mul, act, g=(g, back.shape[-1]))
+    _check(op, x, x2, gate, into, back, ring, ir_mul, act, backend, g=(g, back.shape[-1]))
     _check_needs(op, needs, ("x", "x2", "gate"), (True, x2 is not None, gate is not None))
 
 
-def _check_second(c_x, c_x2, c_gate, g, x, x2, gate, into, back, ring, ir_mul, act, needs) -> None:
+def _check_second(c_x, c_x2, c_gate, g, x, x2, gate, into, back, ring, ir_mul, act, needs, backend) -> None:
     op, d = "sphere_activation_bwd_bwd", into.shape[-1]
-    _check(op, x, x2, gate, into, back, ring, ir_mul, act, g=(g, back.shape[-1]), c_x=(c_x, d), c_x2=(c_x2, d),
-           c_gate=(c_gate, 1))
+    _check(op, x, x2, gate, into, back, ring, ir_mul, act, backend, g=(g, back.shape[-1]), c_x=(c_x, d),
+           c_x2=(c_x2, d), c_gate=(c_gate, 1))
     for name, c, t in (("c_x2", c_x2, x2), ("c_gate", c_gate, gate)):
         if c is not None and t is None:
             fail(op, name, f"None where {name[2:]} is None", "a tensor")
@@ -83,32 +84,32 @@ def _pick(op: str, backend: str, x: Tensor):
 
 
 def _forward(*args):
-    _check_forward(*args[:-1])
+    _check_forward(*args)
     return _pick("sphere_activation", args[-1], args[0]).forward(*args[:-1])
 
 
 def _forward_fake(*args):
-    channels = _check_forward(*args[:-1])
+    channels = _check_forward(*args)
     return args[0].new_empty(args[0].shape[0], args[4].shape[1] * channels)
 
 
 def _backward(*args):
-    _check_backward(*args[:-1])
+    _check_backward(*args)
     return _pick("sphere_activation_bwd", args[-1], args[0]).backward(*args[:-1])
 
 
 def _backward_fake(*args):
-    _check_backward(*args[:-1])
+    _check_backward(*args)
     return _like(args[0], args[1:4], args[-2])
 
 
 def _second(*args):
-    _check_second(*args[:-1])
+    _check_second(*args)
     return _pick("sphere_activation_bwd_bwd", args[-1], args[3]).second(*args[:-1])
 
 
 def _second_fake(*args):
-    _check_second(*args[:-1])
+    _check_second(*args)
     return _like(args[3], args[3:7], args[-2])
 
 
@@ -178,7 +179,8 @@ def sphere_activation(x: Tensor, grid: SphereGrid, x2: Tensor | None = None, gat
     f alone is an S2 activation, f(x) x2 a gated one, x x2 h the SwiGLU-S2 of EquiformerV3 with h = sigmoid(s).
 
     Args:
-        x: [Z, (L+1)^2 C], float32 or float64, degrees 0..L of `grid` with C channels each, e3nn's order of components.
+        x: [Z, (L+1)^2 C], float32 or float64, bfloat16 on a GPU: degrees 0..L of `grid` with C channels each, e3nn's
+            order of components.
         grid: the points, and the tables B (`into`) and A (`back`).
         x2: [Z, (L+1)^2 C], a second field; None stands for 1.
         gate: h [Z, C], one number a row and channel; None stands for 1.

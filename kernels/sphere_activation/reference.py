@@ -50,29 +50,45 @@ def coefficients(u: Tensor, table: Tensor, ir_mul: bool) -> Tensor:
     return joined(torch.einsum("si,zsc->zic", table.to(u.dtype), u), ir_mul)
 
 
+def _wide(*tensors: Tensor | None) -> list[Tensor | None]:
+    """In float32 where they are bfloat16."""
+    return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+
+
 def forward(x, x2, gate, into, back, ring, ir_mul, act) -> Tensor:
     """x, x2 [Z, d C], gate [Z, C], into [S, d], back [S, e] -> [Z, e C]."""
+    dtype = x.dtype
+    x, x2, gate = _wide(x, x2, gate)
     u = FUNCTIONS[act](values(x, into, ir_mul))
     if x2 is not None:
         u = u * values(x2, into, ir_mul)
     if gate is not None:
         u = u * gate[:, None]
-    return coefficients(u, back, ir_mul)
+    return coefficients(u, back, ir_mul).to(dtype)
+
+
+def _made(found, needs, dtype: torch.dtype, like: Tensor) -> tuple[Tensor, ...]:
+    """The gradients that are needed, rounded once."""
+    return tuple((make() if need else like.new_zeros(0)).to(dtype) for make, need in zip(found, needs, strict=True))
 
 
 def backward(g, x, x2, gate, into, back, ring, ir_mul, act, needs) -> tuple[Tensor, ...]:
     """g [Z, e C] -> gradients of (x, x2, gate), empty where not needed."""
+    dtype = x.dtype
+    g, x, x2, gate = _wide(g, x, x2, gate)
     w = values(g, back, ir_mul)
     f, slope, _ = derivatives(act, values(x, into, ir_mul))
     v = torch.ones_like(w) if x2 is None else values(x2, into, ir_mul)
     h = torch.ones_like(w[:, :1]) if gate is None else gate[:, None]
     found = (lambda: coefficients(slope * v * w * h, into, ir_mul), lambda: coefficients(f * w * h, into, ir_mul),
              lambda: (f * v * w).sum(1))
-    return tuple(make() if need else g.new_zeros(0) for make, need in zip(found, needs, strict=True))
+    return _made(found, needs, dtype, g)
 
 
 def second(c_x, c_x2, c_gate, g, x, x2, gate, into, back, ring, ir_mul, act, needs) -> tuple[Tensor, ...]:
     """Gradients of <c_x, g_x> + <c_x2, g_x2> + <c_gate, g_gate> with respect to (g, x, x2, gate)."""
+    dtype = x.dtype
+    c_x, c_x2, c_gate, g, x, x2, gate = _wide(c_x, c_x2, c_gate, g, x, x2, gate)
     w = values(g, back, ir_mul)
     f, slope, curve = derivatives(act, values(x, into, ir_mul))
     v = torch.ones_like(w) if x2 is None else values(x2, into, ir_mul)
@@ -84,4 +100,4 @@ def second(c_x, c_x2, c_gate, g, x, x2, gate, into, back, ring, ir_mul, act, nee
              lambda: coefficients(w * (h * (p * curve * v + q * slope) + r * slope * v), into, ir_mul),
              lambda: coefficients(w * (h * p * slope + r * f), into, ir_mul),
              lambda: (w * t).sum(1))
-    return tuple(make() if need else g.new_zeros(0) for make, need in zip(found, needs, strict=True))
+    return _made(found, needs, dtype, g)

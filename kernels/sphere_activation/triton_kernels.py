@@ -101,9 +101,9 @@ def sphere_activation_fwd_kernel(
     i_z, i_c = o_n // C, o_n % C
     o_d, o_e = tl.arange(0, BD), tl.arange(0, BE)
     o_x, m_x = places(address, o_d, o_d < D, D, i_z, i_c, m_n, C)
-    b_x = tl.load(x + o_x, mask=m_x, other=0.0)
+    b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(ACC)
     if HAS_X2:
-        b_x2 = tl.load(x2 + o_x, mask=m_x, other=0.0)
+        b_x2 = tl.load(x2 + o_x, mask=m_x, other=0.0).to(ACC)
     b_y = tl.zeros([BE, BN], dtype=ACC)
     for i_s in range(0, S, BS):
         o_s = i_s + tl.arange(0, BS)
@@ -115,9 +115,9 @@ def sphere_activation_fwd_kernel(
         b_back = tl.load(back + o_s[None, :] * E + o_e[:, None], mask=m_s[None, :] & (o_e < E)[:, None], other=0.0)
         b_y = dot(b_back, b_f, b_y, ALLOW_TF32)
     if HAS_GATE:
-        b_y *= tl.load(gate + o_n, mask=m_n, other=0.0)[None, :]
+        b_y *= tl.load(gate + o_n, mask=m_n, other=0.0).to(ACC)[None, :]
     o_y, m_y = places(address_back, o_e, o_e < E, E, i_z, i_c, m_n, C)
-    tl.store(y + o_y, b_y, mask=m_y)
+    tl.store(y + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
@@ -134,9 +134,9 @@ def sphere_activation_bwd_kernel(
     o_d, o_e = tl.arange(0, BD), tl.arange(0, BE)
     o_x, m_x = places(address, o_d, o_d < D, D, i_z, i_c, m_n, C)
     o_g, m_g = places(address_back, o_e, o_e < E, E, i_z, i_c, m_n, C)
-    b_x, b_g = tl.load(x + o_x, mask=m_x, other=0.0), tl.load(g + o_g, mask=m_g, other=0.0)
+    b_x, b_g = tl.load(x + o_x, mask=m_x, other=0.0).to(ACC), tl.load(g + o_g, mask=m_g, other=0.0).to(ACC)
     if HAS_X2:
-        b_x2 = tl.load(x2 + o_x, mask=m_x, other=0.0)
+        b_x2 = tl.load(x2 + o_x, mask=m_x, other=0.0).to(ACC)
     b_g_x, b_g_x2 = tl.zeros([BD, BN], dtype=ACC), tl.zeros([BD, BN], dtype=ACC)
     b_sum = tl.zeros([BN], dtype=ACC)
     for i_s in range(0, S, BS):
@@ -161,15 +161,15 @@ def sphere_activation_bwd_kernel(
             b_slope, _ = derivatives(b_u, ACT)
             b_g_x = dot(tl.trans(b_into), b_slope * b_w, b_g_x, ALLOW_TF32)
     if HAS_GATE:
-        b_h = tl.load(gate + o_n, mask=m_n, other=0.0)[None, :]
+        b_h = tl.load(gate + o_n, mask=m_n, other=0.0).to(ACC)[None, :]
         b_g_x *= b_h
         b_g_x2 *= b_h
     if NEED_X:
-        tl.store(g_x + o_x, b_g_x, mask=m_x)
+        tl.store(g_x + o_x, b_g_x.to(g_x.dtype.element_ty), mask=m_x)
     if NEED_X2:
-        tl.store(g_x2 + o_x, b_g_x2, mask=m_x)
+        tl.store(g_x2 + o_x, b_g_x2.to(g_x2.dtype.element_ty), mask=m_x)
     if NEED_GATE:
-        tl.store(g_gate + o_n, b_sum, mask=m_n)
+        tl.store(g_gate + o_n, b_sum.to(g_gate.dtype.element_ty), mask=m_n)
 
 
 @triton.jit
@@ -189,9 +189,9 @@ def sphere_activation_bwd_bwd_kernel(
     o_g, m_g = places(address_back, o_e, o_e < E, E, i_z, i_c, m_n, C)
     b_h, b_r = tl.full([1, BN], 1.0, dtype=ACC), tl.zeros([1, BN], dtype=ACC)
     if HAS_GATE:
-        b_h = tl.load(gate + o_n, mask=m_n, other=0.0)[None, :]
+        b_h = tl.load(gate + o_n, mask=m_n, other=0.0).to(ACC)[None, :]
     if HAS_C_GATE:
-        b_r = tl.load(c_gate + o_n, mask=m_n, other=0.0)[None, :]
+        b_r = tl.load(c_gate + o_n, mask=m_n, other=0.0).to(ACC)[None, :]
     b_g_g = tl.zeros([BE, BN], dtype=ACC)
     b_g_x, b_g_x2 = tl.zeros([BD, BN], dtype=ACC), tl.zeros([BD, BN], dtype=ACC)
     b_sum = tl.zeros([BN], dtype=ACC)
@@ -201,15 +201,15 @@ def sphere_activation_bwd_bwd_kernel(
         b_into = tl.load(into + o_s[:, None] * D + o_d[None, :], mask=m_s[:, None] & (o_d < D)[None, :], other=0.0)
         b_back = tl.load(back + o_s[:, None] * E + o_e[None, :], mask=m_s[:, None] & (o_e < E)[None, :], other=0.0)
         b_zero = tl.zeros([BS, BN], dtype=ACC)
-        b_u = dot(b_into, tl.load(x + o_x, mask=m_x, other=0.0), b_zero, ALLOW_TF32)
-        b_w = dot(b_back, tl.load(g + o_g, mask=m_g, other=0.0), b_zero, ALLOW_TF32)
+        b_u = dot(b_into, tl.load(x + o_x, mask=m_x, other=0.0).to(ACC), b_zero, ALLOW_TF32)
+        b_w = dot(b_back, tl.load(g + o_g, mask=m_g, other=0.0).to(ACC), b_zero, ALLOW_TF32)
         b_v, b_p, b_q = b_zero + 1.0, b_zero, b_zero
         if HAS_X2:
-            b_v = dot(b_into, tl.load(x2 + o_x, mask=m_x, other=0.0), b_zero, ALLOW_TF32)
+            b_v = dot(b_into, tl.load(x2 + o_x, mask=m_x, other=0.0).to(ACC), b_zero, ALLOW_TF32)
         if HAS_C_X:
-            b_p = dot(b_into, tl.load(c_x + o_x, mask=m_x, other=0.0), b_zero, ALLOW_TF32)
+            b_p = dot(b_into, tl.load(c_x + o_x, mask=m_x, other=0.0).to(ACC), b_zero, ALLOW_TF32)
         if HAS_C_X2:
-            b_q = dot(b_into, tl.load(c_x2 + o_x, mask=m_x, other=0.0), b_zero, ALLOW_TF32)
+            b_q = dot(b_into, tl.load(c_x2 + o_x, mask=m_x, other=0.0).to(ACC), b_zero, ALLOW_TF32)
         b_f = activation(b_u, ACT)
         b_slope, b_curve = derivatives(b_u, ACT)
         b_t = b_p * b_slope * b_v + b_q * b_f
@@ -222,13 +222,13 @@ def sphere_activation_bwd_bwd_kernel(
             b_g_x2 = dot(tl.trans(b_into), b_w * (b_h * b_p * b_slope + b_r * b_f), b_g_x2, ALLOW_TF32)
         b_sum += tl.sum(b_w * b_t, 0)
     if NEED_G:
-        tl.store(g_g + o_g, b_g_g, mask=m_g)
+        tl.store(g_g + o_g, b_g_g.to(g_g.dtype.element_ty), mask=m_g)
     if NEED_X:
-        tl.store(g_x + o_x, b_g_x, mask=m_x)
+        tl.store(g_x + o_x, b_g_x.to(g_x.dtype.element_ty), mask=m_x)
     if NEED_X2:
-        tl.store(g_x2 + o_x, b_g_x2, mask=m_x)
+        tl.store(g_x2 + o_x, b_g_x2.to(g_x2.dtype.element_ty), mask=m_x)
     if NEED_GATE:
-        tl.store(g_gate + o_n, b_sum, mask=m_n)
+        tl.store(g_gate + o_n, b_sum.to(g_gate.dtype.element_ty), mask=m_n)
 
 
 def addresses(d: int, channels: int, ir_mul: bool, device: torch.device) -> Tensor:
@@ -250,7 +250,7 @@ def _tile(dtype: torch.dtype, d: int, order: int) -> dict:
 def _launch(kernel, tensors, x, into, back, outputs, ir_mul, act, order, **flags) -> None:
     (rows, width), d, e = x.shape, into.shape[1], back.shape[1]
     channels = width // d
-    tables = [t.to(x.dtype).contiguous() for t in (into, back)]
+    tables = [t.to(torch.promote_types(x.dtype, torch.float32)).contiguous() for t in (into, back)]
     where = [addresses(n, channels, ir_mul, x.device) for n in (d, e)]
     tile = _tile(x.dtype, max(d, e), order)
     launch(kernel, (cdiv(rows * channels, tile["BN"]),), *tensors, *tables, *where, *outputs, rows * channels, channels,
@@ -299,8 +299,10 @@ def second(c_x, c_x2, c_gate, g, x, x2, gate, into, back, ring, ir_mul, act, nee
 def _aot(kernel, tensors: str, order: int, lmax: int, dtype=torch.float32, **flags) -> AotCase:
     """The kernel for degree lmax in and out, everything present, SiLU."""
     d = (lmax + 1) ** 2
-    kind = "*fp64" if dtype == torch.float64 else "*fp32"
+    kind = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
     signature = dict.fromkeys(tensors.split(), kind) | {"address": "*i64", "address_back": "*i64"}
+    if dtype == torch.bfloat16:
+        signature |= {"into": "*fp32", "back": "*fp32"}
     tile = _tile(dtype, d, order)
     options = {name: tile.pop(name) for name in ("num_warps", "maxnreg")}
     block = max(16, next_power_of_2(d))
@@ -313,6 +315,7 @@ _NEED = {"NEED_X": True, "NEED_X2": True, "NEED_GATE": True}
 AOT = [
     _aot(sphere_activation_fwd_kernel, "x x2 gate into back y", 0, 1, torch.float64),
     _aot(sphere_activation_bwd_kernel, "g x x2 gate into back g_x g_x2 g_gate", 1, 6, **_NEED),
+    _aot(sphere_activation_bwd_kernel, "g x x2 gate into back g_x g_x2 g_gate", 1, 1, torch.bfloat16, **_NEED),
     _aot(sphere_activation_bwd_bwd_kernel, "c_x c_x2 c_gate g x x2 gate into back g_g g_x g_x2 g_gate", 2, 1, **_NEED,
          NEED_G=True, HAS_C_X=True, HAS_C_X2=True, HAS_C_GATE=True),
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...backend import pick
-from ..define import check_tensors, define, fail, mask
+from ..define import check_tensors, define, fail, is_half, mask
 from .reference import channels_of
 from .tables import FORMS, MOST, Points, Slot, unpack
 
@@ -36,11 +36,7 @@ CPU = SimpleNamespace(forward=_native_forward, backward=_native_backward)
 def check_inputs(op: str, xs: list[Tensor], slots: list[Slot], backend: str) -> int:
     """Dtypes, rows and channels of the inputs; returns the channels."""
     x1 = xs[0]
-    half = x1.dtype == torch.bfloat16
-    if half and not (x1.is_cuda or backend in ("reference", "triton")):
-        fail(op, "x1", "float32 or float64 on the CPU", x1.dtype, "cast it with .float()")
-    if not half:
-        check_tensors(op, x1)
+    check_tensors(op, x1, half=is_half(op, "x1", x1, backend))
     channels = 1
     for n, (x, slot) in enumerate(zip(xs, slots, strict=True), 1):
         if x.dtype != x1.dtype or x.device != x1.device:

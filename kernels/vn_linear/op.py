@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backend import pick
-from ..define import check_tensors, define, fail, no_forward_mode, vjp
+from ..define import check_tensors, define, fail, is_half, no_forward_mode, vjp
 from . import reference, triton_kernels
 
 _native = torch.ops.ace_fast_native
@@ -26,17 +26,9 @@ BACKENDS = {
 
 def check_rows(op: str, backend: str, p: Tensor, dims: int, **others: Tensor | None) -> None:
     """`p` and `others` (None skipped) are [..., 3, *] in one dtype; bfloat16 where a GPU or the reference computes."""
-    half = p.dtype == torch.bfloat16
-    if half and not (p.is_cuda or backend in ("reference", "triton")):
-        fail(op, "the first argument", "float32 or float64 on the CPU", p.dtype, "cast it with .float()")
-    if not half:
-        check_tensors(op, p, **others)
+    check_tensors(op, p, half=is_half(op, "the first argument", p, backend), **others)
     for name, t in {"the first argument": p, **others}.items():
-        if t is None:
-            continue
-        if t.dtype != p.dtype or t.device != p.device:
-            fail(op, name, f"{p.dtype} on {p.device}", f"{t.dtype} on {t.device}")
-        if t.dim() != dims or t.shape[-2] != 3:
+        if t is not None and (t.dim() != dims or t.shape[-2] != 3):
             fail(op, name, "[R, 3, C]" if dims == 3 else "[B, N, 3, C]", list(t.shape))
 
 
