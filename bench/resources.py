@@ -42,7 +42,7 @@ class Kernel(NamedTuple):
     @property
     def single(self) -> bool:
         """Whether it is a float32 kernel."""
-        return "fp32" in self.kernel or "<float" in self.kernel
+        return "fp32" in self.kernel and "bf16" not in self.kernel or "<float" in self.kernel
 
 
 def languages(room: str) -> list[str]:
