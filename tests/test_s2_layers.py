@@ -150,34 +150,38 @@ def test_swiglu_equals_the_original():
 def mlp_at_points(mlp, x):
     """The formula with every value at a point in memory, x [N, (L+1)^2, C]."""
     into, back = mlp.grid.on(torch.device("cpu"))
-    u = mlp.grid_linear_1(torch.einsum("si,nic->nsc", into, x))
-    if mlp.act == "swiglu":
-        one, two = u.chunk(2, 2)
-        u = torch.sigmoid(mlp.gating_linear(x[:, 0]))[:, None] * one * two
-    else:
-        u = getattr(torch, mlp.act)(u) if mlp.act == "tanh" else getattr(F, mlp.act)(u)
-    return torch.einsum("si,nsc->nic", back, mlp.grid_linear_2(u)).flatten(1)
+    *maps, last = [module for name, module in mlp.named_children() if name != "gating_linear"]
+    u = torch.einsum("si,nic->nsc", into, x)
+    for linear in maps:
+        u = linear(u)
+        if mlp.act == "swiglu":
+            one, two = u.chunk(2, 2)
+            u = torch.sigmoid(mlp.gating_linear(x[:, 0]))[:, None] * one * two
+        else:
+            u = getattr(torch, mlp.act)(u) if mlp.act == "tanh" else getattr(F, mlp.act)(u)
+    return torch.einsum("si,nsc->nic", back, last(u)).flatten(1)
 
 
-@pytest.mark.parametrize("act", ["silu", "tanh", "swiglu"])
+@pytest.mark.parametrize("act, hidden", [("silu", 5), ("tanh", 5), ("swiglu", 5), ("silu", [5, 4]),
+                                         ("gelu", (3, 6, 2))], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_mlp_is_one_at_every_point(act, bias):
-    mlp = nn.S2MLP(field(2, 3), field(1, 2), 5, act, bias=bias, layout="ir_mul")
+def test_mlp_is_one_at_every_point(act, hidden, bias):
+    mlp = nn.S2MLP(field(2, 3), field(1, 2), hidden, act, bias=bias, layout="ir_mul")
     x = torch.randn(4, 9, 3, requires_grad=True)
     got, want = mlp(x.flatten(1)), mlp_at_points(mlp, x)
     assert_close(got, want, 8)
     g, leaves = torch.randn_like(got), [x, *mlp.parameters()]
     for a, b in zip(torch.autograd.grad(got, leaves, g), torch.autograd.grad(want, leaves, g), strict=True):
         assert_close(a, b, 32)
-    other = nn.S2MLP(field(2, 3), field(1, 2), 5, act, bias=bias)
+    other = nn.S2MLP(field(2, 3), field(1, 2), hidden, act, bias=bias)
     other.load_state_dict(mlp.state_dict())
     turned = relaid(x.flatten(1), field(2, 3), "mul_ir")
     assert_close(relaid(other(turned), field(1, 2), "ir_mul"), got, 8)
 
 
-@pytest.mark.parametrize("act, limit", [("swiglu", 1e-12), ("silu", 1e-3)])
-def test_mlp_is_equivariant(act, limit):
-    mlp = nn.S2MLP(field(2, 3), field(2, 3), 5, act)
+@pytest.mark.parametrize("act, hidden, limit", [("swiglu", 5, 1e-12), ("silu", 5, 1e-3), ("silu", [5, 4], 1e-3)])
+def test_mlp_is_equivariant(act, hidden, limit):
+    mlp = nn.S2MLP(field(2, 3), field(2, 3), hidden, act)
     assert equivariance_error(mlp, mlp.irreps_in, mlp.irreps_out) < limit
 
 
@@ -265,6 +269,7 @@ LAYERS = {
     "S2Activation": (lambda: nn.S2Activation("2x0e+2x1o", F.silu, 6), [(3, 8)]),
     "SwiGLUS2": (lambda: nn.SwiGLUS2("2x0e+2x1o"), [(3, 16), (3, 6)]),
     "S2MLP": (lambda: nn.S2MLP("2x0e+2x1o", "3x0e+3x1o", 4), [(3, 8)]),
+    "S2MLP, deep": (lambda: nn.S2MLP("2x0e+2x1o", "3x0e+3x1o", [4, 3]), [(3, 8)]),
     "S2MLP, gated": (lambda: nn.S2MLP("2x0e+2x1o", "3x0e+3x1o", 4, "swiglu"), [(3, 8)]),
     "MergedLayerNorm": (lambda: nn.MergedLayerNorm("2x0e+2x1o"), [(3, 8)]),
 }
@@ -349,7 +354,10 @@ def messages():
     yield "odd scalars", lambda: glu("0o+1e"), r"irreps_out must have even scalars \(0e\), got 1x0o\+1x1e"
     yield "other parities", lambda: mlp("0e+1o", "0e+1e", 4), r"irreps_out must have the parities of irreps_in"
     yield "mlp's act", lambda: mlp(points, points, 4, "none"), r"act must be one of \('swiglu', .*got 'none'"
-    yield "hidden", lambda: mlp(points, points, -1), r"hidden must be 0 or more, got -1"
+    yield "hidden", lambda: mlp(points, points, -1), r"hidden must be 0 or more, or a list of such .*, got -1"
+    yield "no hidden", lambda: mlp(points, points, []), r"hidden must be 0 or more, or a list of .*, got \[\]"
+    yield "hidden's type", lambda: mlp(points, points, [4, 2.0]), r"hidden must be 0 or more.*, got \[4, 2\.0\]"
+    yield "gated twice", lambda: mlp(points, points, [4, 2], "swiglu"), r"hidden must be one number with act 'swiglu'"
     yield "columns", lambda: mlp(points, points, 4)(torch.zeros(2, 8)), r"inputs must be \[\.\.\., 9\], got \[2, 8\]"
     yield "scalars", lambda: glu(points)(torch.zeros(2, 18), torch.zeros(2, 2)), r"scalars must be \[\.\.\., 3\]"
     yield "rows", lambda: glu(points)(torch.zeros(2, 18), torch.zeros(3, 3)), r"scalars must be \[2, 3\], got \[3, 3\]"

@@ -120,13 +120,8 @@ class S2Activation(nn.Module):
 
     def _plain(self, rows: Tensor) -> Tensor:
         """The same by the tables [S, d], every value in memory."""
-        wide = widened(rows)
-        into, back = (table.to(wide.dtype) for table in self.grid.on(rows.device))
-        x = components(wide, into.shape[1], self.layout == "ir_mul")
-        with without_autocast(rows):
-            values = self.act(torch.einsum("si,zic->zsc", into, x).to(rows.dtype))
-            y = torch.einsum("si,zsc->zic", back, values.to(x.dtype))
-        return joined(y, self.layout == "ir_mul").to(rows.dtype)
+        x = components(rows, (self.grid.lmax + 1) ** 2, self.layout == "ir_mul")
+        return joined(at_points(x, self.grid, self.act), self.layout == "ir_mul")
 
     def _turn(self, x: Tensor, irreps: o3.Irreps, angles: tuple[Tensor, ...], back: bool) -> Tensor:
         """Coefficients in a turned frame, or out of it."""
@@ -136,6 +131,21 @@ class S2Activation(nn.Module):
             matrix = degrees.D_from_angles(*angles).to(x.dtype)  # e3nn has the default dtype in it
             turned = torch.einsum("ij,zjc->zic", matrix.mT if back else matrix, field)
         return joined(turned, self.layout == "ir_mul").reshape(x.shape)
+
+
+def at_points(x: Tensor, grid: functional.SphereGrid, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Fields [Z, d, C] through a function of their values [Z, S, C] -> [Z, S, C'], to coefficients [Z, e, C'].
+
+    Plain torch with every value in memory; the transforms keep float32 for bfloat16 and under autocast.
+    """
+    into, back = grid.on(x.device)
+    with without_autocast(x):
+        wide = widened(x)
+        values = torch.einsum("si,zic->zsc", into.to(wide.dtype), wide).to(x.dtype)
+    values = function(values)
+    with without_autocast(x):
+        wide = widened(values)
+        return torch.einsum("si,zsc->zic", back.to(wide.dtype), wide).to(values.dtype)
 
 
 @contextlib.contextmanager

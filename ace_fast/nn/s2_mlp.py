@@ -1,6 +1,7 @@
 """EquiformerV3's feed-forward layers on the sphere: SwiGLU-S2, and a perceptron over channels at every point."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from e3nn import o3
@@ -8,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
-from ..kernels.sphere_activation import ACTIVATIONS
+from ..kernels.sphere_activation.reference import ACTIVATIONS, FUNCTIONS
 from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
-from .s2_activation import function_on_sphere
+from .s2_activation import at_points, function_on_sphere
 from .tensor_product import check_columns
 
 
@@ -88,7 +89,7 @@ class SwiGLUS2(nn.Module):
 
 
 class S2MLP(nn.Module):
-    r"""A perceptron over channels at every point of the sphere, with one hidden layer.
+    r"""A perceptron over channels at every point of the sphere.
 
     .. math:: y = \mathrm{FromGrid}\bigl(W_2\, f(W_1\, \mathrm{ToGrid}(x) + b_1) + b_2\bigr)
 
@@ -97,10 +98,14 @@ class S2MLP(nn.Module):
     product, with 2 H channels of W_1 and gates from the scalars of x: sigma(W_g x_0 + b_g) u_1 u_2, equivariant to
     rounding.
 
+    With several hidden layers (EquiformerV2's and UMA's grid MLP has two) the first and the last map still act on
+    coefficients. Those between stand behind an f and before another, so they have to run at the points: plain torch,
+    which keeps about 2 S (H_1 + H_2 + ...) numbers a row for the gradient, S points, one hidden layer (L + 1)^2 H.
+
     Args:
         irreps_in: C x (0e + 1o + ...) or C x (0e + 1e + ...), degrees 0..L.
         irreps_out: of the same parities, any multiplicity and highest degree.
-        hidden: H, channels of the hidden layer.
+        hidden: H, channels of the hidden layer, or a list of those of several (not for "swiglu").
         act: f, "silu", "relu", "gelu", "tanh", "sigmoid", "softplus", or "swiglu".
         grid: (rings, azimuths) of a Gauss-Legendre grid; None takes one that is exact for "swiglu", and otherwise
             (2 L + 1) x (4 L + 1) points.
@@ -108,11 +113,12 @@ class S2MLP(nn.Module):
         layout: of inputs and result, "mul_ir" or "ir_mul", which needs no copy.
         backend: which implementation of the operator runs.
 
-    Parameters are those of EquiformerV3's grid MLP: `grid_linear_1`, `grid_linear_2`; `gating_linear` with "swiglu".
+    Parameters are those of EquiformerV3's grid MLP: `grid_linear_1`, `grid_linear_2`, and on; `gating_linear` with
+    "swiglu".
 
     Raises:
-        ValueError: irreps that are no functions on the sphere, of other parities or with odd scalars, an unknown act, a
-            grid too small.
+        ValueError: irreps that are no functions on the sphere, of other parities or with odd scalars, an unknown act,
+            hidden layers that are none or, with "swiglu", several, a grid too small.
 
     Derivatives of any order. Sources: Facet (Miklaucic et al. 2025); EquiformerV3 (Liao et al. 2026),
     GatedSwiGLUGridMLP.
@@ -123,15 +129,14 @@ class S2MLP(nn.Module):
         torch.Size([5, 16])
     """
 
-    def __init__(self, irreps_in, irreps_out, hidden: int, act: str = "silu", grid: tuple[int, int] | None = None,
-                 bias: bool = True, *, layout="mul_ir", backend="auto"):
+    def __init__(self, irreps_in, irreps_out, hidden: int | Sequence[int], act: str = "silu",
+                 grid: tuple[int, int] | None = None, bias: bool = True, *, layout="mul_ir", backend="auto"):
         super().__init__()
         name = type(self).__name__
         acts = ("swiglu", *(act for act in ACTIVATIONS if act != "none"))
         if act not in acts:
             raise ValueError(f"{name}: act must be one of {acts}, got {act!r}")
-        if hidden < 0:
-            raise ValueError(f"{name}: hidden must be 0 or more, got {hidden}")
+        sizes = _sizes(name, hidden, act)
         one, two = (_true_field(name, argument, irreps, layout)
                     for argument, irreps in (("irreps_in", irreps_in), ("irreps_out", irreps_out)))
         shared = min(len(one.irs), len(two.irs))
@@ -139,11 +144,12 @@ class S2MLP(nn.Module):
             raise ValueError(f"{name}: irreps_out must have the parities of irreps_in ({one.irreps}), got {two.irreps}")
         self.irreps_in, self.irreps_out, self.act, self.hidden = one.irreps, two.irreps, act, hidden
         self.layout, self.backend = layout, backend
-        self._in, self._width, self._out = one.dim, one.width, two.dim
+        self._in, self._width, self._out, self._layers = one.dim, one.width, two.dim, len(sizes)
         gated = act == "swiglu"
-        self.grid_linear_1 = _linear(one.channels, (2 if gated else 1) * hidden, bias)
-        self.grid_linear_2 = _linear(hidden, two.channels, bias)
-        self.gating_linear = _linear(one.channels, hidden, True) if gated else None
+        inner, outer = [one.channels, *sizes], [2 * sizes[0] if gated else sizes[0], *sizes[1:], two.channels]
+        for n, (i, o) in enumerate(zip(inner, outer, strict=True), 1):
+            self.add_module(f"grid_linear_{n}", _linear(i, o, bias))
+        self.gating_linear = _linear(one.channels, sizes[0], True) if gated else None
         self.grid = (_product_grid if gated else _activation_grid)(one.lmax, two.lmax, grid)
         into, back = self.grid.on(torch.device("cpu"))
         self._constant = 1 / float(into[0, 0]), float(back[:, 0].sum())  # of the function 1: coefficient, and back
@@ -156,6 +162,13 @@ class S2MLP(nn.Module):
         check_columns(type(self).__name__, inputs=(inputs, self._in))
         lead, rows = inputs.shape[:-1], inputs.shape[:-1].numel()
         x = components(inputs.reshape(rows, self._in), self._width, self.layout == "ir_mul")  # [Z, d, C]
+        y = self._at_one_layer(x) if self._layers == 1 else self._at_points(x)  # [Z, e, H]
+        last = self.get_submodule(f"grid_linear_{self._layers + 1}")
+        y = _affine(y, last.weight, last.bias, self._constant[1])
+        return joined(y, self.layout == "ir_mul").reshape(*lead, self._out)
+
+    def _at_one_layer(self, x: Tensor) -> Tensor:
+        """The hidden layer as one operator."""
         weight, bias = self.grid_linear_1.weight, self.grid_linear_1.bias
         parts = weight.chunk(2) if self.act == "swiglu" else (weight,)
         biases = [None] * 2 if bias is None else bias.chunk(len(parts))
@@ -165,9 +178,31 @@ class S2MLP(nn.Module):
             u += [gate]
         f = "none" if self.act == "swiglu" else self.act
         y = functional.sphere_activation(u[0], self.grid, *u[1:], act=f, layout="ir_mul", backend=self.backend)
-        y = y.reshape(rows, (self.grid.lmax_out + 1) ** 2, self.hidden)
-        y = _affine(y, self.grid_linear_2.weight, self.grid_linear_2.bias, self._constant[1])
-        return joined(y, self.layout == "ir_mul").reshape(*lead, self._out)
+        return y.reshape(x.shape[0], (self.grid.lmax_out + 1) ** 2, self.grid_linear_2.in_features)
+
+    def _at_points(self, x: Tensor) -> Tensor:
+        """Several hidden layers, their values in memory."""
+        f, inner = FUNCTIONS[self.act], [self.get_submodule(f"grid_linear_{n}") for n in range(2, self._layers + 1)]
+
+        def hidden(values: Tensor) -> Tensor:
+            values = f(values)
+            for linear in inner:
+                values = f(linear(values))
+            return values
+
+        first = self.grid_linear_1
+        return at_points(_affine(x, first.weight, first.bias, self._constant[0]), self.grid, hidden)
+
+
+def _sizes(who: str, hidden, act: str) -> tuple[int, ...]:
+    """The channels of every hidden layer, checked."""
+    sizes = tuple(hidden) if isinstance(hidden, Sequence) and not isinstance(hidden, str) else (hidden,)
+    if not sizes or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes):
+        raise ValueError(f"{who}: hidden must be 0 or more, or a list of such numbers, got {hidden!r}")
+    if len(sizes) > 1 and act == "swiglu":
+        raise ValueError(f"{who}: hidden must be one number with act 'swiglu', got {hidden!r}; put layers one behind "
+                         "the other")
+    return sizes
 
 
 def _linear(inner: int, outer: int, bias: bool) -> nn.Linear:
