@@ -1,5 +1,7 @@
 """Layers on the sphere: S2Activation against e3nn, SwiGLU-S2, perceptrons at points, merged norm, smooth attention."""
 
+import re
+
 import e3nn.nn
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 import ace_fast
 from ace_fast import Graph, nn
 from ace_fast.kernels.sphere_product import grids
+from bench import sphere_errors
 
 FIELD = o3.Irreps("0e+1o+2e")
 EVEN = {"silu": F.silu, "gelu": torch.nn.GELU(), "relu": torch.relu, "sigmoid": torch.sigmoid, "softplus": F.softplus}
@@ -28,11 +31,11 @@ def field(lmax: int, channels: int = 1) -> o3.Irreps:
 def equivariance_error(function, irreps_in, irreps_out, layout: str = "mul_ir", size: float = 1.0, dtype=torch.float64):
     """Root mean square over turns and rows of f(D x) - D f(x), relative to f."""
     torch.manual_seed(0)
-    x = size * torch.randn(40, irreps_in.dim, dtype=dtype)
+    x = torch.randn(40, irreps_in.dim)
     error = total = 0.0
     for _ in range(4):
-        angles = o3.rand_angles(dtype=torch.float64)
-        turn_in, turn_out = (ir.D_from_angles(*angles).to(dtype) for ir in (irreps_in, irreps_out))
+        angles = o3.rand_angles()
+        turn_in, turn_out = (ir.D_from_angles(*angles) for ir in (irreps_in, irreps_out))
 
         def turn(t, m, irreps):
             return relaid(relaid(t, irreps, "mul_ir") @ m.T, irreps, "ir_mul") if layout == "ir_mul" else t @ m.T
@@ -101,17 +104,23 @@ def test_activation_of_channels():
     assert_close(relaid(nn.S2Activation(irreps, F.silu, 8)(x), irreps, "ir_mul"), want.flatten(1), 4)
 
 
-def test_error_of_the_activation_falls_with_the_grid():
-    """EquiformerV3's numbers for SiLU at L = 6: 3.4e-3 on (18, 18), on (32, 32) float32's rounding of 2.0e-6.
-
-    How large its inputs are is not said; values of 0.1 on the sphere give these.
-    """
-    coarse, fine = (nn.S2Activation(field(6), F.silu, res) for res in ((18, 18), (32, 32)))
-    irreps = coarse.irreps_in, coarse.irreps_out
-    assert equivariance_error(coarse, *irreps, size=0.1, dtype=torch.float32) == pytest.approx(3.4e-3, rel=0.25)
-    assert equivariance_error(fine, *irreps, size=0.1, dtype=torch.float32) < 4e-6
-    assert equivariance_error(fine, *irreps, size=0.1) < 2e-8
-    assert equivariance_error(coarse, *irreps) == pytest.approx(2.3e-2, rel=0.25)  # values of 1
+def test_the_table_of_errors():
+    """docs/products.md against measurements, and these against EquiformerV3's numbers for SiLU at L = 6."""
+    shown = {}
+    for row in re.findall(r"^\| (.*) \|$", sphere_errors.PAGE.read_text(encoding="utf-8"), re.MULTILINE):
+        name, grid, *cells = row.split(" | ")
+        shown[name, grid] = cells
+    lines = {(line.name, line.grid): line for line in sphere_errors.lines()}
+    assert lines.keys() < shown.keys()
+    assert all(shown[key][0] == (line.published or "–") for key, line in lines.items())
+    silu = [lines["`S2Activation`, SiLU", grid] for grid in ("18 x 18", "32 x 32")]
+    assert sphere_errors.error(silu[0], *sphere_errors.COLUMNS[0]) == pytest.approx(3.4e-3, rel=0.25)
+    for line, column in ((silu[0], 3), (silu[1], 2), (lines["its product, orders to 2, about the axis", "20 x 6"], 1)):
+        found = sphere_errors.error(line, *sphere_errors.COLUMNS[column])
+        assert float(shown[line.name, line.grid][1 + column]) == pytest.approx(found, rel=0.1)
+    for key in (("`SwiGLUS2`, exact grid", "10 x 19"), ("its product, orders to 2, about the axis", "20 x 8")):
+        assert max(float(cell) for cell in shown[key][2:]) < 1e-12
+        assert sphere_errors.error(lines[key], *sphere_errors.COLUMNS[3]) < 1e-12
 
 
 @pytest.mark.parametrize("lmax", [1, 2, 4])

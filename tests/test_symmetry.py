@@ -325,6 +325,12 @@ def test_layers_that_draw_draw_the_same_and_their_generators_are_put_back(source
     assert all(torch.equal(m.generator.get_state(), state) for m, state in zip(model, states, strict=True))
 
 
+def test_layouts_may_be_irreps_of_e3nn():
+    layer, irreps = o3.Linear("2x0e+2x1o", "3x0e+1x1o"), o3.Irreps("2x0e+2x1o")
+    report = measure(lambda x: layer(x), torch.randn(4, 8), "O(3)", layouts=irreps, output=layer.irreps_out, draws=2)
+    assert report.relative < 1e-5
+
+
 def test_a_representation_of_the_user():
     o3_group = symmetry.group("O(3)")
     axial = symmetry.given(o3_group, lambda e: torch.linalg.det(e.matrix)[:, None, None] * e.matrix)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from e3nn import o3
 from torch import Tensor
 
 from ..graph import Graph, Segments
@@ -119,7 +120,7 @@ class Inputs:
                 raise ValueError(f"measure: layouts must name arrays among {', '.join(self.arrays)}, got "
                                  f"{', '.join(wrong)}")
         else:
-            one = isinstance(given, str | Layout) or not isinstance(given, Sequence)
+            one = isinstance(given, str | Layout | o3.Irreps) or not isinstance(given, Sequence)
             several = [layout(own) for own in ([given] if one else given)]
             if len(several) > len(self.arrays):
                 raise ValueError(f"measure: layouts must be at most {len(self.arrays)}, of {', '.join(self.arrays)}, "

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from e3nn import o3
 from torch import Tensor, nn
 
 from .groups import Element
@@ -267,7 +268,7 @@ def output_layouts(given: Any, known: tuple[Layout | None, ...] | None, outputs:
     if not any(x is not None for x in outputs):
         raise ValueError("measure: the model must return tensors of floating-point numbers, got none")
     if given is not None:
-        one = isinstance(given, str | Layout) or not isinstance(given, Sequence | Mapping)
+        one = isinstance(given, str | Layout | o3.Irreps) or not isinstance(given, Sequence | Mapping)
         parts = [given] if one else list(given.values()) if isinstance(given, Mapping) else list(given)
         found = [None if own is None else layout(own) for own in parts]
     elif known is not None:
