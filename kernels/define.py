@@ -1,5 +1,7 @@
 """How a room registers its operators: schema, implementation, fake, derivative, vmap, autocast, in one call."""
 
+import operator
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -140,6 +142,22 @@ def fail(op: str, argument: str, expected: str, got, remedy: str = "") -> None:
     Call it behind an `if`: operators are called often, and building a message costs more than the check.
     """
     raise ValueError(f"{op}: {argument} must be {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+
+
+def integer(op: str, argument: str, value, least: int = 0, most: int | None = None) -> int:
+    """The value as an int, of whatever type it is; booleans, texts and fractions are none.
+
+    Raises:
+        ValueError: no integer, or one outside least..most.
+    """
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or found < least or most is not None and found > most:
+        within = f"of at least {least}" if most is None else f"from {least} to {most}"
+        fail(op, argument, f"an integer {within}", repr(value))
+    return found
 
 
 def is_half(op: str, argument: str, x: Tensor, backend: str) -> bool:

@@ -135,7 +135,7 @@ def test_tables_depend_on_no_mode_of_torch():
     (lambda: grids.exact(3, "uniform"), "kind must be one of .*, got 'uniform'"),
     (lambda: grids.exact(-1), "degree must be at least 0, got -1"),
     (lambda: grids.exact(132, "lebedev"), "degree must be at most 131 for Lebedev's rules, got 132; take"),
-    (lambda: grids.gauss(0, 3), "rings and ring_size must be at least 1, got 0 and 3"),
+    (lambda: grids.gauss(0, 3), "rings must be an integer of at least 1, got 0"),
     (lambda: grids.synthesis(GRIDS[0], -1), "lmax must be at least 0, got -1"),
     (lambda: grids.synthesis(GRIDS[0], 2, "r"), "derivative must be one of .*, got 'r'"),
     (lambda: grids.analysis_factors(GRIDS[1], 2), "kind must be 'gauss' for the separable form, got 'lebedev'"),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from e3nn import o3
@@ -124,6 +125,25 @@ def test_the_bracket_with_a_constant_is_zero(degrees, form):
     assert not any(g.any() for g in torch.autograd.grad(z.sum(), (x, y)))
 
 
+@pytest.mark.parametrize("lmax_in, lmax_out, powers, message", [
+    ((2,), 2, (1.5,), "powers must be an integer of at least 1, got 1.5"),
+    ((2,), 2, (0,), "powers must be an integer of at least 1, got 0"),
+    ((2,), 2, (True,), "powers must be an integer of at least 1, got True"),
+    ((2.5,), 2, None, "lmax_in must be an integer of at least 0, got 2.5"),
+    ((-1,), 2, None, "lmax_in must be an integer of at least 0, got -1"),
+    (2, 2, None, "lmax_in must be a sequence, an integer for each input, got 2"),
+    ((2,), 1.5, None, "lmax_out must be an integer of at least 0, got 1.5"),
+])
+def test_degrees_and_powers_that_are_no_integers(lmax_in, lmax_out, powers, message):
+    with pytest.raises(ValueError, match=f"sphere_table: {message}"):
+        sphere_table(lmax_in, lmax_out, powers=powers)
+
+
+def test_integers_of_any_type():
+    assert sphere_table(np.array([2]), np.int64(2), powers=[np.int32(2)]) is sphere_table((2,), 2, powers=(2,))
+    assert sphere_table((2,), 2, grid=[3, 5]) is sphere_table((2,), 2, grid=grids.gauss(3, 5))
+
+
 def test_errors():
     x = torch.zeros(3, 18)
     table = sphere_table((2, 2), 2)
@@ -136,13 +156,13 @@ def test_errors():
         sphere_table((2, 2), 2, form="fast")
     with pytest.raises(ValueError, match="form must be 'dense' where a grid is given"):
         sphere_table((2, 2), 2, grid="lebedev", form="separable")
-    with pytest.raises(ValueError, match="grid must be a Grid or one of"):
+    with pytest.raises(ValueError, match="grid must be one of .* a Grid or .rings, points a ring., got 'square'"):
         sphere_table((2, 2), 2, grid="square")
     with pytest.raises(ValueError, match="two inputs of power 1 for the bracket"):
         sphere_table((2,), 2, powers=(2,), bracket=True)
-    with pytest.raises(ValueError, match="powers must be at least 1"):
-        sphere_table((2,), 2, powers=(0,))
-    with pytest.raises(ValueError, match="degrees of at least 0"):
+    with pytest.raises(ValueError, match="powers must be one for each of 1 inputs"):
+        sphere_table((2,), 2, powers=(1, 1))
+    with pytest.raises(ValueError, match="lmax_in must be the degrees of one input or more"):
         sphere_table((), 2)
     with pytest.raises(ValueError, match="at most 6 inputs, got 7; give equal inputs once"):
         sphere_table((1,) * 7, 1)

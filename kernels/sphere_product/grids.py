@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..constant import plainly
+from ..define import integer
 
 KINDS = ("gauss", "lebedev", "auto")
 DERIVATIVES = (None, "theta", "phi")
@@ -54,11 +55,23 @@ def gauss(rings: int, ring_size: int) -> Grid:
     """The grid of `rings` Gauss-Legendre circles of latitude with `ring_size` points each, exact or not for a product.
 
     Raises:
-        ValueError: a count below 1.
+        ValueError: a count that is no integer or below 1.
     """
-    if rings < 1 or ring_size < 1:
-        raise ValueError(f"grid: rings and ring_size must be at least 1, got {rings} and {ring_size}")
+    rings, ring_size = integer("grid", "rings", rings, 1), integer("grid", "ring_size", ring_size, 1)
     return Grid("gauss", rings, ring_size, min(2 * rings, ring_size) - 1)
+
+
+def given(who: str, grid: "Grid | str | tuple[int, int]") -> "Grid | str":
+    """What a caller gave for a grid: a Grid, a kind, or (rings, points a ring), of which the Grid is returned.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if isinstance(grid, Grid) or isinstance(grid, str) and grid in KINDS:
+        return grid
+    if not isinstance(grid, tuple | list) or len(grid) != 2:
+        raise ValueError(f"{who}: grid must be one of {KINDS}, a Grid or (rings, points a ring), got {grid!r}")
+    return gauss(*grid)
 
 
 @cache

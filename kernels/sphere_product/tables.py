@@ -3,7 +3,7 @@
 `PointTable` holds them in one of four forms (FORMS), `sphere_table` makes those of products on the sphere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..constant import Constant, plainly
-from ..define import fail
+from ..define import fail, integer
 from . import grids
 
 FORMS = ("dense", "mirrored", "separable", "sparse")
@@ -189,18 +189,16 @@ def _matrix(form: str, degree: int, lmax: int, derivatives: Sequence[str | None]
     return torch.cat([(p[:, None] * a[:, columns]).flatten() for p, a in pairs])
 
 
-def _check_table(lmax_in, lmax_out, powers, form, grid, bracket) -> None:
+def _check_table(lmax_in, powers, form, grid, bracket) -> None:
     op = "sphere_table"
-    if not lmax_in or min(lmax_in) < 0 or lmax_out < 0:
-        fail(op, "lmax_in and lmax_out", "degrees of at least 0, of one input or more", f"{lmax_in} and {lmax_out}")
+    if not lmax_in:
+        fail(op, "lmax_in", "the degrees of one input or more", lmax_in)
     if len(lmax_in) > MOST:
         fail(op, "lmax_in", f"at most {MOST} inputs", len(lmax_in), "give equal inputs once, with powers")
-    if len(powers) != len(lmax_in) or min(powers) < 1:
-        fail(op, "powers", f"at least 1, for each of {len(lmax_in)} inputs", powers)
+    if len(powers) != len(lmax_in):
+        fail(op, "powers", f"one for each of {len(lmax_in)} inputs", powers)
     if form not in ("auto", *FORMS):
         fail(op, "form", f"'auto' or one of {FORMS}", repr(form))
-    if not (isinstance(grid, grids.Grid) or grid in grids.KINDS):
-        fail(op, "grid", f"a Grid or one of {grids.KINDS}", repr(grid))
     if grid != "gauss" and form not in ("auto", "dense"):
         fail(op, "form", "'dense' where a grid is given", repr(form), 'only grid="gauss" has mirrored points')
     if form == "sparse" and (len(lmax_in) != 2 or max(powers) > 1):
@@ -210,7 +208,8 @@ def _check_table(lmax_in, lmax_out, powers, form, grid, bracket) -> None:
 
 
 def sphere_table(lmax_in: Sequence[int], lmax_out: int, *, powers: Sequence[int] | None = None,
-                 grid: "grids.Grid | str" = "gauss", form: str = "auto", bracket: bool = False) -> PointTable:
+                 grid: "grids.Grid | str | tuple[int, int]" = "gauss", form: str = "auto", bracket: bool = False
+                 ) -> PointTable:
     """Tables of a product of fields on the sphere, kept to degree lmax_out.
 
     Args:
@@ -218,7 +217,7 @@ def sphere_table(lmax_in: Sequence[int], lmax_out: int, *, powers: Sequence[int]
         lmax_out: the degree of the result.
         powers: how often each input is a factor; None for once.
         grid: "gauss" (a grid with mirror images, exact for the product), "lebedev" (fewest points), "auto" (fewer of
-            Gauss-Legendre's and Lebedev's), or a `grids.Grid`.
+            Gauss-Legendre's and Lebedev's), a `grids.Grid`, or (rings, points a ring).
         form: "dense" (every point), "mirrored" (the points of an octant, an eighth of the products), "separable"
             (mirrored, in two steps along theta and phi), "sparse" (the terms of a product of two, without a grid), or
             "auto": what is fastest.
@@ -228,12 +227,21 @@ def sphere_table(lmax_in: Sequence[int], lmax_out: int, *, powers: Sequence[int]
         A `PointTable`, made once for the same arguments.
 
     Raises:
-        ValueError: a grid that is too small for the product (with the size that is needed), unknown names, no inputs.
+        ValueError: a grid that is too small for the product (with the size that is needed), degrees or powers that are
+            no integers, unknown names, no inputs.
     """
-    lmax_in = tuple(map(int, lmax_in))
-    powers = (1,) * len(lmax_in) if powers is None else tuple(map(int, powers))
-    _check_table(lmax_in, lmax_out, powers, form, grid, bracket)
-    return _sphere_table(lmax_in, int(lmax_out), powers, grid, form, bracket)
+    op = "sphere_table"
+    lmax_in, lmax_out = _integers(op, "lmax_in", lmax_in, 0), integer(op, "lmax_out", lmax_out)
+    powers = (1,) * len(lmax_in) if powers is None else _integers(op, "powers", powers, 1)
+    grid = grids.given(op, grid)
+    _check_table(lmax_in, powers, form, grid, bracket)
+    return _sphere_table(lmax_in, lmax_out, powers, grid, form, bool(bracket))
+
+
+def _integers(op: str, argument: str, values, least: int) -> tuple[int, ...]:
+    if not isinstance(values, Iterable):
+        fail(op, argument, "a sequence, an integer for each input", repr(values))
+    return tuple(integer(op, argument, value, least) for value in values)
 
 
 @cache
