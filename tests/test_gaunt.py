@@ -156,6 +156,12 @@ def test_bfloat16_and_autocast(make, widths):
     (("1x1o", "1x1o", "1x1o"), {"odd_paths": True}, "reachable from 1x1o x 1x1o, got 1o; drop it"),
     (("1x1o", "1x1o", "1x0e"), {"method": "fft"}, "method must be one of .*, got 'fft'"),
     (("1x2e", "1x2e", "1x2e"), {"grid": (3, 7)}, "grid: a product of degrees 2 x 2 kept to 2 must have at least 4 x 7"),
+    (("1x1o", "1x1o", "1x0e"), {"grid": (4, 7, 2)}, r"grid must be one of .* or .rings, .*, got \(4, 7, 2\)"),
+    (("1x1o", "1x1o", "1x0e"), {"grid": "square"}, "grid must be one of .*, got 'square'"),
+    (("1x1o", "1x1o", "1x0e"), {"grid": (4.0, 7.0)}, "rings must be an integer of at least 1, got 4.0"),
+    (("1x1o", "1x1o", "1x0e"), {"odd_paths": "yes"}, "odd_paths must be True or False, got 'yes'"),
+    (("1x1o", "1x1o", "1x0e"), {"method": "fourier", "grid": (2, 4)}, r"grid must be left out .*, got \(2, 4\)"),
+    (("1x1o", "1x1o", "1x0e"), {"method": "fourier", "backend": "triton"}, "backend must be left out with method 'fou"),
     (("1x1o", "1x1o", "1x0e"), {"layout": "mul"}, "layout must be one of .*, got 'mul'"),
 ])
 def test_errors(irreps, options, message):
@@ -173,12 +179,21 @@ def test_errors_of_calls():
         torch.jit.script(tp)
 
 
-@pytest.mark.parametrize("grid", ["gauss", "lebedev", (6, 12)])
+@pytest.mark.parametrize("grid", ["gauss", "lebedev", "auto", (6, 12)])
 def test_grids_give_the_same(grid):
     x, y = torch.randn(2, 3, 27)
     plain = GauntTensorProduct(NATURAL, NATURAL, NATURAL)
     other = GauntTensorProduct(NATURAL, NATURAL, NATURAL, grid=grid)
     torch.testing.assert_close(other(x, y), plain(x, y), rtol=1e-12, atol=1e-12)
+
+
+def test_the_automatic_grid_has_the_fewest_points():
+    def points(lmax, grid):
+        return GauntTensorProduct(*[f"1x{lmax}e"] * 3, grid=grid)._plans[0].products[0][2].points.size
+
+    # Gauss-Legendre's grids have 1 and 28
+    assert {grid: (points(0, grid), points(2, grid)) for grid in ("auto", "lebedev")} == {"auto": (1, 26),
+                                                                                          "lebedev": (6, 26)}
 
 
 # ---- many bodies
@@ -299,5 +314,7 @@ def test_edges_take_weights_of_every_edge_and_differentiate_twice():
             edge(x, vectors, wrong)
     with pytest.raises(ValueError, match=r"x and vectors must be \[E, 4\] and \[E, 3\], got \[2, 4\] and \[1, 3\]"):
         edge(x, vectors[:1], weight)
-    with pytest.raises(ValueError, match="lmax_filter must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="lmax_filter must be an integer of at least 0, got -1"):
         GauntEdgeProduct("1x0e", -1, "1x0e")
+    with pytest.raises(ValueError, match="lmax_filter must be an integer of at least 0, got 1.5"):
+        GauntEdgeProduct("1x0e", 1.5, "1x0e")

@@ -43,6 +43,17 @@ def _check_reachable(who: str, fields: tuple[Fields, Fields, Fields], odd_paths:
                              "odd_paths=True, or drop it")
 
 
+def _check_options(who: str, method: str, odd_paths: bool, grid, backend: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"{who}: method must be one of {METHODS}, got {method!r}")
+    if not isinstance(odd_paths, bool):
+        raise ValueError(f"{who}: odd_paths must be True or False, got {odd_paths!r}")
+    for argument, value, default in (("grid", grid, "gauss"), ("backend", backend, "auto")):
+        if method == "fourier" and value != default:
+            raise ValueError(f"{who}: {argument} must be left out with method 'fourier', got {value!r}; it is plain "
+                             "torch on a grid of its own")
+
+
 class GauntTensorProduct(nn.Module):
     r"""Product of two inputs as functions on the sphere, channel by channel, with a weight for every degree.
 
@@ -64,9 +75,10 @@ class GauntTensorProduct(nn.Module):
         odd_paths: adds the antisymmetric paths.
         internal_weights: the layer has `weight`, [weight_numel], from 1; False: the call takes [weight_numel] or
             [..., weight_numel], as from a network of the distance; None: no weights at all.
-        grid: "gauss", "lebedev" (fewest points), "auto" (what is fastest) or (rings, points a ring).
+        grid: of the grid method: "gauss" (the fastest), "lebedev", "auto" (fewer points of these two), a `Grid` or
+            (rings, points a ring), as in `sphere_table`.
         layout: of inputs and result, "mul_ir" or "ir_mul".
-        backend: which implementation of the operator runs.
+        backend: which implementation of the operator runs, with the grid method.
 
     Attributes:
         weight_numel: (slots of in1 x its channels + of in2 + of out), for each of product and bracket.
@@ -76,7 +88,8 @@ class GauntTensorProduct(nn.Module):
 
     Raises:
         ValueError: multiplicities that differ, an output that no path reaches (odd_paths named where it would), a grid
-            that is too small (with the size that is needed), an unknown option.
+            that is too small (with the size that is needed), a grid or backend for the Fourier method, which has
+            neither, an unknown option.
 
     Derivatives of any order. Source: Luo, Chen, Krishnapriyan 2024 (Gaunt tensor product); Xie et al. 2025 (on a grid);
     Bochkarev, Lysogorskiy, Drautz 2026 (antisymmetric paths).
@@ -88,11 +101,10 @@ class GauntTensorProduct(nn.Module):
     """
 
     def __init__(self, irreps_in1, irreps_in2, irreps_out, method="auto", odd_paths=False, *, internal_weights=True,
-                 grid="auto", layout="mul_ir", backend="auto"):
+                 grid="gauss", layout="mul_ir", backend="auto"):
         super().__init__()
         name = type(self).__name__
-        if method not in METHODS:
-            raise ValueError(f"{name}: method must be one of {METHODS}, got {method!r}")
+        _check_options(name, method, odd_paths, grid, backend)
         one, two, out = self._fields = tuple(
             Fields(name, argument, irreps, layout) for argument, irreps in
             (("irreps_in1", irreps_in1), ("irreps_in2", irreps_in2), ("irreps_out", irreps_out)))
@@ -109,7 +121,7 @@ class GauntTensorProduct(nn.Module):
         self.weight_numel = 0 if internal_weights is None else len(kinds) * sum(self._counts)
         self.internal_weights = internal_weights
         self.weight = nn.Parameter(torch.ones(self.weight_numel)) if internal_weights else None
-        self._grid = grids.gauss(*grid) if isinstance(grid, tuple) and not isinstance(grid, grids.Grid) else grid
+        self._grid = grids.given(name, grid)
         gains = sum((variances(self._fields, kind) for kind in kinds),
                     torch.zeros(len(out.irs), dtype=torch.float64, device="cpu"))
         self._plans = [self._plan(kind, gains.clamp(min=1e-30).rsqrt().tolist()) for kind in kinds]
@@ -132,8 +144,7 @@ class GauntTensorProduct(nn.Module):
         """What multiplies two fields of degrees L1, L2 and keeps L3."""
         if self.method == "fourier":
             return Torus(degrees, bracket)
-        grid = "gauss" if self._grid == "auto" else self._grid
-        return functional.sphere_table(degrees[:2], degrees[2], bracket=bracket, grid=grid)
+        return functional.sphere_table(degrees[:2], degrees[2], bracket=bracket, grid=self._grid)
 
     def __repr__(self) -> str:
         count = sum(len(paths(self._fields, kind)) for kind in KINDS[:1 + self.odd_paths])

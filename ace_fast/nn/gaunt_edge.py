@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.constant import Constant, plainly
+from ..kernels.define import integer
 from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
 from .fields import Fields
@@ -51,8 +52,7 @@ class GauntEdgeProduct(GauntTensorProduct):
 
     def __init__(self, irreps_in, lmax_filter, irreps_out, odd_paths=False, *, internal_weights=True, layout="mul_ir"):
         name = type(self).__name__
-        if lmax_filter < 0:
-            raise ValueError(f"{name}: lmax_filter must be at least 0, got {lmax_filter}")
+        lmax_filter = integer(name, "lmax_filter", lmax_filter)
         C = Fields(name, "irreps_in", irreps_in, layout).channels
         harmonics = [(C, (n, (-1) ** n)) for n in range(lmax_filter + 1)]
         super().__init__(irreps_in, harmonics, irreps_out, "auto", odd_paths, internal_weights=internal_weights,
