@@ -93,11 +93,30 @@ def test_channels_that_only_the_clebsch_gordan_product_can_pair():
     (("1x0e", "2x0e", "2x0e"), "irreps_out must have the 1 channels of irreps_in1, got 2x0e; exchange the inputs"),
     (("2x0e", "2x0e", "1x0e"), "irreps_out must have the 2 channels of irreps_in1, got 1x0e; put an ace_fast.nn.Lin"),
     ((PLAIN, PLAIN, PLAIN, "most"), "expressivity must be one of .* or a number of maps, got 'most'"),
+    (("1x1o", "1x1o", "1x2o"), "irreps_out must be reachable from .*, got 1x1o x 1x1o -> 1x2o; there is no product"),
+    (("", "1x1o", ""), "irreps_out must be reachable from .*, got  x 1x1o -> ; there is no product of these"),
+    (("0x0e+0x1o", "1x0e", "0x0e"), r"irreps_out must be reachable from channels .*, got 0x0e\+0x1o x 1x0e -> 0x0e"),
     ((PLAIN, PLAIN, PLAIN, 16), "expressivity must be at most the 15 paths of these irreps, got 16"),
 ])
 def test_errors(args, message):
     with pytest.raises(ValueError, match=f"choose_product: {message}"):
         choose_product(*args)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"rows": 0}, "rows must be an integer of at least 1, got 0"),
+    ({"rows": 1.5}, "rows must be an integer of at least 1, got 1.5"),
+    ({"ranks": 8}, "ranks must be a sequence of integers, got 8"),
+    ({"ranks": [0]}, "ranks must be an integer of at least 1, got 0"),
+    ({"expressivity": -3}, "expressivity must be an integer of at least 1, got -3"),
+    ({"expressivity": True}, "expressivity must be an integer of at least 1, got True"),
+    ({"equivariance": float("nan")}, "equivariance must be a number from 0 on, got nan"),
+    ({"device": "cuda"}, "device must be one that is there, got 'cuda'; torch sees no GPU"),
+])
+def test_errors_of_options(options, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"choose_product: {message}"):
+        choose_product(PLAIN, PLAIN, PLAIN, **options)
 
 
 # ---- the suite

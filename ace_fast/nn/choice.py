@@ -7,6 +7,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from ..kernels.define import integer
 from ..kernels.sphere_product import grids
 from . import cp
 from .fields import KINDS, Fields, paths
@@ -66,7 +67,8 @@ def candidates(irreps_in1, irreps_in2, irreps_out, ranks: Sequence[int] = (), *,
         layout, backend: of the layers. cache: the folder of fits.
 
     Raises:
-        ValueError: irreps of several multiplicities or twice, channels of out that are not those of in1.
+        ValueError: irreps of several multiplicities or twice, channels of out that are not those of in1, irreps that
+            no path couples or without channels.
     """
     who, given = "choose_product", (irreps_in1, irreps_in2, irreps_out)
     fields = tuple(Fields(who, f"irreps_{slot}", irreps, layout)
@@ -78,6 +80,9 @@ def candidates(irreps_in1, irreps_in2, irreps_out, ranks: Sequence[int] = (), *,
                          f"{remedy}")
     options = {"layout": layout, "backend": backend}
     every = sum(len(paths(fields, kind)) for kind in KINDS)
+    if not every or not one.channels or not two.channels:
+        raise ValueError(f"{who}: irreps_out must be reachable from channels of irreps_in1 x irreps_in2, got "
+                         f"{one.irreps} x {two.irreps} -> {out.irreps}; there is no product of these")
     found = [Candidate("clebsch_gordan", lambda: _clebsch_gordan(fields, options), every, every)]
     ways = {"gaunt_grid": ("grid", False), "gaunt_fourier": ("fourier", False), "gaunt_bracket": ("grid", True)}
     reasons = {}
@@ -206,7 +211,8 @@ def choose_product(irreps_in1, irreps_in2, irreps_out, expressivity: str | int =
 
     Raises:
         ValueError: irreps of several multiplicities or twice, channels of out that are not those of in1, an unknown
-            expressivity, more maps than there are paths.
+            expressivity, more maps than there are paths, irreps that no path couples or without channels, rows or
+            ranks below 1, an equivariance that is no number from 0, a device that is not there.
 
     Example:
         >>> choice = ace_fast.nn.choose_product("8x0e+8x1o+8x2e", "1x0e+1x1o+1x2e", "8x0e+8x1o+8x2e", rows=64)
@@ -214,12 +220,10 @@ def choose_product(irreps_in1, irreps_in2, irreps_out, expressivity: str | int =
         torch.Size([5, 72])
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    if expressivity not in EXPRESSIVITY and not isinstance(expressivity, int):
-        raise ValueError(f"choose_product: expressivity must be one of {EXPRESSIVITY} or a number of maps, got "
-                         f"{expressivity!r}")
+    rows, ranks = _check(expressivity, equivariance, ranks, rows, device)
     found, reasons = candidates(irreps_in1, irreps_in2, irreps_out, ranks, layout=layout, backend=backend, cache=cache)
     every = found[0].paths
-    if isinstance(expressivity, int) and expressivity > every:
+    if expressivity not in EXPRESSIVITY and expressivity > every:
         raise ValueError(f"choose_product: expressivity must be at most the {every} paths of these irreps, got "
                          f"{expressivity}")
     least = {"any": (1, 0), "paths": (every, 0), "full": (every, every)}.get(expressivity, (0, expressivity))
@@ -228,3 +232,21 @@ def choose_product(irreps_in1, irreps_in2, irreps_out, expressivity: str | int =
            and (row["equivariance_error"] <= equivariance or row["name"] == "clebsch_gordan")]
     make = {c.name: c.make for c in found}[fit[0]["name"]]
     return Choice(fit[0]["name"], make().to(device, dtype), measured, reasons)
+
+
+def _check(expressivity: str | int, equivariance: float, ranks: Sequence[int], rows: int, device: str | torch.device
+           ) -> tuple[int, tuple[int, ...]]:
+    """Raises what `choose_product` does for its options; rows and ranks as ints."""
+    who = "choose_product"
+    if isinstance(expressivity, str) and expressivity not in EXPRESSIVITY:
+        raise ValueError(f"{who}: expressivity must be one of {EXPRESSIVITY} or a number of maps, got {expressivity!r}")
+    if not isinstance(expressivity, str):
+        integer(who, "expressivity", expressivity, 1)
+    if not isinstance(equivariance, int | float) or not equivariance >= 0:
+        raise ValueError(f"{who}: equivariance must be a number from 0 on, got {equivariance!r}")
+    if not isinstance(ranks, Sequence) or isinstance(ranks, str):
+        raise ValueError(f"{who}: ranks must be a sequence of integers, got {ranks!r}")
+    kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{who}: device must be one that is there, got {str(device)!r}; torch sees no GPU")
+    return integer(who, "rows", rows, 1), tuple(integer(who, "ranks", rank, 1) for rank in ranks)
