@@ -41,9 +41,14 @@ cuequivariance-torch and openequivariance, what is missing with its reason; case
 Scaling (--scaling): time and memory of every operator along edges (1e3 to 1e7), points, channels and degree, with the
 fitted exponent beside the one that the algorithm says; what grows faster beyond its scatter has an `error`.
 
-Products (--suite products): Clebsch-Gordan products (ace_fast's and e3nn's), Gaunt products on a grid, by Fourier
-series and with the Poisson bracket, CP factors of several ranks: time, memory, paths, independent maps and equivariance
-error for L = 1 to 10 (docs/products.md); cases L1 to L10, or L2_C64@1000 with channels and rows.
+Products (--suite products), forward and backward, docs/products.md. A --case is a group or one of its cases:
+  layers             Clebsch-Gordan products (ace_fast's and e3nn's), Gaunt products on a grid, by Fourier series and
+                     with the Poisson bracket, CP factors of several ranks: time, memory, paths, independent maps and
+                     equivariance error; cases L1 to L10, or L2_C64@1000 with channels and rows
+  grid               sphere_product beside plain PyTorch, matrix products and einsum; cases grid_L1 to grid_L6
+  cp                 TDNTensorProduct beside e3nn's TensorProduct, "uuu", 64 channels; cases cp_L1 to cp_L4
+  forms              the dense, mirrored, separable and sparse form of sphere_product, with their operations; cases
+                     forms_L1 to forms_L16
 
 Before anything is timed its outputs and gradients are compared with the reference in float64 on the very tensors that
 are timed; what is wrong gets a row with `error` and no time, and the exit status is 1. Versions run in turn, round
@@ -74,7 +79,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--backend", choices=["cpu", "cuda", "triton", "reference"], help="run the operators on this backend alone")
     add("--scaling", metavar="AXIS", nargs="*", choices=scaling.AXES,
         help=f"run the operators along {', '.join(scaling.AXES)}, default all")
-    add("--suite", choices=["products"], help="products: every product of irreps beside every other, L = 1 to 10")
+    add("--suite", choices=["products"], help="products: products of irreps and their kernels side by side, by degree")
     add("--roofline", action="store_true", help="measure the machine's rates in every dtype")
     add("--case", help="only this case, e.g. batch100 or nbody_100; with --workload, --protocol, --operators or --op")
     add("--device", choices=["cpu", "cuda", "all"], help="default: the GPU where there is one, else the CPU")

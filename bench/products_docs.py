@@ -1,44 +1,52 @@
-"""The table and the figure of docs/products.md, made from the committed rows by `ace-fast report --readme`."""
+"""The tables and figures of docs/products.md, made from the committed rows by `ace-fast report --readme`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ace_fast.report import marked, svg, units
 from ace_fast.report.chart import Lines, Series
 
-from . import products
+from . import products, products_kernels_docs
 
-BEGIN, END = "<!-- measured: products -->", "<!-- end of measured -->"
-FIGURE = Path("docs") / "products.svg"
+END = "<!-- end of measured -->"
+MARKS = {"products": "<!-- measured: products -->", "products_grid": "<!-- measured: products, grid -->",
+         "products_cp": "<!-- measured: products, factors -->", "products_forms": "<!-- measured: products, forms -->"}
+FIGURES = {"products": Path("docs") / "products.svg", "products_forms": Path("docs") / "products-forms.svg"}
+NOTHING = "Nothing is measured yet."
 _DRAWN = {"fast": "ours", "eager": "eager", "gaunt_grid": "c0", "gaunt_bracket": "c1", "gaunt_fourier": "c3",
           "tdn_exact": "c2"}
 
 Row = dict[str, Any]
 
 
-def of_suite(found: Sequence[Row]) -> dict[str, list[Row]]:
-    """Device, channels and dtype -> the rows of this suite, by degree; wrong ones are left to the report."""
+def of_suite(found: Sequence[Row], protocol: str = "products") -> dict[str, list[Row]]:
+    """Device and dtype -> the rows of this suite, by channels and degree; wrong ones are left to the report."""
     devices: dict[str, list[Row]] = {}
-    for row in sorted((row for row in found if row.get("protocol") == "products" and not row.get("error")),
-                      key=lambda row: row["degree"]):
+    for row in sorted((row for row in found if row.get("protocol") == protocol and not row.get("error")),
+                      key=lambda row: (row["channels"], row["degree"])):
         threads = "one thread" if row["threads"] == 1 else f"{row['threads']} threads"
-        measured = f"{row['device_name']}, {threads}; {row['channels']} channels, {row['dtype']}"
-        devices.setdefault(measured, []).append(row)
+        devices.setdefault(f"{row['device_name']}, {threads}; {row['dtype']}", []).append(row)
     return devices
 
 
-def table(found: Sequence[Row]) -> str:
-    """One line a product and degree, in Markdown, a table a device, number of channels and dtype."""
+def tables(found: Sequence[Row], protocol: str, block: Callable[[list[Row]], list[str]]) -> str:
+    """A block of Markdown a device and dtype, below its name and what its numbers are."""
     parts = []
-    for device, members in of_suite(found).items():
-        parts += [f"{device}, forward and backward:", "",
-                  "| L, rows | product | time | over Clebsch-Gordan | memory | paths | independent maps | time a map | "
-                  "equivariance error |", "|---|---|---|---|---|---|---|---|---|"]
-        for row in members:
-            parts += [_line(row, cells) for cells in products.shown(row, lambda x: x)]
-        parts.append("")
-    return "\n".join(parts).strip() or "Nothing is measured yet."
+    for device, rows in of_suite(found, protocol).items():
+        noise = units.percent(max(row["noise"] for row in rows))
+        rounds = [row[key] for row in rows for key in row if key == "rounds" or key.endswith("_rounds")]
+        slow = f" (slow versions: {min(rounds)} or more)" if min(rounds) < max(rounds) else ""
+        parts += [f"{device}. Forward and backward, medians of {max(rounds)} rounds{slow}; ours timed twice differs by "
+                  f"{noise} at most:", "", *block(rows), ""]
+    return "\n".join(parts).strip() or NOTHING
+
+
+def layers(rows: list[Row]) -> list[str]:
+    """One line a product and degree."""
+    lines = ["| L, rows | product | time | over Clebsch-Gordan | memory | paths | independent maps | time a map | "
+             "equivariance error |", "|---|---|---|---|---|---|---|---|---|"]
+    return lines + [_line(row, cells) for row in rows for cells in products.shown(row, lambda x: x)]
 
 
 def _line(row: Row, cells: list) -> str:
@@ -64,13 +72,22 @@ def figure(found: Sequence[Row]) -> str:
 
 
 def pages(root: Path, found: Sequence[Row]) -> dict[Path, str]:
-    """What docs/products.md and its figure must hold; nothing where there is no such page.
+    """What docs/products.md and its figures must hold; nothing where there is no such page.
 
     Raises:
-        ValueError: the page lacks the marks of the table.
+        ValueError: the page lacks the marks of a table.
     """
     page = root / "docs" / "products.md"
     if not page.exists():
         return {}
-    made = {page: marked.replaced(page.read_text(encoding="utf-8"), BEGIN, END, table(found), page)}
-    return made | ({root / FIGURE: figure(found)} if of_suite(found) else {})
+    text = page.read_text(encoding="utf-8")
+    blocks = {"products": layers, "products_grid": products_kernels_docs.grid, "products_cp":
+              products_kernels_docs.factors, "products_forms": products_kernels_docs.forms}
+    for protocol, block in blocks.items():
+        text = marked.replaced(text, MARKS[protocol], END, tables(found, protocol, block), page)
+    made = {page: text}
+    if of_suite(found):
+        made[root / FIGURES["products"]] = figure(found)
+    if members := max(of_suite(found, "products_forms").values(), key=len, default=[]):
+        made[root / FIGURES["products_forms"]] = products_kernels_docs.figure(members)
+    return made

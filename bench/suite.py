@@ -6,7 +6,19 @@ from pathlib import Path
 
 import torch
 
-from . import machine, operators, products, protocol_cases, protocols, results, roofline, scaling, tables, workloads
+from . import (
+    machine,
+    operators,
+    products,
+    products_cases,
+    protocol_cases,
+    protocols,
+    results,
+    roofline,
+    scaling,
+    tables,
+    workloads,
+)
 from .results import Row
 
 ROUNDS, QUICK_ROUNDS = 15, 3
@@ -105,9 +117,10 @@ def _protocols(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Ro
 
 def _products(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Roofline | None) -> None:
     found = []
-    for case in [a.case] if a.case else products.cases(a.quick):
+    repeats = a.repeats or (QUICK_ROUNDS if a.quick else products.ROUNDS)
+    for case in products_cases.cases(a.case, a.quick):
         with tables.waiting(f"products {case} on {device}"):
-            found.append(rows.add(products.run(case, device, getattr(torch, a.dtype), rounds(a), a.quick)))
+            found.append(rows.add(products.run(case, device, getattr(torch, a.dtype), repeats, a.quick)))
     tables.products(found)
 
 

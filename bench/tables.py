@@ -128,18 +128,19 @@ def protocols(rows: list[dict[str, Any]], roof: Roofline) -> None:
 
 
 def products(rows: list[dict[str, Any]]) -> None:
-    """One line per product of each case, fastest first; reasons and errors below."""
+    """One line per version of each case, fastest first; reasons and errors below."""
     table = Table(title="Products of irreps, forward and backward", box=box.SIMPLE_HEAD)
-    columns = ("case", "product", "ms", "MB", "over CG", "paths", "maps", "equivariance")
+    columns = ("case", "product", "ms", "MB", "over ours", "paths", "maps", "equivariance")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i > 1 else "left", no_wrap=True)
     notes = []
     for row in rows:
         for line in of_products.shown(row, number):
             table.add_row(*line)
-        notes += [f"{row['case']}: {row['error']}"] if row.get("error") else []
+        case = of_products.name(row)
+        notes += [f"{case}: {row['error']}"] if row.get("error") else []
         reasons = {k.removesuffix("_reason"): v for k, v in row.items() if k.endswith("_reason")}
-        notes += [f"{row['case']}: no {version}: {why}" for version, why in reasons.items()]
+        notes += [f"{case}: no {version}: {why}" for version, why in reasons.items()]
     _show(table, notes)
 
 

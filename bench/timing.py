@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+SLOW_MS = 3000.0  # calls that are timed once by `shared`
+
 
 class Timing(NamedTuple):
     """Milliseconds of one variant over all rounds."""
@@ -89,6 +91,34 @@ def interleaved(
             turn = [watch.ms(function) for _ in range(burst)]
             if i >= warmup:
                 ms[name] += turn[1:] or turn
+    return {name: summary(values) for name, values in ms.items()}
+
+
+def shared(
+    variants: dict[str, Callable[[], object]],
+    device: str | torch.device = "cpu",
+    repeats: int = 15,
+    wall: bool = True,
+    budget_s: float = 10.0,
+    least: int = 3,
+) -> dict[str, Timing]:
+    """Times the variants in turn, each for an equal share of `budget_s`: where one needs a hundred times as long as
+    another, the slow one takes part in few rounds, spread evenly among those of the fast one.
+
+    The second of two calls that do not count says how long one takes. Then a variant is timed as often as fits its
+    share, `repeats` times at most and `least` times at least; once where a call takes longer than SLOW_MS.
+    """
+    watch, share = Stopwatch(device, wall), 1e3 * budget_s / max(1, len(variants))
+    rounds = {}
+    for name, function in variants.items():
+        _, took = watch.ms(function), watch.ms(function)
+        fit = int(share / max(took, 1e-3)) - 2
+        rounds[name] = max(1 if took > SLOW_MS else min(least, repeats), min(repeats, fit))
+    most, ms = max(rounds.values(), default=0), {name: [] for name in variants}
+    for i in range(most):
+        for name, function in variants.items():
+            if (i + 1) * rounds[name] // most > i * rounds[name] // most:
+                ms[name].append(watch.ms(function))
     return {name: summary(values) for name, values in ms.items()}
 
 

@@ -9,6 +9,7 @@ from dropin import assert_takes_bfloat16
 from e3nn import o3
 
 from ace_fast.nn import GauntEdgeProduct, GauntManyBody, GauntTensorProduct, TDNTensorProduct
+from ace_fast.nn.gaunt_fourier import Torus
 
 NATURAL = "3x0e+3x1o+3x2e"
 CASES = {  # irreps of the inputs and the output, odd paths
@@ -68,6 +69,12 @@ def test_methods_agree_and_are_equivariant(case, layout):
         tp = layers[0]
         turned = tp(x @ turn(tp.irreps_in1), y @ turn(tp.irreps_in2))
         torch.testing.assert_close(turned, values[0] @ turn(tp.irreps_out), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("degrees, size", [((0, 0, 0), (1, 2)), ((1, 1, 1), (5, 4)), ((3, 3, 3), (14, 10)),
+                                           ((6, 6, 6), (25, 20)), ((2, 4, 1), (14, 8)), ((10, 10, 10), (42, 32))])
+def test_transforms_have_sizes_of_small_primes(degrees, size):
+    assert Torus(degrees, False).size == size  # from (2 (L1 + L2) + 1) x (L1 + L2 + L3 + 1) on
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from e3nn import o3
 
+from ace_fast import functional
 from ace_fast.nn import GauntTensorProduct, TDNTensorProduct, TensorProduct, choice, choose_product
 from ace_fast.report import rows
-from bench import products, products_docs, results
+from bench import products, products_cases, products_docs, products_kernels, products_kernels_docs, results, timing
 from bench.__main__ import main
 
 PLAIN, NATURAL = "2x0e+2x1e+2x2e", "2x0e+2x1o+2x2e"
@@ -126,7 +127,14 @@ def test_errors_of_options(options, message, monkeypatch):
 def row(own_cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "ranks", lambda lmax: (12,))
-        return products.run("L2_C2@3", "cpu", torch.float32, 1, quick=True)
+        return products.run(products_cases.parse("L2_C2@3"), "cpu", torch.float32, 1, quick=True)
+
+
+@pytest.fixture(scope="module")
+def kernel_rows(own_cache):
+    """A row of every other group."""
+    cases = ("grid_L2_C3@5", "cp_L1_C2@4", "cp_L2_C2@4", "forms_L1_C2@3", "forms_L9_C2@1")
+    return {case: products.run(products_cases.parse(case), "cpu", torch.float32, 1, quick=True) for case in cases}
 
 
 def test_a_row_has_every_product(row):
@@ -140,36 +148,95 @@ def test_a_row_has_every_product(row):
     assert list(products._wrong(wrong, torch.float32)) == ["gaunt_grid: equivariance error 1.0e-01, more than 1e-05"]
 
 
-def test_the_page_has_its_table_and_figure(row, tmp_path):
+def test_kernels_are_beside_what_they_replace(kernel_rows):
+    versions = {case: set(products.timed(row)) for case, row in kernel_rows.items()}
+    assert versions["grid_L2_C3@5"] == {"fast", "eager", "einsum"}
+    assert versions["cp_L1_C2@4"] == {"fast", "eager", "clebsch_gordan"}
+    assert versions["cp_L2_C2@4"] == {"fast", "eager", "clebsch_gordan", "tdn_exact"}
+    assert versions["forms_L1_C2@3"] == {"fast", "dense", "mirrored", "separable", "sparse"}
+    assert versions["forms_L9_C2@1"] == {"fast", "dense", "mirrored", "separable"}
+    for case, row in kernel_rows.items():
+        assert "error" not in row and row["fast_max_relative_error"] < 1e-5
+        assert rows.command(row) == f"python -m bench --suite products --case {case}"
+        assert row["speedup"] > 0 if "speedup" in row else case.startswith("forms")
+    assert kernel_rows["grid_L2_C3@5"]["points"] == 28 and kernel_rows["cp_L2_C2@4"]["rank"] == 28
+    # 2 x 10 terms of two products and a sum, forward; each gradient likewise
+    assert kernel_rows["forms_L1_C2@3"]["sparse_flops"] == 3 * 3 * 10
+
+
+def test_both_plain_ways_are_the_product_on_the_grid():
+    to, back = products_kernels.dense_matrices(2)
+    x, y = torch.randn(2, 5, 9, 3, dtype=torch.float64)
+    table = functional.sphere_table((2, 2), 2)
+    fused = functional.sphere_product(x.flatten(1), y.flatten(1), table=table, layout="ir_mul").view(5, 9, 3)
+    torch.testing.assert_close(products_kernels.by_einsum(x, y, to, back), fused)
+    torch.testing.assert_close(products_kernels.by_products(x.mT, y.mT, to, back).mT, fused)
+
+
+def test_what_is_wrong_is_said(monkeypatch):
+    monkeypatch.setattr(products_kernels, "by_products", lambda x, y, to, back: x * y)
+    row = products.run(products_cases.parse("grid_L1_C1@2"), "cpu", torch.float32, 1, quick=True)
+    assert row["error"].startswith("output 0 is wrong")
+
+
+def test_slow_versions_take_part_in_few_rounds(monkeypatch):
+    calls, ms = [], {"fast": 1.0, "slow": 100.0, "slowest": 4000.0}
+    monkeypatch.setattr(timing.Stopwatch, "ms", lambda self, function: (calls.append(function()), ms[function()])[1])
+    steps = {name: lambda name=name: name for name in ms}
+    found = timing.shared(steps, repeats=12, budget_s=1.8, least=3)
+    assert {name: timed.rounds for name, timed in found.items()} == {"fast": 12, "slow": 4, "slowest": 1}
+    del calls[:6]  # two of each that say how long one takes
+    assert [calls[:n].count("slow") for n in (4, 8, 12)] == [1, 2, 3]
+    assert timing.shared(steps, repeats=2, budget_s=0.0)["slow"].rounds == 2
+    assert timing.shared({}) == {}
+
+
+def test_pages_have_their_tables_and_figures(row, kernel_rows, tmp_path):
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "products.md"
-    assert products_docs.pages(tmp_path / "other", [row]) == {}
-    page.write_text(f"before\n{products_docs.BEGIN}\nold\n{products_docs.END}\nafter\n")
-    made = products_docs.pages(tmp_path, [row])
-    assert made[page].startswith("before\n") and made[page].endswith("after\n") and "old" not in made[page]
-    assert made[page].count("\n| 2, 3 |") == 7 and "| Gaunt and bracket |" in made[page]
-    assert made[tmp_path / products_docs.FIGURE].startswith("<svg")
-    assert "Nothing is measured yet." in products_docs.pages(tmp_path, [])[page]
+    every = [row, *kernel_rows.values()]
+    assert products_docs.pages(tmp_path / "other", every) == {}
+    page.write_text("before\n" + "".join(f"{mark}\nold\n{products_docs.END}\nafter\n"
+                                         for mark in products_docs.MARKS.values()))
+    made = products_docs.pages(tmp_path, every)
+    text = made[page]
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.count("\n| 2, 3 |") == 7 and "| Gaunt and bracket |" in text
+    assert "\n| 3 | 2, 5 | 28 |" in text and "\n| 2, 4 | 28 |" in text and "\n| 1, 3 |" in text
+    assert text.count("\n- The ") == 4
+    assert all(made[tmp_path / figure].startswith("<svg") for figure in products_docs.FIGURES.values())
+    assert products_docs.pages(tmp_path, [])[page].count("Nothing is measured yet.") == 4
     page.write_text("nothing")
     with pytest.raises(ValueError, match="must hold one line '<!-- measured: products -->'"):
-        products_docs.pages(tmp_path, [row])
+        products_docs.pages(tmp_path, every)
 
 
-def test_the_command(row, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(products, "run", lambda *args: row)
+def test_where_a_form_overtakes_another():
+    found = [{"degree": n, "a_ms": a, "b_ms": b} for n, a, b in ((1, 1, 2), (2, 3, 2), (3, 2, 2), (4, 1, 2))]
+    assert products_kernels_docs.crossing(found, "a", "b", "ms") == 3
+    assert products_kernels_docs.crossing(found, "b", "a", "ms") is None
+    assert products_kernels_docs.crossing([{"degree": 1, "a_ms": 1}], "a", "b", "ms") is None
+
+
+def test_the_command(row, kernel_rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(products, "run", lambda case, *args: row if case.group == "layers" else kernel_rows[
+        "grid_L2_C3@5"])
     assert main(["--suite", "products", "--quick", "--json", str(tmp_path / "run.json")]) == 0
     shown = capsys.readouterr().out
-    assert "Gaunt, Fourier" in shown and "CP, rank 12" in shown
-    assert len(json.loads((tmp_path / "run.json").read_text())["benchmarks"]) == 2
+    assert "Gaunt, Fourier" in shown and "CP, rank 12" in shown and "einsum" in shown
+    # two degrees of every group, for one and 64 channels on the grid
+    assert len(json.loads((tmp_path / "run.json").read_text())["benchmarks"]) == 10
 
 
-@pytest.mark.parametrize("case", ["L0", "L11", "M1", "L2_C0", "L2@0"])
+def test_cases():
+    assert [str(case) for case in products_cases.cases("grid_L2")] == ["grid_L2_C64@10000"]
+    assert [str(case) for case in products_cases.cases("cp")][0] == "cp_L1_C64@10000"
+    assert [len(list(products_cases.cases(group))) for group in products_cases.GROUPS] == [10, 12, 4, 16]
+    assert str(products_cases.parse("L2")) == f"L2_C16@{2**19 // (16 * 9)}"
+    assert str(next(products_cases.cases("grid", quick=True))) == "grid_L1_C1@625"
+
+
+@pytest.mark.parametrize("case", ["L0", "L11", "M1", "L2_C0", "L2@0", "cp_L5", "grid_L7", "forms_L17", "other_L1"])
 def test_wrong_cases(case):
-    with pytest.raises(ValueError, match=f"products: the case must be L1 to L10, or L2_C16@1000 .*, got '{case}'"):
-        products.parse(case)
-
-
-def test_cases_are_one_a_degree():
-    assert products.cases()[0] == "L1_C16@4096" and products.cases()[-1] == "L10_C16@135"
-    assert [products.parse(case) for case in products.cases(quick=True)] == [(1, 16, 256), (2, 16, 113)]
-    assert products.parse("L3") == (3, 16, 1024) and products.ranks(3) == (63, 96) and products.ranks(5) == ()
+    with pytest.raises(ValueError, match=f"products: the case must be layers, .* cp_L1 to L4.*, got '{case}'"):
+        products_cases.parse(case)

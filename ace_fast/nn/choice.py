@@ -173,12 +173,13 @@ def step(layer: nn.Module, rows: int, device: str | torch.device, dtype: torch.d
 
 def measure(found: Sequence[Candidate], rows: int, device: str | torch.device, dtype: torch.dtype, repeats: int = 7,
             budget_s: float = 10.0) -> list[dict[str, Any]]:
-    """Time and memory of forward and backward of every candidate, in turn, and its equivariance error."""
+    """Time and memory of forward and backward of every candidate, in turn, and its equivariance error; slow ones are
+    timed in fewer rounds."""
     from ..bench import memory, timing  # not needed to use the layers
 
     layers = {c.name: c.make().to(device, dtype) for c in found}
     steps = {name: step(layer, rows, device, dtype) for name, layer in layers.items()}
-    times = timing.interleaved(steps, device, repeats, wall=False, budget_s=budget_s)
+    times = timing.shared(steps, device, repeats, wall=False, budget_s=budget_s)
     measured = []
     for c in found:
         made = {"name": c.name, "ms": times[c.name].median, "mb": memory.peak_mb(steps[c.name], device)[0]}

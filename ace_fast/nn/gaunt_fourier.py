@@ -67,9 +67,9 @@ class Torus:
         """Values on the torus -> coefficients [Z, C, d3]."""
         orders, (rows, channels) = self.degrees[2] + 1, values.shape[:2]
         f = torch.fft.rfft(values, norm="forward")[..., :orders]
-        f = torch.fft.fft(f, dim=2, norm="forward").permute(3, 0, 1, 2).reshape(orders, rows * channels, -1)
+        f = torch.fft.fft(f, dim=2, norm="forward").permute(3, 0, 1, 2).reshape(orders, rows * channels, self.size[0])
         z = torch.bmm(torch.view_as_real(f).flatten(2), self._back.on(values.device).to(values.dtype))
-        z = z.view(orders, rows, channels, -1).permute(1, 2, 0, 3).flatten(2)
+        z = z.view(orders, rows, channels, 2 * orders).permute(1, 2, 0, 3).flatten(2)
         return z.index_select(2, self._places.on(values.device))
 
 
