@@ -18,7 +18,7 @@ from torch import Tensor
 from ..kernels.constant import Constant, plainly
 from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
-from .tensor_product import widened
+from .tensor_product import widened, without_autocast
 
 _PRIMES = 2, 3, 5, 7  # of sizes that FFTs are fast for
 
@@ -46,10 +46,12 @@ class Torus:
 
     def __call__(self, x: Tensor, y: Tensor, ir_mul: bool) -> Tensor:
         """x [Z, C d1], y [Z, C d2] (rows and channels broadcast) -> [Z, C d3]."""
-        f, g = (self._values(n, components(widened(value), (self.degrees[n] + 1) ** 2, ir_mul).transpose(1, 2))
-                for n, value in enumerate((x, y)))
-        values = f[0] * g[0] if len(f) == 1 else f[0] * g[1] - f[1] * g[0]
-        return joined(self._projected(values).transpose(1, 2), ir_mul).to(torch.promote_types(x.dtype, y.dtype))
+        with without_autocast(x):
+            f, g = (self._values(n, components(widened(value), (self.degrees[n] + 1) ** 2, ir_mul).transpose(1, 2))
+                    for n, value in enumerate((x, y)))
+            values = f[0] * g[0] if len(f) == 1 else f[0] * g[1] - f[1] * g[0]
+            z = joined(self._projected(values).transpose(1, 2), ir_mul)
+        return z.to(torch.promote_types(x.dtype, y.dtype))
 
     def _values(self, n: int, x: Tensor) -> list[Tensor]:
         """x [Z, C, d] -> values on the torus, [Z, C, *size], of the field or of both its derivatives."""
