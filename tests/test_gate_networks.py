@@ -198,6 +198,10 @@ def test_passes_between_steps_are_averaged_and_others_do_nothing():
         model(given[0], scale * given[1], *given[2:])
         norms.append(torch.stack(model.gate_norms).detach())
         ace.penalty()
+    with pytest.raises(MemoryError), ace.attempt():
+        model(*given)
+        ace.penalty()
+        raise MemoryError
     with torch.no_grad():
         model(*given)  # an evaluation in between
     assert ace.penalty() == 0.0

@@ -216,14 +216,18 @@ def test_a_compiled_model_is_measured_and_switched():
     assert said == [False, False, True, False] and all(ace.snapped)
 
 
-def test_evaluation_is_not_measured():
+def test_evaluation_and_failed_passes_are_not_measured():
     model = Pair()
     ace = ACE(model, snap=True)
+    with pytest.raises(MemoryError), ace.attempt():
+        model(torch.randn(8, 4))
+        assert len(ace._watch.seen) == 2
+        raise MemoryError
     with torch.no_grad():
         model(torch.randn(8, 4))
     model.eval()
     model(torch.randn(8, 4))
-    assert ace._watch._seen == []
+    assert ace._watch.seen == []
 
 
 def test_copies_and_owners_that_are_gone_leave_the_layers_alone():

@@ -265,14 +265,16 @@ def test_a_replay_names_the_module_and_needs_a_batch(finished, tmp_path, monkeyp
 
 
 def short_of_memory(monkeypatch, most):
-    plain = Stepper._found
+    """Memory runs out at the end of a forward pass, whose layers have recorded what they saw."""
+    plain = nbody.Training.loss
 
-    def found(self, batch, weight):
+    def loss(self, model, batch):
+        found = plain(self, model, batch)
         if batch.num_graphs > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return plain(self, batch, weight)
+        return found
 
-    monkeypatch.setattr(Stepper, "_found", found)
+    monkeypatch.setattr(nbody.Training, "loss", loss)
 
 
 def test_an_out_of_memory_batch_goes_on_in_halves(tmp_path, monkeypatch, capsys):
@@ -285,6 +287,21 @@ def test_an_out_of_memory_batch_goes_on_in_halves(tmp_path, monkeypatch, capsys)
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == 2 and "every batch is taken in 4 pieces from here on" in notes[1]
     assert notes[1].endswith("--accumulate 4 says so from the start")
+
+
+def test_a_pass_that_ran_out_of_memory_leaves_nothing_in_the_penalty(tmp_path, monkeypatch):
+    """As if all parts had been half as large from the start."""
+    given = NBODY | {"relaxation": "schedule", "lie": 0.1, "epochs": 1, "rotations": 1}
+    halves = train(tmp_path / "halves", **given | {"accumulate": 2})
+    short_of_memory(monkeypatch, 4)
+    run = train(tmp_path / "run", **given)
+    assert numbers(run) == numbers(halves)
+
+
+def test_a_balance_of_whole_batches_is_not_halved(tmp_path, monkeypatch):
+    short_of_memory(monkeypatch, 4)
+    with pytest.raises(OSError, match="does not in 1 pieces .*; pass a smaller --batch-size$"):
+        train(tmp_path / "run", **NBODY | {"relaxation": "remul", "balance": "gradnorm"})
 
 
 def test_one_sample_must_fit(tmp_path, monkeypatch):

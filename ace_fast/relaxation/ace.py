@@ -1,6 +1,7 @@
 """Adaptive constrained equivariance: the owner of a model's gammas, and of the multipliers that drive them to zero."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from ..kernels.dual_update import ROWS, Rule, dual_step
 from ..kernels.dual_update.op import check_rule
 from ..kernels.dual_update.reference import gradients
 from .bounds import KINDS, Bound, branch_weights
+from .decider import undone
 from .diagnose import diagnose, evaluating, runner
 from .gammas import check_free, find_gammas, flat, live, one_of, same_keys, shaped
 from .gate_networks import find_networks
@@ -164,6 +166,10 @@ class ACE:
             own, _, _ = gradients(held, torch.zeros_like(held), self._multipliers, self._slacks, rule)
             push = torch.where(self._group == place, own, push) if self._rules.groups else own
         return (push * norms).sum()
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """Around passes that may fail and be repeated: ratios and norms of gates that a failed one left are dropped."""
+        return undone(self._watch.seen, *([self._networks.passes] if self._networks else []))
 
     @torch.no_grad()
     def step(self) -> bool:
@@ -377,14 +383,11 @@ class ACE:
         if self.bound is not None:
             self.bound.vectors.copy_(state["bound_vectors"])
 
-    # ---- whose gammas they are
-
     def _held(self) -> list:
         """What belongs to this ACE alone: gammas, or the networks that compute them."""
         return self._networks.networks if self._networks else self._gammas
 
     def _like(self) -> Tensor:
-        """Whose dtype and device the state has."""
         return self._networks.like if self._networks else self._gammas[0]
 
     def _follow(self) -> None:

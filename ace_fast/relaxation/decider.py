@@ -1,6 +1,7 @@
 """What the deciders share whose gammas are set and not trained: whose gammas they are, state, what is logged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
@@ -48,6 +49,10 @@ class Relaxation(Protocol):
         """
         ...
 
+    def attempt(self) -> AbstractContextManager[None]:
+        """Around passes that may fail and be repeated, where memory runs out: what a failed one recorded is dropped."""
+        ...
+
     def step(self) -> None:
         """After the optimiser's step."""
         ...
@@ -63,6 +68,18 @@ class Relaxation(Protocol):
     def release(self) -> None:
         """Gives the gammas up, so that another decider can own them."""
         ...
+
+
+@contextmanager
+def undone(*records: list) -> Iterator[None]:
+    """What was appended to the lists inside is taken off again where an exception leaves the context."""
+    before = [len(record) for record in records]
+    try:
+        yield
+    except BaseException:
+        for record, count in zip(records, before, strict=True):
+            del record[count:]
+        raise
 
 
 class Decider:
@@ -110,6 +127,10 @@ class Decider:
     def penalty(self, loss: Tensor | None = None, turned: Callable[[], Tensor] | None = None) -> Tensor | float:
         """What is added to the task's loss, see `Relaxation.penalty`."""
         return 0.0
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """Around passes that may fail and be repeated, see `Relaxation.attempt`."""
+        return undone()
 
     def step(self) -> None:
         """After the optimiser's step; no host synchronisation.

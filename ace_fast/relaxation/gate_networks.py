@@ -18,7 +18,7 @@ class GateNetworks:
         self.names = [names[network] for network in self.networks]
         self.like = next(self.networks[0].parameters())
         self.values = self.like.detach().new_zeros(len(self.networks))  # [n] of the last step
-        self._passes: list[Tensor] = []  # [n] each
+        self.passes: list[Tensor] = []  # [n] each, since the last step
         self._taken: list[Tensor] | None = None
 
     def take(self) -> Tensor | None:
@@ -28,7 +28,7 @@ class GateNetworks:
             return None
         self._taken = norms
         stacked = torch.stack(norms)
-        self._passes.append(stacked.detach())
+        self.passes.append(stacked.detach())
         return stacked
 
     def measured(self) -> Tensor | None:
@@ -37,10 +37,10 @@ class GateNetworks:
         if norms is not None and norms is not self._taken:
             raise ValueError("ACE: step must come after penalty() where networks compute the gates, got a forward pass "
                              "without; call (loss + ace.penalty()).backward()")
-        if not self._passes:
+        if not self.passes:
             return None
-        self.values = torch.stack(self._passes).mean(0)
-        self._passes = []
+        self.values = torch.stack(self.passes).mean(0)
+        self.passes = []
         if dist.is_available() and dist.is_initialized() and (count := dist.get_world_size()) > 1:
             dist.all_reduce(self.values)  # the multipliers stay alike
             self.values /= count

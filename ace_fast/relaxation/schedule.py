@@ -1,13 +1,14 @@
 """Relaxation on a timetable: the gate rises and falls, and a Lie-derivative penalty guards symmetry."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from ..nn.gates import Recorder, Seen, gated_layers
 from .branches import find_branches, shrink
-from .decider import Decider
+from .decider import Decider, undone
 from .lie import lie_terms
 
 TINY = 1e-30  # below it the root of the penalty has no gradient
@@ -84,6 +85,10 @@ class Schedule(Decider):
         roots = torch.stack([missing, sizes]).clamp(min=TINY).sqrt()
         self._latest = roots.detach()
         return self.lie * roots.sum()
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """What a failed pass recorded is not in the next penalty, and its graph is freed."""
+        return undone(self._seen)
 
     def step(self) -> None:
         """Sets the gates for the next step."""

@@ -80,7 +80,7 @@ class Watch:
         span = 2 * math.ceil(patience / every) + 2
         # (step, ratios, gradients at gamma = 0 of branches that are off)
         self.history: deque[tuple[int, list[float], list[float]]] = deque(maxlen=span)
-        self._seen: list[tuple[int, Tensor]] = []
+        self.seen: list[tuple[int, Tensor]] = []  # ratios of the step that is measured, beside their gates
         self.set_off(self.off)  # whatever an earlier owner left
 
     def arm(self, step: int) -> None:
@@ -91,7 +91,7 @@ class Watch:
         self.armed = True
         self.set_off(off)
         for layer, places in zip(self.layers, self.places, strict=True):
-            layer._record = _Record(places, self._seen, layer)
+            layer._record = _Record(places, self.seen, layer)
 
     def disarm(self) -> list[tuple[int, Tensor]]:
         """Nothing is recorded any more; returns what was."""
@@ -100,7 +100,7 @@ class Watch:
         for layer in self.layers:
             layer._record = None
         self.set_off(self.off)
-        self.armed, seen, self._seen[:] = False, list(self._seen), []
+        self.armed, seen, self.seen[:] = False, list(self.seen), []
         return seen
 
     def __del__(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..relaxation import RELAXATIONS
 from ..relaxation.groups import GROUPS
 from ..relaxation.penalty import BALANCES
-from .relaxing import check_relaxation
+from .relaxing import balances, check_relaxation
 
 Config = dict[str, Any]
 
@@ -213,7 +213,7 @@ def _check_training(config: Config) -> None:
         if config["cuda_graphs"]:
             raise ValueError("train: --cuda-graphs must be off with --relaxation remul, which draws rotations on the "
                              "host, got it; leave one of the two out")
-        if config["balance"] != "constant" and config["accumulate"] > 1:
+        if balances(config) and config["accumulate"] > 1:
             raise ValueError(f"train: --accumulate must be 1 with --balance {config['balance']}, which reads gradients "
                              f"of a whole batch, got {config['accumulate']}; leave one of the two out")
     if config.get("gammas") == "nn" and config["relaxed"] and config["cuda_graphs"]:

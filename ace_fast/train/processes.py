@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .options import Config, flag
+from .relaxing import balances
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _TIMEOUT = timedelta(minutes=60)  # the first process measures while the others wait
@@ -163,7 +164,7 @@ def check(group: Processes, config: Config, out: Any) -> None:
     if config["sync_batch_norm"] and config.get("recalibrate"):
         raise ValueError(f"train: {flag('recalibrate')} must be off with {flag('sync_batch_norm')}, got it: one "
                          "process alone recalibrates; leave one of the two out")
-    if config["relaxed"] and config["relaxation"] == "remul" and config["balance"] != "constant":
+    if balances(config):
         raise ValueError(f"train: {flag('balance')} must be constant for several processes, got {config['balance']}, "
                          "which reads gradients of a whole batch")
     if config.get("height") == "batch":

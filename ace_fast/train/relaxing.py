@@ -55,6 +55,11 @@ def depends_on_epochs(config: Config) -> bool:
     return config["relaxed"] and config["relaxation"] in TIMED
 
 
+def balances(config: Config) -> bool:
+    """Whether the decider weighs two losses by their gradients, which must be those of a whole batch."""
+    return config["relaxed"] and config["relaxation"] == "remul" and config["balance"] != "constant"
+
+
 def deployed(config: Config) -> str:
     """The model that a run is about, whose validation measure chooses the best checkpoint: "strict" or "relaxed"."""
     return "relaxed" if config["relaxed"] and config["relaxation"] in KEPT else "strict"

@@ -16,6 +16,7 @@ from ..relaxation import Relaxation
 from .graphs import GraphedBackward
 from .options import Config, flag
 from .processes import Processes
+from .relaxing import balances
 
 _IN_A_ROW = 10  # batches that --nan skip leaves out one after another before the run counts as diverged
 Found = tuple[Tensor, list[Tensor | None]]  # loss and gradients
@@ -74,7 +75,8 @@ class Stepper:
         while found is None:
             parts = [(batch, self.batches.weight)] if self._pieces == 1 else list(self.batches.split(self._pieces))
             try:
-                found = self._sum(parts)
+                with self.relaxation.attempt() if self.relaxation else nullcontext():
+                    found = self._sum(parts)
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -105,13 +107,15 @@ class Stepper:
 
     def _halve(self, tried: int, error: Exception) -> None:
         """Twice as many pieces from now on; raises where a part cannot be cut any further."""
-        if tried < self._pieces or self.config["cuda_graphs"] or (
+        whole = balances(self.config)  # GradNorm reads gradients of a whole batch
+        if tried < self._pieces or self.config["cuda_graphs"] or whole or (
             self.config["sync_batch_norm"] and self.group.world > 1
         ):
             raise OSError(
                 errno.ENOMEM,
                 f"train: a batch must fit in memory, got one that does not in {tried} pieces "
-                f"({str(error).splitlines()[0]}); pass a smaller {flag('batch_size')} or a larger {flag('accumulate')}"
+                f"({str(error).splitlines()[0]}); pass a smaller {flag('batch_size')}"
+                + ("" if whole else f" or a larger {flag('accumulate')}")
             ) from error
         self._pieces *= 2
         if self._device.type == "cuda":
