@@ -301,6 +301,14 @@ def test_a_saved_state_goes_on_with_the_same_numbers(name):
     assert decider_of("remul", model).gammas.tolist() == [1.0] * 4
 
 
+def test_deciders_are_made_alike():
+    for name in RELAXATIONS:
+        decider = decider_of(name, make("segnn"), steps=6)
+        assert decider.state_dict().get("total", 6) == 6
+    with pytest.raises(ValueError, match="make: steps must be the number of training steps for 'per', got None; pass"):
+        decider_of("per", make("segnn"))
+
+
 @pytest.mark.parametrize("name", [n for n in RELAXATIONS if n != "ace"])
 def test_gates_have_one_decider_and_are_numbers(name):
     model = make("segnn")
