@@ -10,7 +10,7 @@ from test_cli import TINY, failure
 from ace_fast import report
 from ace_fast.bench import results
 from ace_fast.train import cli, options
-from ace_fast.train.compare import _prepared, compare, deciders_of, models_of
+from ace_fast.train.compare import _configs, _prepared, compare, deciders_of, models_of
 
 NAMES = ["remul", "strict"]
 
@@ -66,6 +66,12 @@ def test_models_are_compared_in_one_command(given, tmp_path, capsys, no_plots):
     assert "Equivariance error" in page and "segnn-ace" in page and (out / "compare.png").exists()
     (written, _) = report.write([out / "compare.json"], tmp_path / "page.html")
     assert "nbody_models" in written.read_text()
+
+
+def test_what_is_aces_alone_is_left_to_it():
+    given = {"mode": "resilient", "snap": True, "gamma_groups": "*: rho=2"}
+    found = _configs("nbody", ["ace", "rpp", "strict"], False, "demo", 1, 1, given)
+    assert [found[name][0]["snap"] for name in found] == [True, False, False]
 
 
 @pytest.mark.parametrize(("argv", "message"), [

@@ -82,6 +82,16 @@ def test_the_strict_model_has_the_same_loss_on_turned_batches(case, small):
     ("qm9", {"model": "schnet", "relaxation": "per", "gammas": "nn"}, "--gammas must be numbers with --relaxation per"),
     ("nbody", {"relaxation": "rppp"}, "--relaxation must be one of ace, schedule, rpp, per, remul, got 'rppp'"),
     ("nbody", {"relaxation": "per", "groups": "O3,O9"}, "train: groups must be different ones of .*, got O3, O9"),
+    *((task, {"gamma_groups": "no.*: rho=2"} | own, r"groups\['no.\*'\] must name gammas, got none; there are \['")
+      for task, own in (("nbody", {}), ("modelnet", {}), ("qm9", {"model": "schnet"}), ("mocap", {}), ("md17", {}))),
+    ("nbody", {"gamma_groups": "*: mode=none"}, r"groups\['\*'\]\['mode'\] must be one of .*, got 'none'"),
+    ("nbody", {"gamma_groups": "*: lr=-1"}, r"train: --gamma-groups '\*': lr must be finite and not negative, got -1"),
+    ("nbody", {"gamma_groups": "*: rho=2", "relaxed": False}, "--gamma-groups must be left out with --strict"),
+    ("nbody", {"gamma_groups": "x: rho=2", "relaxation": "rpp"}, "--gamma-groups must be left out with --relaxation"),
+    ("nbody", {"relaxation": "per", "relaxed": False}, "--relaxation must be left out with --strict, got per"),
+    ("nbody", {"mode": "resilient", "relaxed": False}, "--mode must be left out with --strict, got resilient"),
+    ("nbody", {"repo_resilient": True}, "train: repo_resilient must be False for the equality rule"),
+    ("nbody", {"gamma_groups": "*: mode=resilient", "repo_clamp": True}, "repo_clamp must be False for the resilient"),
 ])
 def test_what_a_task_cannot_take_is_said_before_any_work(task, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):

@@ -30,7 +30,7 @@ class Rules:
 
     def __init__(self, rule: Rule, groups: Groups | None, names: list[str], warmup: int):
         self.rule, self.warmup = rule, warmup
-        self.changes = [{}, *(_fields(pattern, given) for pattern, given in (groups or {}).items())]
+        self.changes = [{}, *(fields(pattern, given) for pattern, given in (groups or {}).items())]
         self.groups = {pattern: dict(given) for pattern, given in (groups or {}).items()}
         patterns = list(self.groups)
         self.places = [next((i for i, p in enumerate(patterns, 1) if fnmatchcase(name, p)), 0) for name in names]
@@ -75,7 +75,7 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"ACE: {name} must be a {'' if zero else 'positive '}number of steps, got {count!r}")
 
 
-def _fields(pattern: str, given: Mapping[str, object]) -> dict[str, object]:
+def fields(pattern: str, given: Mapping[str, object]) -> dict[str, object]:
     """What a group changes of a `Rule`."""
     if not isinstance(given, Mapping):
         raise ValueError(f"ACE: groups[{pattern!r}] must be a dict such as {{'mode': 'resilient'}}, got {given!r}")

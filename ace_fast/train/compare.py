@@ -20,7 +20,7 @@ from . import loop, options
 from .comparing import best_row, entry
 from .demo import trained
 from .options import Config
-from .relaxing import deployed, make_relaxation
+from .relaxing import ACE_ALONE, deployed, make_relaxation
 from .run import Run, build, check_device, use_threads
 from .tasks import find
 
@@ -128,7 +128,8 @@ def _configs(task: str, names: Sequence[str], models: bool, preset: str, seeds: 
     first = given.get("seed", find(task).OPTIONS["seed"].default)
     configs: dict[str, list[Config]] = {}
     for name in names:
-        own = {key: value for key, value in given.items() if key != "mode" or known[name].get("relaxation") == "ace"}
+        decided = known[name].get("relaxation") == "ace"
+        own = {key: value for key, value in given.items() if decided or key not in ACE_ALONE}
         own |= known[name]
         configs[name] = [options.make_config(find(task), preset, own | {"seed": first + i}) for i in range(seeds)]
     return configs

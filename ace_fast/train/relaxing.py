@@ -9,10 +9,11 @@ from torch import nn
 
 from .. import relaxation
 from ..kernels.dual_update import Rule
+from ..kernels.dual_update.op import check_rule
 from ..nn.gates import gated_layers
 from ..relaxation.family import KEPT, TIMED
 from ..relaxation.groups import check_groups
-from ..relaxation.rules import Rules, parse_groups
+from ..relaxation.rules import Rules, fields, parse_groups
 
 if TYPE_CHECKING:
     from .options import Config
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # ACE's settings of the same name.
 _ACE = ("dual_lr", "rho", "epsilon", "augmentation", "gamma_optimizer", "dual_optimizer", "dual_eps", "bound",
         "bound_limit", "repo_resilient", "repo_scale", "repo_clamp", "snap", "tolerance", "look_every", "backend")
+
+ACE_ALONE = ("mode", "snap", "gamma_groups")  # refused beside other deciders and without branches
 
 
 def check_relaxation(task: ModuleType, config: Config) -> None:
@@ -29,8 +32,18 @@ def check_relaxation(task: ModuleType, config: Config) -> None:
         got = "--strict" if not config["relaxed"] else f"--relaxation {name}" if name != "ace" else "--gammas nn"
         raise ValueError(f"train: --snap must be off with {got}, got it on; it switches off branches whose gates ACE "
                          "steps")
-    parse_groups(config["gamma_groups"])
-    if not config["relaxed"] or name == "ace":
+    if config["gamma_groups"] and (not config["relaxed"] or name != "ace"):
+        got = f"--relaxation {name}" if config["relaxed"] else "--strict"
+        raise ValueError(f"train: --gamma-groups must be left out with {got}, got {config['gamma_groups']!r}; it gives "
+                         "numbers to gammas that ACE steps")
+    if not config["relaxed"]:
+        for option, usual in (("relaxation", "ace"), ("mode", "equality")):
+            if config[option] != usual:
+                raise ValueError(f"train: --{option} must be left out with --strict, got {config[option]}; a strict "
+                                 "model has no branches to decide on")
+        return
+    if name == "ace":
+        _check_rules(config)
         return
     if config["mode"] != "equality":
         raise ValueError(f"train: --mode must be equality with --relaxation {name}, got {config['mode']}; only ace has "
@@ -44,6 +57,16 @@ def check_relaxation(task: ModuleType, config: Config) -> None:
     if name == "schedule" and config["lie"] and config.get("legacy_view"):
         raise ValueError(f"train: --lie must be 0 with --legacy-view, got {config['lie']}; leave one of the two out")
     check_groups(groups_of(config), "train")
+
+
+def _check_rules(config: Config) -> None:
+    """Raises ValueError where a number of ACE's, or of a group of gammas, is out of range."""
+    own = {key: config[key] for key in ("dual_lr", "rho", "epsilon", "augmentation", "dual_eps", "repo_resilient",
+                                        "repo_scale", "repo_clamp")}
+    rule = Rule(resilient=config["mode"] == "resilient", lr=config["gamma_lr"], slack_lr=config["slack_lr"], **own)
+    check_rule(rule, "train")
+    for pattern, given in parse_groups(config["gamma_groups"]).items():
+        check_rule(rule._replace(**fields(pattern, given)), f"train: --gamma-groups {pattern!r}")
 
 
 def groups_of(config: Config) -> tuple[str, ...]:
@@ -105,13 +128,13 @@ def make_relaxation(model: nn.Module, config: Config, steps: int) -> relaxation.
                     "groups": parse_groups(config["gamma_groups"]), "warmup": config["dual_warmup"],
                     "patience": config["gate_patience"]}
     elif name == "schedule":
-        options = {"steps": steps, "lie": config["lie"], "peak": gamma, "initial": config["branch_init"]}
+        options = {"lie": config["lie"], "peak": gamma, "initial": config["branch_init"]}
     elif name == "rpp":
         options = {"branch": config["prior_branch"], "equivariant": config["prior_equivariant"],
                    "initial": config["branch_init"], "gamma": gamma}
     elif name == "per":
-        options = {"steps": steps, "groups": groups_of(config), "strength": config["strength"],
+        options = {"groups": groups_of(config), "strength": config["strength"],
                    "adjust": config["adjust"], "gamma": gamma}
     else:
         options = {"beta": config["beta"], "balance": config["balance"], "gamma": gamma}
-    return relaxation.make(name, model, **options)
+    return relaxation.make(name, model, steps=steps, **options)

@@ -21,7 +21,7 @@ from torch import nn
 from .checkpoint import load_tree, load_weights, save_tree, save_weights, write_atomic
 from .options import Config, make_config, with_later
 from .predict import PredictorBase
-from .relaxing import keeps_branches, switch_off_equal
+from .relaxing import keeps_branches, make_relaxation, switch_off_equal
 from .tasks import TASKS, find
 
 FORMAT = 1  # of config.json and state.safetensors
@@ -84,6 +84,14 @@ def build(task: ModuleType, config: Config, facts: dict[str, Any]) -> nn.Module:
         for gamma in model.get_gammas():
             gamma.fill_(config["gamma_init"])
     return model.to(config["device"], getattr(torch, config["dtype"]))
+
+
+def check_decider(task: ModuleType, config: Config) -> None:
+    """Raises ValueError, before there are data, where the model cannot take the decider or has no such gammas."""
+    if config["relaxed"] and (config["gamma_groups"] or config["snap"] or config["relaxation"] != "ace"):
+        with torch.random.fork_rng(devices=()):
+            model = build(task, config | {"device": "cpu"}, task.any_facts(config))
+            make_relaxation(model, config, config["epochs"])
 
 
 class Run:

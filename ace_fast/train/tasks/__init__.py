@@ -12,6 +12,7 @@ A task module defines
     for_data(given)                       settings for `ace-fast data`
     load(config, split, quiet)            the data of "train", "valid" or "test"
     facts(data)                           what model and predictions need to know of the training data, as JSON
+    any_facts(config)                     facts of data that nobody has read, with which a model can be built
     build_model(config, facts)            with get_gammas(), set_equivariance(flag), relaxed and probe()
     shards(config, split), parts(config, split), written(config)
                                           where the data may lie in shards (tasks/sharded.py): those of a split opened

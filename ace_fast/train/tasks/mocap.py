@@ -131,6 +131,10 @@ def facts(data: MotionSamples) -> dict[str, Any]:
     }
 
 
+def any_facts(config: Config) -> dict[str, Any]:
+    return {"joints": ["one", "two"], "bones": [[0, 1]], "frames": list(range(config["steps"])), "height": 0.0}
+
+
 def build_model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
     """The EGNO of a config, with fresh weights drawn from torch's generator."""
     lists = [facts.get(name) for name in ("joints", "bones", "frames")]

@@ -115,6 +115,10 @@ def for_data(given: Mapping[str, Any]) -> Config:
     return ({"train_samples": given["num_train"], "batch_size": 1} if "num_train" in given else {}) | dict(given)
 
 
+def any_facts(config: Config) -> dict[str, Any]:
+    return {}
+
+
 def build_model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
     """The model of a config, with fresh weights drawn from torch's generator."""
     return MODELS[config["model"]](config)
