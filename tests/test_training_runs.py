@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from run_checks import numbers
+from test_snap import Pair, loop
 
+from ace_fast import ACE
 from ace_fast.train import cli, load, options, train
 from ace_fast.train.loggers import flat
 from ace_fast.train.processes import Processes, check, own_device
@@ -191,6 +193,17 @@ def test_settings_that_do_not_fit_several_processes(task, given, out, message):
     check(Processes(), config, out)
 
 
+def test_a_restart_without_the_folder_begins_nothing(tmp_path, monkeypatch):
+    """As on a machine that does not share it."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    with pytest.raises(FileNotFoundError, match="--out must be a folder that all machines share, got .*run without a "
+                                                "run at restart 2"):
+        train(tmp_path / "run", **NBODY)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="--warmup must be at most"):  # what stopped the first start is said again
+        train(tmp_path / "run", **NBODY | {"warmup": 9.0})
+
+
 def test_every_process_has_its_gpu():
     config = {"device": "cuda"}
     assert own_device(Processes(5, 8, 1), config) == {"device": "cuda:1"}
@@ -213,9 +226,19 @@ def test_lines_show_throughput_and_time_left(tmp_path, capfd):
 
 
 def test_replaced_weights_of_one_process_are_noticed(monkeypatch):
-    model = torch.nn.Linear(2, 2)
-    Processes().check_alike(model)
-    monkeypatch.setattr(Processes, "gather", lambda self, x: torch.stack([x, x + 1]))
-    with pytest.raises(RuntimeError, match="all processes must have the same weights, got different ones"):
-        Processes(0, 2, 0).check_alike(model)
+    model = Pair()
+    ace = ACE(model)
+    loop(model, ace, 2)
+    Processes().check_alike(model, ace)
+    monkeypatch.setattr(Processes, "gather", lambda self, x: torch.stack([x, x]))
+    Processes(0, 2, 0).check_alike(model, ace)
+    for place, name in ((0, "base.weight"), (-1, "moments")):
+        def gather(self, x, place=place):
+            other = x.clone()
+            other[place] += 1
+            return torch.stack([x, other])
+
+        monkeypatch.setattr(Processes, "gather", gather)
+        with pytest.raises(RuntimeError, match=f"the same weights and multipliers, got different {name}; use the same"):
+            Processes(0, 2, 0).check_alike(model, ace)
 

@@ -1,7 +1,7 @@
 """Run by test_training_processes.py and `make stress`: processes that train together, that are killed, that are lost.
 
 One interpreter that forks, as starting costs most. python tests/training_processes.py FOLDER CHECK ..., where a check
-is one of together, interrupted, lost, or killed=TRIES.
+is one of together, refused, interrupted, lost, or killed=TRIES.
 """
 
 import os
@@ -19,11 +19,11 @@ from run_checks import numbers
 from torch import multiprocessing
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ace_fast.train import load, options, report, train
+from ace_fast.train import cli, load, options, report, train
 from ace_fast.train.progress import EpochProgress
 from ace_fast.train.run import Run
 from ace_fast.train.steps import Stepper
-from ace_fast.train.tasks import qm9, sharded
+from ace_fast.train.tasks import nbody, qm9, sharded
 
 FORK = multiprocessing.get_context("fork")  # imports are there already
 SHARED = {"rotations": 1, "threads": 1, "eval_every": 1, "quiet": True, "epochs": 2}
@@ -104,6 +104,27 @@ def _write_shards(data, folder):
 
 def _train(folder, given):
     train(folder, **given)
+
+
+def refused(folder):
+    """A wrong setting, or what one process alone does not find, stops both; one line says it, and no traceback."""
+    for name, flags, teller, line in (("setting", ["--batch-size", "9"], 0, "--batch-size must be a multiple of 2"),
+                                      ("data", [], 1, "train: no data")):
+        ranks(_command, folder / name, flags, code=2)
+        said = [(folder / f"{name}-{rank}").read_text() for rank in (0, 1)]
+        assert said[1 - teller] == "" and said[teller].startswith("ace-fast: train: ") and line in said[teller], said
+        assert said[teller].count("\n") == 1, said
+
+
+def _command(folder, flags):
+    def load(*_):
+        if os.environ["RANK"] == "1":
+            raise ValueError("train: no data here")
+
+    nbody.load = load
+    with open(f"{folder}-{os.environ['RANK']}", "w") as sys.stderr:
+        code = cli.main(["train", "nbody", "--out", str(folder), *flags])
+    os._exit(code)
 
 
 def interrupted(folder):
@@ -217,7 +238,7 @@ def main(folder, checks):
         name, _, tries = check.partition("=")
         place = folder / name
         place.mkdir(parents=True)
-        {"together": together, "interrupted": interrupted, "lost": lost, "killed": killed}[name](
+        {"together": together, "refused": refused, "interrupted": interrupted, "lost": lost, "killed": killed}[name](
             place, *([int(tries)] if tries else []))
         print(name, "passed", flush=True)
 

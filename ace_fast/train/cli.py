@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from ..symmetry.experiments.cli import add_experiments
 from .options import DEFAULT_PRESET, RUN, add_options, make_config, of_group, presets_of
+from .processes import Elsewhere
 from .tasks import TASKS, nbody, sharded
 
 
@@ -346,7 +347,8 @@ def _failed(error: Exception, status: int) -> int:
     # An OSError of our own has number and text as arguments; its str() would show the number.
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         text = str(error.args[1])
-    print(f"ace-fast: {text}", file=sys.stderr)
+    if not isinstance(error.__cause__, Elsewhere):
+        print(f"ace-fast: {text}", file=sys.stderr)
     return status
 
 

@@ -24,7 +24,7 @@ from .options import Config
 from .processes import Processes
 from .progress import EpochProgress
 from .relaxing import depends_on_epochs, deployed, make_relaxation
-from .run import Run, build, check_device, use_threads, versions
+from .run import Run, build, check_decider, check_device, use_threads, versions
 from .schedule import course, step_size
 from .setup import make_optimizer, prepared
 from .steps import Average, Failure, Stepper
@@ -77,12 +77,13 @@ def train(
         # The folder comes before the data, so that one that cannot be used costs no time.
         run, about, state = group.from_first(lambda: _begin(group, out, preset, task, resume, given))
         config = processes.own_device(group, about["config"])
-        check_device(config)
-        use_threads(config)
-        training = _Training(run, about | {"config": config}, quiet or not group.first, group)
-        if state:
-            training.load(state)
-        else:
+        with group.agreed():
+            check_device(config)
+            use_threads(config)
+            training = _Training(run, about | {"config": config}, quiet or not group.first, group)
+            if state:
+                training.load(state)
+        if not state:
             training.save(best=False)
         try:
             training.loop()
@@ -98,8 +99,8 @@ def _begin(
     group: Processes, out: str | os.PathLike[str] | None, preset: str, task: str, resume: bool, given: Mapping[str, Any]
 ) -> tuple[Run, dict[str, Any], dict[str, Any] | None]:
     """The run, what its config.json says with the settings of now, and the state to go on from; all is checked."""
-    if out is not None and processes.restarts() and (Path(out) / "config.json").exists():
-        resume = True
+    again = processes.restarts()
+    resume = resume or bool(out and again and (Path(out) / "config.json").exists())
     if resume:
         if out is None:
             raise ValueError("train: --resume needs the folder of the run: pass it as --out")
@@ -114,6 +115,10 @@ def _begin(
     loggers.check(config)
     check_device(config)
     if not resume:
+        if again:
+            raise FileNotFoundError(f"train: --out must be a folder that all machines share, got {out} without a run "
+                                    f"at restart {again}; name such a folder, or start where the run lies")
+        check_decider(find(task), config)
         if config.get("shards"):
             sharded.verify(find(task), config)
         use_threads(config)
@@ -328,7 +333,7 @@ class _Training:
         self.since = 0 if self.best != before else self.since + measured
         self.loss_sum.zero_()
         self.seconds, self.stepper.skipped = 0.0, 0
-        self.group.check_alike(self.model)
+        self.group.check_alike(self.model, self.relaxation)
         if self.group.first:
             self.run.add_metrics(row)
             self.log.write(row)

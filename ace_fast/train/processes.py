@@ -9,6 +9,7 @@ backward pass, and repeats it in halves, would leave the others waiting.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,12 +19,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..relaxation import Relaxation
 from .options import Config, flag
 from .relaxing import balances
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _TIMEOUT = timedelta(minutes=60)  # the first process measures while the others wait
 T = TypeVar("T")
+
+
+class Elsewhere(Exception):
+    """Why a process raises an error that another one had, and says."""
+
+
+def _portable(error: Exception) -> Exception:
+    """What the other processes can be sent of it."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class Processes(NamedTuple):
@@ -43,12 +57,37 @@ class Processes(NamedTuple):
     def first(self) -> bool:
         return self.rank == 0
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns in process 0; the others do not call it."""
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What an exception inside is in one process it is in all: the others raise it too, caused by `Elsewhere`.
+
+        All enter, and nothing inside waits for the others, but for contexts of this kind.
+        """
         if self.world == 1:
-            return make()
-        found = [make() if self.first else None]
-        dist.broadcast_object_list(found)
+            yield
+            return
+        own: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            own = error
+        said = None if own is None or isinstance(own.__cause__, Elsewhere) else _portable(own)
+        found: list[Exception | None] = [None] * self.world
+        dist.all_gather_object(found, said)
+        rank = next((rank for rank, error in enumerate(found) if error is not None), self.rank)
+        if rank != self.rank:
+            raise found[rank] from Elsewhere(f"process {rank} raised it")
+        if own is not None:
+            raise own
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns in process 0; the others do not call it, and raise what it raises."""
+        found: list[T | None] = [None]
+        with self.agreed():
+            if self.first:
+                found[0] = make()
+        if self.world > 1:
+            dist.broadcast_object_list(found)
         return found[0]  # type: ignore[return-value]
 
     def gather(self, value: Tensor) -> Tensor:
@@ -69,15 +108,13 @@ class Processes(NamedTuple):
     def in_turn(self) -> Iterator[None]:
         """The first process of every machine goes before the others, which find what it has cached."""
         if self.local > 0:
-            self._meet()
-        yield
+            with self.agreed():
+                pass
+        with self.agreed():
+            yield
         if self.local == 0:
-            self._meet()
-
-    def _meet(self) -> None:
-        """Waits for the others; by a CPU tensor, as nccl's barrier needs a GPU for each."""
-        if self.world > 1:
-            dist.all_reduce(torch.zeros(()))
+            with self.agreed():
+                pass
 
     def share_weights(self, model: nn.Module) -> None:
         """Parameters and buffers of process 0 for all."""
@@ -99,15 +136,20 @@ class Processes(NamedTuple):
         summed = iter(part.view_as(g) for part, g in zip(parts, there, strict=True))
         return [None if g is None else next(summed) for g in grads], head
 
-    def check_alike(self, model: nn.Module) -> None:
-        """Raises RuntimeError where the processes' weights differ, which no step may make them do."""
+    def check_alike(self, model: nn.Module, relaxation: Relaxation | None) -> None:
+        """Raises RuntimeError where weights, or what the decider keeps, differ, which no step may make them do."""
         if self.world == 1:
             return
-        sums = torch.stack([p.detach().double().sum() for p in model.parameters()]).cpu()
+        named = {name: p.detach() for name, p in model.named_parameters()}
+        kept = relaxation.state_dict() if relaxation else {}
+        named |= {name: x for name, x in kept.items() if isinstance(x, Tensor)}
+        sums = torch.stack([x.double().sum().cpu() for x in named.values()])
         gathered = self.gather(sums)
         if not torch.equal(gathered, gathered[:1].expand_as(gathered)):
-            raise RuntimeError("train: all processes must have the same weights, got different ones; use the same "
-                               "software on processors of one kind, and report this if they were")
+            which = list(named)[int((gathered != gathered[0]).any(0).nonzero()[0])]
+            raise RuntimeError("train: all processes must have the same weights and multipliers, got different "
+                               f"{which}; use the same software on processors of one kind, and report this if they "
+                               "were")
 
 
 def from_environment() -> Processes:
