@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from dropin import assert_takes_bfloat16
+from dropin import assert_takes_bfloat16, relaid
 from e3nn import o3
 
-from ace_fast.nn import GauntEdgeProduct, GauntManyBody, GauntTensorProduct, TDNTensorProduct
+from ace_fast.nn import GauntEdgeProduct, GauntManyBody, GauntMultiProduct, GauntTensorProduct, TDNTensorProduct
 from ace_fast.nn.gaunt_fourier import Torus
 
 NATURAL = "3x0e+3x1o+3x2e"
@@ -145,6 +145,7 @@ FOUR = "4x0e+4x1o"
 LOW = {"grid": (lambda: GauntTensorProduct(FOUR, FOUR, FOUR + "+4x1e", odd_paths=True), [16, 16]),
        "fourier": (lambda: GauntTensorProduct(FOUR, FOUR, FOUR, "fourier"), [16, 16]),
        "many bodies": (lambda: GauntManyBody(FOUR, FOUR, 3), [16]),
+       "several": (lambda: GauntMultiProduct([FOUR, FOUR, FOUR], FOUR), [16, 16, 16]),
        "edges": (lambda: GauntEdgeProduct(FOUR, 2, FOUR), [16, 3]),
        "TDN": (lambda: TDNTensorProduct("4x0e+4x1e+4x2e", "1x0e+1x1e", "4x0e+4x1e", rank="exact"), [36, 4])}
 
@@ -248,7 +249,9 @@ def test_types_choose_weights():
         torch.testing.assert_close(whole[types == n], alone(x[types == n]))
     assert many(torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64)).shape == (0, 8)
     for wrong, message in ((None, r"types must be int64 \[2, 3\], got None; there are 3"),
-                           (types.int(), r"types must be int64 \[2, 3\], got torch.int32 \[2, 3\]")):
+                           (types.int(), r"types must be int64 \[2, 3\], got torch.int32 \[2, 3\]"),
+                           (types + 1, r"types must be in 0\.\.2, got 3; num_types has their number"),
+                           (types - 1, r"types must be in 0\.\.2, got -1")):
         with pytest.raises(ValueError, match=message):
             many(x, wrong)
 
@@ -259,15 +262,122 @@ def test_second_derivatives_of_powers():
 
 
 @pytest.mark.parametrize("args, message", [
-    (("1x0e", "1x0e", 0), "correlation must be from 1 to 6, got 0"),
+    (("1x0e", "1x0e", 0), "correlation must be an integer from 1 to 6, got 0"),
+    (("1x0e", "1x0e", 2.5), "correlation must be an integer from 1 to 6, got 2.5"),
     (("1x1o", "1x1e", 3), "reachable from powers 1 to 3 of 1x1o by even couplings, got 1e; drop it"),
     (("2x1o", "1x0e", 2), "irreps_out must have the 2 channels of irreps_in, got 1x0e"),
 ])
 def test_errors_of_many_bodies(args, message):
     with pytest.raises(ValueError, match=f"GauntManyBody: .*{message}"):
         GauntManyBody(*args)
-    with pytest.raises(ValueError, match="num_types must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_types must be an integer of at least 1, got 0"):
         GauntManyBody("1x0e", "1x0e", 1, num_types=0)
+
+
+# ---- several inputs
+
+SEVERAL = {"natural": (["2x0e+2x1o+2x2e", "1x0e+1x1o", "2x1o"], "2x0e+2x1o+2x2e"),
+           "no_parity": (["2x0e+2x1e"] * 3, "2x2e+2x0e+2x1e"),
+           "pseudo": (["2x1e", "2x0o+2x2o", "2x0e+2x1o"], "2x1o+2x0e"),
+           "mixed": (["2x0e+2x1o+2x1e", "2x0e+2x0o", "1x1o+1x0o"], "2x0e+2x1o+2x1e+2x2o")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_product_of_two_is_the_tensor_product(case):
+    one, two, out, _ = CASES[case]
+    out = {"cross": "2x0e+2x1o"}.get(case, out)  # the others of it are odd paths
+    plain = drawn(GauntTensorProduct(one, two, out))
+    several = GauntMultiProduct([one, two], out)
+    several.load_state_dict(plain.state_dict())
+    x, y = rows(plain, 4)
+    torch.testing.assert_close(several(x, y), plain(x, y), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_inputs_are_equivariant_and_normalised(case):
+    tp = GauntMultiProduct(*SEVERAL[case])
+    xs = [torch.randn(4000, irreps.dim) for irreps in tp.irreps_in]
+    assert abs(tp(*xs).square().mean() - 1) < 0.1
+    drawn(tp)
+    xs = [x[:3] for x in xs]
+    plain = tp(*xs)
+    turned = tp(*(x @ turn(irreps) for x, irreps in zip(xs, tp.irreps_in, strict=True)))
+    torch.testing.assert_close(turned, plain @ turn(tp.irreps_out), rtol=1e-11, atol=1e-11)
+    assert len(tp._signs) == (2 if case == "mixed" else 1) and plain.abs().min() > 0
+    other = GauntMultiProduct(*SEVERAL[case], layout="ir_mul")
+    other.load_state_dict(tp.state_dict())
+    laid = other(*(relaid(x, irreps, "ir_mul") for x, irreps in zip(xs, tp.irreps_in, strict=True)))
+    torch.testing.assert_close(laid, relaid(plain, tp.irreps_out, "ir_mul"), rtol=1e-12, atol=1e-12)
+
+
+def test_equal_inputs_are_a_power():
+    irreps = "2x0e+2x1o+2x1e"
+    tp, many = GauntMultiProduct([irreps] * 3, irreps, internal_weights=None), GauntManyBody(irreps, irreps, 3)
+    with torch.no_grad():
+        many.weight.zero_()
+        many.weight.unflatten(1, (3, -1))[:, 2] = 1
+    x = torch.randn(5, 14)
+    gains = [gain.on(x.device) for gain in (tp._gain, many._gains[2])]
+    torch.testing.assert_close(tp(x, x, x) / gains[0], many(x) / gains[1], rtol=1e-12, atol=1e-12)
+
+
+def test_several_inputs_take_weights_of_every_row_leading_dimensions_and_nothing():
+    tp = GauntMultiProduct(["2x0e+2x1o", "1x0e+1x1o", "2x1o"], "2x0e+2x1o", internal_weights=False)
+    assert tp.weight_numel == 2 * 2 + 2 * 1 + 1 * 2 + 2 * 2
+    xs = [torch.randn(3, 1, 8), torch.randn(4, 4), torch.randn(6)]
+    weight = torch.randn(3, 4, 12)
+    z = tp(*xs, weight=weight)
+    torch.testing.assert_close(z[1, 2], tp(xs[0][1, 0], xs[1][2], xs[2], weight=weight[1, 2]), rtol=1e-12, atol=1e-12)
+    assert tp(xs[0][:0], *xs[1:], weight=weight[:0]).shape == (0, 4, 8)
+    assert GauntMultiProduct(["0x0e", "1x0e"], "0x0e")(torch.zeros(3, 0), torch.zeros(3, 1)).shape == (3, 0)
+    for nowhere in (GauntMultiProduct(["2x0e"], ""), GauntManyBody("2x0e", "", 2)):
+        assert nowhere(torch.zeros(3, 2)).shape == (3, 0)
+    scalars = GauntMultiProduct(["1x0e"] * 6, "1x0e")
+    torch.testing.assert_close(scalars(*torch.full((6, 2, 1), 3.0)), torch.full((2, 1), 3.0**6))
+    assert torch.autograd.gradgradcheck(lambda *a: tp(*a[:3], weight=a[3]), [
+        torch.randn(2, n).requires_grad_() for n in (8, 4, 6, 12)], fast_mode=True)
+
+
+def test_several_inputs_are_copied_and_compiled():
+    tp = drawn(GauntMultiProduct(*SEVERAL["mixed"]))
+    xs = [torch.randn(3, irreps.dim) for irreps in tp.irreps_in]
+    for twin in (copy.deepcopy(tp), pickle.loads(pickle.dumps(tp))):
+        assert torch.equal(twin(*xs), tp(*xs))
+    many = GauntManyBody(SEVERAL["mixed"][0][0], "2x0e+2x1o", 3, num_types=2)
+    for layer, inputs in ((tp, xs), (many, [xs[0], torch.tensor([0, 1, 1])])):
+        whole = torch.compile(layer, backend="eager", fullgraph=True)
+        torch.testing.assert_close(whole(*inputs), layer(*inputs))
+    with torch.device("meta"):
+        later = GauntMultiProduct(*SEVERAL["mixed"])
+    later = later.to_empty(device="cpu")
+    later.load_state_dict(tp.state_dict())
+    assert torch.equal(later(*xs), tp(*xs))
+
+
+@pytest.mark.parametrize("irreps, out, message", [
+    ("2x0e+2x1o", "2x0e", "irreps_in must be a sequence of 1 to 6 irreps, got '2x0e"),
+    (o3.Irreps("2x0e+2x1o"), "2x0e", "irreps_in must be a sequence of 1 to 6 irreps, got 2x0e"),
+    ([], "1x0e", r"irreps_in must be a sequence of 1 to 6 irreps, got \[\]"),
+    (["1x0e"] * 7, "1x0e", "irreps_in must be a sequence of 1 to 6 irreps, got"),
+    (["2x0e", "2x0e+1x1o"], "2x0e", r"irreps_in\[1\] must have one multiplicity"),
+    (["2x0e", "3x0e"], "2x0e", "irreps_in must have one multiplicity, or 1, got 2x0e and 3x0e"),
+    (["2x0e", "1x0e"], "1x0e", "irreps_out must have 2 channels as the inputs, got 1x0e"),
+    (["1x1o", "1x1o"], "1x1e", "reachable from 1x1o x 1x1o by even couplings, got 1e; drop it, or chain Gaunt"),
+])
+def test_errors_of_several_inputs(irreps, out, message):
+    with pytest.raises(ValueError, match=f"GauntMultiProduct: .*{message}"):
+        GauntMultiProduct(irreps, out)
+
+
+def test_errors_of_calls_with_several_inputs():
+    tp = GauntMultiProduct(["2x0e", "2x1o"], "2x1o")
+    for given, message in (((torch.zeros(3, 2),), "inputs must be 2, as irreps_in, got 1"),
+                           ((torch.zeros(3, 2), torch.zeros(3, 5)), r"inputs\[1\] must be \[..., 6\], got \[3, 5\]"),
+                           ((torch.zeros(3, 2), torch.zeros(2, 6)), r"dimensions of inputs\[0\] and inputs\[1\] must")):
+        with pytest.raises(ValueError, match=f"GauntMultiProduct: .*{message}"):
+            tp(*given)
+    with pytest.raises(ValueError, match="GauntMultiProduct: weight must be None"):
+        tp(torch.zeros(3, 2), torch.zeros(3, 6), weight=torch.ones(10))
 
 
 # ---- edges

@@ -8,7 +8,7 @@ from .egnn import EGNN, EGNN_Layer
 from .gate import Gate
 from .gaunt import GauntTensorProduct
 from .gaunt_edge import GauntEdgeProduct
-from .gaunt_many_body import GauntManyBody
+from .gaunt_many_body import GauntManyBody, GauntMultiProduct
 from .linear import Linear
 from .merged_norm import MergedLayerNorm
 from .norm import BatchNorm, InstanceNorm
@@ -50,6 +50,7 @@ __all__ = [
     "Gate",
     "GauntEdgeProduct",
     "GauntManyBody",
+    "GauntMultiProduct",
     "GauntTensorProduct",
     "GaussianSmearing",
     "InstanceNorm",

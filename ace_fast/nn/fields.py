@@ -72,6 +72,7 @@ class Fields:
         channels: the multiplicity C; 0 where there are no irreps.
         irs: the irreps without multiplicity, in order. starts: their first components. width: d, all components.
         dim: C d, of a row.
+        lmax: the largest degree; 0 where there are no irreps.
 
     Raises:
         ValueError: different multiplicities, or an irrep twice.
@@ -91,11 +92,7 @@ class Fields:
                              "Linear before or behind that joins them")
         ends = [0, *accumulate(ir.dim for ir in self.irs)]
         self.starts, self.width, self.dim = ends[:-1], ends[-1], self.channels * ends[-1]
-
-    @property
-    def lmax(self) -> int:
-        """The largest degree; 0 where there are no irreps."""
-        return max((ir.l for ir in self.irs), default=0)
+        self.lmax = max((ir.l for ir in self.irs), default=0)
 
     def spread(self, weight: Tensor) -> Tensor:
         """A factor of every slot and channel, [..., slots C], as factors of every number of a row, [..., C d]."""
@@ -129,7 +126,7 @@ class Fields:
     def rows(self, fields: Sequence[tuple[Tensor, tuple[float, ...]]], like: Tensor) -> Tensor:
         """The rows [Z, C d] whose slots are sums of blocks of fields [Z, C (lmax + 1)^2] with their signs; 0 where no
         field has any."""
-        if len(fields) == 1 and self.whole(fields[0][1], len(self.irs) - 1):
+        if self.irs and len(fields) == 1 and self.whole(fields[0][1], len(self.irs) - 1):
             return fields[0][0]
         C, slots = self.channels, []
         for n, ir in enumerate(self.irs):

@@ -159,7 +159,7 @@ class GauntTensorProduct(nn.Module):
         weight [weight_numel] or [..., weight_numel] where internal_weights is False."""
         name = type(self).__name__
         check_columns(name, x=(x, self._dims[0]), y=(y, self._dims[1]))
-        x, y, weight, lead = as_rows(name, x, y, weight_of_call(self, x, weight))
+        (x, y), weight, lead = as_rows(name, weight_of_call(self, x, weight), x=x, y=y)
         parts = [self._product(plan, x, y, scales)
                  for plan, scales in zip(self._plans, self._scales(x, weight), strict=True)]
         out = sum(parts[1:], parts[0]) if parts else x.new_zeros(x.shape[0], self._dims[2])

@@ -101,7 +101,7 @@ class TDNTensorProduct(nn.Module):
         weight [weight_numel] or [..., weight_numel] where internal_weights is False."""
         one, two, out = self._fields
         check_columns(type(self).__name__, x=(x, one.dim), y=(y, two.dim))
-        x, y, weight, lead = as_rows(type(self).__name__, x, y, weight_of_call(self, x, weight))
+        (x, y), weight, lead = as_rows(type(self).__name__, weight_of_call(self, x, weight), x=x, y=y)
         weight = weight.unflatten(-1, self._shape)
         table = self.table if self.table is not None else self._made(Factors(self.A, self.B, self.C))
         f, g = (field.field(value, (1.0,) * len(field.irs), field.lmax) for field, value in ((one, x), (two, y)))

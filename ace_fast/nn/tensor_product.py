@@ -71,35 +71,37 @@ def weight_of_call(layer: nn.Module, x: Tensor, weight: Tensor | None) -> Tensor
     return weight
 
 
-def as_rows(name: str, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
-    """x [..., dim1], y [..., dim2] and weight [n] or [..., n], whose leading dimensions broadcast, as rows of the
-    same number (weight [n] as it is), and what the leading dimensions are."""
-    lead = x.shape[:-1]
+def as_rows(name: str, weight: Tensor, **inputs: Tensor) -> tuple[list[Tensor], Tensor, torch.Size]:
+    """Inputs [..., dim] and weight [n] or [..., n], whose leading dimensions broadcast, as rows of the same number
+    (weight [n] as it is), and what the leading dimensions are."""
+    xs = list(inputs.values())
+    lead = xs[0].shape[:-1]
     own = weight.dim() > 1  # every row has its own weights
-    if y.shape[:-1] != lead or own and weight.shape[:-1] != lead:
+    if any(x.shape[:-1] != lead for x in xs) or own and weight.shape[:-1] != lead:
+        given = inputs | ({"weight": weight} if own else {})
         try:
-            lead = torch.broadcast_shapes(lead, y.shape[:-1], *([weight.shape[:-1]] if own else ()))
+            lead = torch.broadcast_shapes(*(x.shape[:-1] for x in given.values()))
         except RuntimeError:
-            whose, shapes = ("x, y and weight", (x, y, weight)) if own else ("x and y", (x, y))
-            raise ValueError(f"{name}: the leading dimensions of {whose} must broadcast, got "
-                             f"{' and '.join(str(list(s.shape)) for s in shapes)}") from None
-        x, y = x.expand(*lead, x.shape[-1]), y.expand(*lead, y.shape[-1])
+            *names, last = given
+            raise ValueError(f"{name}: the leading dimensions of {', '.join(names)} and {last} must broadcast, got "
+                             f"{' and '.join(str(list(x.shape)) for x in given.values())}") from None
+        xs = [x.expand(*lead, x.shape[-1]) for x in xs]
         if own and prod(weight.shape[:-1]) == 1:
             weight = weight.reshape(-1)
         elif own:
             weight = weight.expand(*lead, weight.shape[-1])
     if len(lead) != 1:
         rows = prod(lead)
-        x, y = x.reshape(rows, x.shape[-1]), y.reshape(rows, y.shape[-1])
+        xs = [x.reshape(rows, x.shape[-1]) for x in xs]
         weight = weight if weight.dim() == 1 else weight.reshape(rows, weight.shape[-1])
-    return x, y, weight, lead
+    return xs, weight, lead
 
 
 def apply_product(name: str, x: Tensor, y: Tensor, weight: Tensor, table: ProductTable, bias: Tensor | None = None,
                   gate: GateTable | None = None, backend: str = "auto") -> Tensor:
     """The operator for x [..., dim1], y [..., dim2] and weight [n] or [..., n] whose leading dimensions broadcast."""
     check_columns(name, x=(x, table.dims[0]), y=(y, table.dims[1]))
-    x, y, weight, lead = as_rows(name, x, y, weight)
+    (x, y), weight, lead = as_rows(name, weight, x=x, y=y)
     if backend in peers.NAMES:
         out = peers.run(backend, table, x, y, weight, bias, gate)
     else:
