@@ -175,12 +175,21 @@ def test_layers_are_copied():
     assert torch.equal(later(x, y), tdn(x, y))
 
 
-def test_degree_one_is_offered_with_a_warning():
-    with pytest.warns(UserWarning, match="for degrees of at most 1 the exact ace_fast.nn.TensorProduct is faster"):
-        TDNTensorProduct("2x0e+2x1e", "1x0e+1x1e", "2x0e+2x1e", rank=8)
+@pytest.mark.parametrize("lmax", [1, 3])
+def test_degrees_to_three_are_offered_with_a_warning(lmax):
+    with pytest.warns(UserWarning, match="for degrees of at most 3 the exact ace_fast.nn.TensorProduct is as fast or fas"):
+        TDNTensorProduct(f"2x{lmax}e", "1x0e", f"2x{lmax}e", rank="exact")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        TDNTensorProduct("2x0e+2x2e", "1x0e", "2x0e+2x2e", rank="exact")
+        TDNTensorProduct("2x0e+2x4e", "1x0e", "2x0e+2x4e", rank="exact")
+
+
+@pytest.fixture
+def _low():
+    """Layers of low degree without their warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TDNTensorProduct: for degrees of at most 3")
+        yield
 
 
 @pytest.mark.parametrize("irreps, message", [

@@ -108,17 +108,21 @@ def test_second_derivatives():
         assert torch.autograd.gradgradcheck(tp, inputs, fast_mode=True)
 
 
-def test_leading_dimensions_empty_rows_and_no_channels():
-    tp = GauntTensorProduct("2x0e+2x1o", "1x0e+1x1o", "2x0e+2x1o")
+@pytest.mark.parametrize("method", ["grid", "fourier"])
+def test_leading_dimensions_empty_rows_and_no_channels(method):
+    tp = GauntTensorProduct("2x0e+2x1o", "1x0e+1x1o", "2x0e+2x1o", method)
     x, y = torch.randn(3, 1, 8), torch.randn(4, 4)
     assert tp(x, y).shape == (3, 4, 8)
     torch.testing.assert_close(tp(x, y)[1, 2], tp(x[1, 0], y[2]))
     assert tp(torch.zeros(0, 8), torch.zeros(0, 4)).shape == (0, 8)
     assert tp(torch.zeros(0, 5, 8), torch.zeros(4)).shape == (0, 5, 8)
-    none = GauntTensorProduct("0x0e+0x1o", "1x0e+1x1o", "0x0e+0x1o")
+    none = GauntTensorProduct("0x0e+0x1o", "1x0e+1x1o", "0x0e+0x1o", method)
     assert none(torch.zeros(3, 0), torch.zeros(3, 4)).shape == (3, 0)
-    assert GauntTensorProduct("2x0e", "2x0e", "")(torch.zeros(3, 2), torch.zeros(3, 2)).shape == (3, 0)
-    scalar = GauntTensorProduct("2x0e", "2x0e", "2x0e", internal_weights=None)
+    odd = GauntTensorProduct("2x0e+2x1o", "2x0e+2x1o", "2x1o+2x1e", method, odd_paths=True)
+    x, y = torch.zeros(2, 0, 8, requires_grad=True)
+    assert [g.shape for g in torch.autograd.grad(odd(x, y).sum(), (x, y))] == [(0, 8)] * 2
+    assert GauntTensorProduct("2x0e", "2x0e", "", method)(torch.zeros(3, 2), torch.zeros(3, 2)).shape == (3, 0)
+    scalar = GauntTensorProduct("2x0e", "2x0e", "2x0e", method, internal_weights=None)
     torch.testing.assert_close(scalar(*[torch.full((1, 2), 3.0)] * 2), torch.full((1, 2), 9.0))
 
 
@@ -150,6 +154,7 @@ LOW = {"grid": (lambda: GauntTensorProduct(FOUR, FOUR, FOUR + "+4x1e", odd_paths
        "TDN": (lambda: TDNTensorProduct("4x0e+4x1e+4x2e", "1x0e+1x1e", "4x0e+4x1e", rank="exact"), [36, 4])}
 
 
+@pytest.mark.filterwarnings("ignore:TDNTensorProduct. for degrees of at most 3")
 @pytest.mark.parametrize("make, widths", LOW.values(), ids=LOW)
 def test_bfloat16_and_autocast(make, widths):
     assert_takes_bfloat16(make(), [torch.randn(5, width) for width in widths])

@@ -1,5 +1,6 @@
 """Which product of irreps: all that there are for given irreps, what each can express, and what it costs here."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -100,7 +101,9 @@ def candidates(irreps_in1, irreps_in2, irreps_out, ranks: Sequence[int] = (), *,
              sum(separable_maps(paths(fields, kind)) for kind in kinds))
     for rank in ("exact", *ranks):
         def tdn(rank=rank):
-            return TDNTensorProduct(*given, rank, cache=cache, **options)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "TDNTensorProduct: for degrees")  # here it is measured
+                return TDNTensorProduct(*given, rank, cache=cache, **options)
 
         if max(f.lmax for f in fields) <= 1:
             reasons[f"tdn_{rank}"] = "for degrees of at most 1 the exact product is faster"

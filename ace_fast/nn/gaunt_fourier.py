@@ -47,10 +47,14 @@ class Torus:
     def __call__(self, x: Tensor, y: Tensor, ir_mul: bool) -> Tensor:
         """x [Z, C d1], y [Z, C d2] (rows and channels broadcast) -> [Z, C d3]."""
         with without_autocast(x):
-            f, g = (self._values(n, components(widened(value), (self.degrees[n] + 1) ** 2, ir_mul).transpose(1, 2))
-                    for n, value in enumerate((x, y)))
-            values = f[0] * g[0] if len(f) == 1 else f[0] * g[1] - f[1] * g[0]
-            z = joined(self._projected(values).transpose(1, 2), ir_mul)
+            a, b = (components(widened(value), (self.degrees[n] + 1) ** 2, ir_mul).transpose(1, 2)
+                    for n, value in enumerate((x, y)))  # [Z, C, d]
+            if a.numel() and b.numel():
+                f, g = self._values(0, a), self._values(1, b)
+                z = self._projected(f[0] * g[0] if len(f) == 1 else f[0] * g[1] - f[1] * g[0])
+            else:  # torch has no FFT of nothing
+                z = (a[..., :1] * b[..., :1]).expand(-1, -1, (self.degrees[2] + 1) ** 2)
+            z = joined(z.transpose(1, 2), ir_mul)
         return z.to(torch.promote_types(x.dtype, y.dtype))
 
     def _values(self, n: int, x: Tensor) -> list[Tensor]:

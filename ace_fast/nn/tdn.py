@@ -12,6 +12,8 @@ from . import cp
 from .fields import Factors, Fields
 from .tensor_product import as_rows, check_columns, no_script, weight_of_call
 
+EXACT_TO = 3  # degree to which the exact product was as fast or faster than factors of any kind
+
 
 class TDNTensorProduct(nn.Module):
     r"""All Clebsch-Gordan paths of two inputs at once by factors of rank R, approximately or exactly equivariant.
@@ -20,8 +22,8 @@ class TDNTensorProduct(nn.Module):
 
     One weight for a channel (or pair of channels), which all paths share. The factors are fitted once by
     `ace_fast.nn.cp.fit`. What the fit leaves is an error of equivariance, `equivariance_error`; with rank="exact" there
-    is none, and paths have fixed strengths of their own. To L = 3 the exact `TensorProduct` is as fast
-    (docs/products.md).
+    is none, and paths have fixed strengths of their own. To L = 3 the exact `TensorProduct`, with a weight for every
+    path, is as fast or faster (docs/products.md).
 
     Args:
         irreps_in1: C channels of each, each degree once. irreps_in2: C channels (channel u with u), or any V (all with
@@ -39,7 +41,7 @@ class TDNTensorProduct(nn.Module):
         weight_numel: C, or C V where V is neither C nor 1.
 
     Warns:
-        UserWarning: degrees of at most 1, for which the exact product is faster.
+        UserWarning: degrees of at most 3, for which the exact product is as fast or faster.
 
     Raises:
         ValueError: multiplicities that do not fit, a degree twice, a rank above d1 d2.
@@ -47,9 +49,9 @@ class TDNTensorProduct(nn.Module):
     Derivatives of any order. Source: Lin et al. 2025 (TDN), equation 5 and section 3.3.
 
     Example:
-        >>> tdn = ace_fast.nn.TDNTensorProduct("16x0e+16x1e+16x2e", "1x0e+1x1e+1x2e", "16x0e+16x1e+16x2e", rank=36)
-        >>> tdn(torch.randn(10, 144), torch.randn(10, 9)).shape
-        torch.Size([10, 144])
+        >>> tdn = ace_fast.nn.TDNTensorProduct("16x0e+16x1e+16x4e", "1x0e+1x1e+1x4e", "16x0e+16x4e", rank="exact")
+        >>> tdn(torch.randn(10, 208), torch.randn(10, 13)).shape
+        torch.Size([10, 160])
     """
 
     def __init__(self, irreps_in1, irreps_in2, irreps_out, rank: int | str | None = None, *, trainable: bool = False,
@@ -80,9 +82,9 @@ class TDNTensorProduct(nn.Module):
             self.table = self._made(self.fit.factors)
 
     def _warn(self, name: str) -> None:
-        if max(f.lmax for f in self._fields) <= 1:
-            warnings.warn(f"{name}: for degrees of at most 1 the exact ace_fast.nn.TensorProduct is faster; see "
-                          "docs/products.md", stacklevel=3)
+        if max(f.lmax for f in self._fields) <= EXACT_TO:
+            warnings.warn(f"{name}: for degrees of at most {EXACT_TO} the exact ace_fast.nn.TensorProduct is as fast or "
+                          "faster, and has a weight for every path; see docs/products.md", stacklevel=3)
 
     def _made(self, tables: Factors) -> CPTable:
         """The operator's table of degrees 0..L; what the irreps lack has factors 0."""
