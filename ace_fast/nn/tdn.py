@@ -83,8 +83,8 @@ class TDNTensorProduct(nn.Module):
 
     def _warn(self, name: str) -> None:
         if max(f.lmax for f in self._fields) <= EXACT_TO:
-            warnings.warn(f"{name}: for degrees of at most {EXACT_TO} the exact ace_fast.nn.TensorProduct is as fast or "
-                          "faster, and has a weight for every path; see docs/products.md", stacklevel=3)
+            warnings.warn(f"{name}: for degrees of at most {EXACT_TO} the exact ace_fast.nn.TensorProduct is as fast "
+                          "or faster, and has a weight for every path; see docs/products.md", stacklevel=3)
 
     def _made(self, tables: Factors) -> CPTable:
         """The operator's table of degrees 0..L; what the irreps lack has factors 0."""
