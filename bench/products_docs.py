@@ -13,6 +13,7 @@ END = "<!-- end of measured -->"
 MARKS = {"products": "<!-- measured: products -->", "products_grid": "<!-- measured: products, grid -->",
          "products_cp": "<!-- measured: products, factors -->", "products_forms": "<!-- measured: products, forms -->"}
 FIGURES = {"products": Path("docs") / "products.svg", "products_forms": Path("docs") / "products-forms.svg"}
+INEXACT = 1e-4  # equivariance error from which a product counts as approximate
 NOTHING = "Nothing is measured yet."
 _DRAWN = {"fast": "ours", "eager": "eager", "gaunt_grid": "c0", "gaunt_bracket": "c1", "gaunt_fourier": "c3",
           "tdn_exact": "c2"}
@@ -43,16 +44,61 @@ def tables(found: Sequence[Row], protocol: str, block: Callable[[list[Row]], lis
 
 
 def layers(rows: list[Row]) -> list[str]:
-    """One line a product and degree."""
+    """One line a product and degree, and below them what they say."""
     lines = ["| L, rows | product | time | over Clebsch-Gordan | memory | paths | independent maps | time a map | "
              "equivariance error |", "|---|---|---|---|---|---|---|---|---|"]
-    return lines + [_line(row, cells) for row in rows for cells in products.shown(row, lambda x: x)]
+    lines += [_line(row, cells) for row in rows for cells in products.shown(row, lambda x: x)]
+    return [*lines, "", *_findings(rows)]
 
 
 def _line(row: Row, cells: list) -> str:
     _, name, ms, mb, ratio, paths, maps, error = cells
     return (f"| {row['degree']}, {row['rows']} | {name} | {units.time(ms)} | {ratio} | {units.memory(mb)} | {paths} | "
             f"{maps} | {units.time(ms / int(maps))} | {error} |")
+
+
+def _findings(rows: list[Row]) -> list[str]:
+    """Which product costs least where, and what the ways of one product cost."""
+    def exact(row: Row, version: str) -> bool:
+        return row[f"{version}_paths"] == row["fast_paths"] and row[f"{version}_equivariance_error"] < INEXACT
+
+    errors = [row[f"tdn_{7 * row['degree']**2}_equivariance_error"] for row in rows
+              if f"tdn_{7 * row['degree']**2}_ms" in row]
+    found = [f"Fastest of all: {_cheapest(rows, lambda row, version: row[f'{version}_ms'])}.",
+             "Fastest of the exact ones with every path: "
+             f"{_cheapest(rows, lambda row, version: row[f'{version}_ms'], exact)}.",
+             "Cheapest for an independent map: "
+             f"{_cheapest(rows, lambda row, version: row[f'{version}_ms'] / row[f'{version}_maps'])}.",
+             f"e3nn's Clebsch-Gordan product takes {_span(rows, 'eager', 'fast', 'ms')} times as long as ours and "
+             f"{_span(rows, 'eager', 'fast', 'mb')} times the memory.",
+             "By Fourier series a Gaunt product takes "
+             f"{_span(rows, 'gaunt_fourier', 'gaunt_grid', 'ms')} times as long as on a grid and "
+             f"{_span(rows, 'gaunt_fourier', 'gaunt_grid', 'mb')} times the memory."]
+    if errors:
+        found.append(f"Factors of rank 7 L² miss equivariance by {units.percent(min(errors))} to "
+                     f"{units.percent(max(errors))}.")
+    return [f"- {one}" for one in found]
+
+
+def _cheapest(rows: list[Row], cost: Callable[[Row, str], float],
+              counts: Callable[[Row, str], bool] = lambda row, version: True) -> str:
+    """The product that costs least at every degree, in words; equal neighbours are joined."""
+    runs: list[tuple[str, int, int]] = []
+    for row in rows:
+        best = min((v for v in products.timed(row) if counts(row, v)), key=lambda v: cost(row, v))
+        name, degree = products.title(best), row["degree"]
+        if runs and runs[-1][0] == name:
+            runs[-1] = name, runs[-1][1], degree
+        else:
+            runs.append((name, degree, degree))
+    return "; ".join(f"{name} at L = {first}" + (f" to {last}" if last > first else "") for name, first, last in runs)
+
+
+def _span(rows: list[Row], more: str, less: str, key: str) -> str:
+    """The smallest and largest ratio of two versions."""
+    ratios = [row[f"{more}_{key}"] / row[f"{less}_{key}"] for row in rows
+              if row.get(f"{more}_{key}") and row.get(f"{less}_{key}")]
+    return f"{units.digits(min(ratios), 2)} to {units.digits(max(ratios), 2)}" if ratios else units.DASH
 
 
 def figure(found: Sequence[Row]) -> str:

@@ -22,6 +22,12 @@ def grid(rows: list[Row]) -> list[str]:
             *(units.time(row[f"{way}_ms"]) for way in ("eager", "einsum", "fast")),
             units.compared(row["speedup"], row["noise"]), units.memory(row[f"{plain}_mb"]),
             units.memory(row["fast_mb"]), _times(row[f"{plain}_mb"], row["fast_mb"])]) + " |")
+    lines.append("")
+    for channels in dict.fromkeys(row["channels"] for row in rows):
+        gains = {row["degree"]: row["speedup"] for row in rows if row["channels"] == channels}
+        least = min(gains, key=gains.get)
+        lines.append(f"- {channels} channel{'s' * (channels > 1)}: fused is at least {units.ratio(gains[least])} as "
+                     f"fast as the better plain version (L = {least}), at most {units.ratio(max(gains.values()))}.")
     return lines
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-SLOW_MS = 3000.0  # calls that are timed once by `shared`
+SLOW_MS = 1000.0  # of a call that `shared` does not repeat before it counts
 
 
 class Timing(NamedTuple):
@@ -105,15 +105,15 @@ def shared(
     """Times the variants in turn, each for an equal share of `budget_s`: where one needs a hundred times as long as
     another, the slow one takes part in few rounds, spread evenly among those of the fast one.
 
-    The second of two calls that do not count says how long one takes. Then a variant is timed as often as fits its
-    share, `repeats` times at most and `least` times at least; once where a call takes longer than SLOW_MS.
+    The second of two calls that do not count says how long one takes, or the first where that is SLOW_MS or more. Then
+    a variant is timed as often as fits its share, `repeats` times at most and `least` times at least.
     """
     watch, share = Stopwatch(device, wall), 1e3 * budget_s / max(1, len(variants))
     rounds = {}
     for name, function in variants.items():
-        _, took = watch.ms(function), watch.ms(function)
-        fit = int(share / max(took, 1e-3)) - 2
-        rounds[name] = max(1 if took > SLOW_MS else min(least, repeats), min(repeats, fit))
+        took = watch.ms(function)
+        took = took if took >= SLOW_MS else watch.ms(function)
+        rounds[name] = max(min(least, repeats), min(repeats, int(share / max(took, 1e-3)) - 2))
     most, ms = max(rounds.values(), default=0), {name: [] for name in variants}
     for i in range(most):
         for name, function in variants.items():

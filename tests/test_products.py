@@ -184,9 +184,10 @@ def test_slow_versions_take_part_in_few_rounds(monkeypatch):
     monkeypatch.setattr(timing.Stopwatch, "ms", lambda self, function: (calls.append(function()), ms[function()])[1])
     steps = {name: lambda name=name: name for name in ms}
     found = timing.shared(steps, repeats=12, budget_s=1.8, least=3)
-    assert {name: timed.rounds for name, timed in found.items()} == {"fast": 12, "slow": 4, "slowest": 1}
-    del calls[:6]  # two of each that say how long one takes
-    assert [calls[:n].count("slow") for n in (4, 8, 12)] == [1, 2, 3]
+    assert {name: timed.rounds for name, timed in found.items()} == {"fast": 12, "slow": 4, "slowest": 3}
+    assert calls[:5] == ["fast", "fast", "slow", "slow", "slowest"]  # these say how long one takes
+    assert calls[5:] == [name for i in range(12) for name in ("fast", *["slow"] * (i % 3 == 2), *["slowest"] * (
+        i % 4 == 3))]
     assert timing.shared(steps, repeats=2, budget_s=0.0)["slow"].rounds == 2
     assert timing.shared({}) == {}
 
@@ -203,12 +204,28 @@ def test_pages_have_their_tables_and_figures(row, kernel_rows, tmp_path):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert text.count("\n| 2, 3 |") == 7 and "| Gaunt and bracket |" in text
     assert "\n| 3 | 2, 5 | 28 |" in text and "\n| 2, 4 | 28 |" in text and "\n| 1, 3 |" in text
-    assert text.count("\n- The ") == 4
+    assert text.count("\n- The ") == 4 and "\n- 3 channels: fused is at least " in text
+    assert "- Fastest of all: " in text and "- Factors of rank" not in text  # none of 7 L^2 = 28 here
     assert all(made[tmp_path / figure].startswith("<svg") for figure in products_docs.FIGURES.values())
     assert products_docs.pages(tmp_path, [])[page].count("Nothing is measured yet.") == 4
     page.write_text("nothing")
     with pytest.raises(ValueError, match="must hold one line '<!-- measured: products -->'"):
         products_docs.pages(tmp_path, every)
+
+
+def test_the_page_says_what_costs_least():
+    def of(degree, ours, grid, paths):
+        times = {"fast_ms": ours, "gaunt_grid_ms": grid, "eager_ms": 3 * ours, "eager_mb": 8.0, "fast_mb": 2.0}
+        counts = {f"{v}_paths": n for v, n in (("fast", 15), ("eager", 15), ("gaunt_grid", paths))}
+        return {"degree": degree, "protocol": "products"} | times | counts | {
+            f"{v}_{key}": n for v, maps in (("fast", 15), ("eager", 15), ("gaunt_grid", 3))
+            for key, n in (("maps", maps), ("equivariance_error", 1e-7))}
+
+    said = products_docs._findings([of(1, 2.0, 3.0, 11), of(2, 3.0, 2.0, 11), of(3, 4.0, 2.0, 15)])
+    assert said[0] == "- Fastest of all: Clebsch-Gordan at L = 1; Gaunt, grid at L = 2 to 3."
+    assert said[1].endswith("every path: Clebsch-Gordan at L = 1 to 2; Gaunt, grid at L = 3.")
+    assert said[2] == "- Cheapest for an independent map: Clebsch-Gordan at L = 1 to 3."
+    assert "takes 3.0 to 3.0 times as long as ours and 4.0 to 4.0 times" in said[3] and len(said) == 5
 
 
 def test_where_a_form_overtakes_another():
