@@ -144,7 +144,7 @@ def fail(op: str, argument: str, expected: str, got, remedy: str = "") -> None:
     raise ValueError(f"{op}: {argument} must be {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
 
 
-def integer(op: str, argument: str, value, least: int = 0, most: int | None = None) -> int:
+def integer(op: str, argument: str, value, least: int = 0, most: int | None = None, remedy: str = "") -> int:
     """The value as an int, of whatever type it is; booleans, texts and fractions are none.
 
     Raises:
@@ -156,7 +156,7 @@ def integer(op: str, argument: str, value, least: int = 0, most: int | None = No
         found = None
     if found is None or found < least or most is not None and found > most:
         within = f"of at least {least}" if most is None else f"from {least} to {most}"
-        fail(op, argument, f"an integer {within}", repr(value))
+        fail(op, argument, f"an integer {within}", repr(value), remedy)
     return found
 
 

@@ -102,16 +102,23 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("args, rank, message", [
-    ((1,), 17, "rank must be from 1 to 16, with which every map is exact, or 'exact', got 17"),
-    ((1,), 0, "rank must be from 1 to 16, .*, got 0"),
-    ((1,), "full", "or 'exact', got 'full'"),
+    ((1,), 17, "rank must be an integer from 1 to 16, got 17; with 16 every map is exact; 'exact' needs no fit"),
+    ((1,), 0, "rank must be an integer from 1 to 16, got 0"),
+    ((1,), True, "rank must be an integer from 1 to 16, got True"),
+    ((1,), "full", "rank must be .* got 'full'; .* 'exact' needs no fit"),
+    ((-1,), 4, "irreps_in1 must be an integer of at least 0, got -1"),
     (("1o", "1o", "1o"), 4, "irreps_out must be reachable from 1x1o x 1x1o, got 1x1o"),
     (("1o+1e", "1o", "1o"), 4, r"irreps_in1 must hold each degree once, got 1x1o\+1x1e; fit true and pseudo"),
-    (("", "1o", "1o"), 4, "irreps_in1 must hold each degree once, got"),
+    (("", "1o", "1o"), 4, "irreps_in1 must hold an irrep or more, got none"),
 ])
 def test_errors(args, rank, message):
     with pytest.raises(ValueError, match=f"cp.fit: .*{message}"):
         cp.fit(*args, rank=rank)
+
+
+def test_a_seed_is_an_integer():
+    with pytest.raises(ValueError, match="cp.fit: seed must be an integer of at least 0, got 'a'"):
+        cp.fit(1, rank=4, seed="a")
 
 
 def test_exact_factors_need_a_path():

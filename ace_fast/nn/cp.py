@@ -18,6 +18,7 @@ from e3nn import o3
 from torch import Tensor
 
 from ..kernels.constant import plainly
+from ..kernels.define import integer
 from .fields import KINDS, Factors, Fields, factors, paths, variances
 
 _FORMAT = 1  # of the files
@@ -60,9 +61,11 @@ def fields_of(who: str, irreps_in1, irreps_in2=None, irreps_out=None) -> tuple[F
     for argument, irreps in (("irreps_in1", irreps_in1), ("irreps_in2", irreps_in2), ("irreps_out", irreps_out)):
         irreps = irreps_in1 if irreps is None else irreps
         if isinstance(irreps, int):
-            irreps = o3.Irreps([(1, (n, 1)) for n in range(irreps + 1)])
+            irreps = o3.Irreps([(1, (n, 1)) for n in range(integer(who, argument, irreps) + 1)])
         irreps = o3.Irreps([(1, ir) for _, ir in o3.Irreps(irreps)])
-        if len({ir.l for _, ir in irreps}) < len(irreps) or not irreps:
+        if not irreps:
+            raise ValueError(f"{who}: {argument} must hold an irrep or more, got none")
+        if len({ir.l for _, ir in irreps}) < len(irreps):
             raise ValueError(f"{who}: {argument} must hold each degree once, got {irreps}; fit true and pseudo irreps "
                              "apart")
         found.append(Fields(who, argument, irreps))
@@ -155,7 +158,8 @@ def fit(irreps_in1, irreps_in2=None, irreps_out=None, rank: int | str | None = N
         cache: the folder of fits; by default $ACE_FAST_DATA or else ~/.cache/ace_fast.
 
     Raises:
-        ValueError: a rank outside 1..d1 d2 (with which any map is exact), irreps that no path couples, a degree twice.
+        ValueError: a rank outside 1..d1 d2 (with which any map is exact) or a seed that is no integer from 0 on, irreps
+            that no path couples, a degree twice, no irreps.
 
     Source: Lin et al. 2025 (TDN), which fits by gradient descent.
 
@@ -174,9 +178,8 @@ def _fit(fields: tuple[Fields, Fields, Fields], rank: int | str | None, seed: in
     if rank is None:
         rank = min(max(7, 7 * max(f.lmax for f in fields) ** 2), fields[0].width * fields[1].width)
     most = fields[0].width * fields[1].width
-    if not isinstance(rank, int) or not 1 <= rank <= most:
-        raise ValueError(f"cp.fit: rank must be from 1 to {most}, with which every map is exact, or 'exact', got "
-                         f"{rank!r}")
+    rank = integer("cp.fit", "rank", rank, 1, most, f"with {most} every map is exact; 'exact' needs no fit")
+    seed = integer("cp.fit", "seed", seed)
     folder = Path(cache or os.environ.get("ACE_FAST_DATA") or Path.home() / ".cache" / "ace_fast")
     found = _fitted(tuple(str(f.irreps) for f in fields), rank, seed, folder)
     wanted = target(fields)
