@@ -1,6 +1,6 @@
 """Throughput and memory of a training step against the batch, eager beside ours, and the largest batch in 16 GB.
 
-python -m bench.large_batches                       both workloads, about 20 minutes of one core and up to 16 GB
+python -m bench.large_batches                       both workloads, 22 minutes of one core and up to 16 GB
 python -m bench.large_batches qm9_schnet            SchNet on molecules of QM9, 128 to 32 768 a step
 python -m bench.large_batches modelnet_vndgcnn      VN-DGCNN on clouds of 64 points, 32 to 2048 a step
 
