@@ -17,18 +17,26 @@ def grid(rows: list[Row]) -> list[str]:
     lines = ["| channels | L, rows | points | matrix products | einsum | fused | faster | memory, plain | memory, "
              "fused | less |", "|---|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        plain = min(("eager", "einsum"), key=lambda way: row[f"{way}_ms"])
+        plain = _better(row)
         lines.append(f"| {row['channels']} | {row['degree']}, {row['rows']} | {row['points']} | " + " | ".join([
             *(units.time(row[f"{way}_ms"]) for way in ("eager", "einsum", "fast")),
             units.compared(row["speedup"], row["noise"]), units.memory(row[f"{plain}_mb"]),
             units.memory(row["fast_mb"]), _times(row[f"{plain}_mb"], row["fast_mb"])]) + " |")
     lines.append("")
     for channels in dict.fromkeys(row["channels"] for row in rows):
-        gains = {row["degree"]: row["speedup"] for row in rows if row["channels"] == channels}
-        least = min(gains, key=gains.get)
-        lines.append(f"- {channels} channel{'s' * (channels > 1)}: fused is at least {units.ratio(gains[least])} as "
-                     f"fast as the better plain version (L = {least}), at most {units.ratio(max(gains.values()))}.")
+        members = [row for row in rows if row["channels"] == channels]
+        gains = {row["degree"]: row["speedup"] for row in members}
+        least, most = min(gains, key=gains.get), max(gains, key=gains.get)
+        smaller = [row[f"{_better(row)}_mb"] / row["fast_mb"] for row in members if row["fast_mb"]]
+        memory = f"; memory {units.ratio(min(smaller))} to {units.ratio(max(smaller))} less" if smaller else ""
+        lines.append(f"- {channels} channel{'s' * (channels > 1)}: fused is {units.ratio(gains[least])} (L = {least}) "
+                     f"to {units.ratio(gains[most])} (L = {most}) as fast as the better plain version{memory}.")
     return lines
+
+
+def _better(row: Row) -> str:
+    """The faster plain version."""
+    return min(("eager", "einsum"), key=lambda way: row[f"{way}_ms"])
 
 
 def _times(more: float, less: float) -> str:

@@ -4,9 +4,9 @@ A field of degree L continues to the torus, theta in 0..2 pi, as `sum_uv f_uv e^
 The product of two series is the convolution of their coefficients, here by FFT. Coefficients of order m belong to
 v = m alone, so both conversions are one small matrix for every order, O(L^3); the transforms are O(L^2 log L).
 
-Written for what torch's FFTs cost, which are two thirds of a step: one dimension at a time (an `irfft2` of many small
-series takes two to three times as long), along numbers that lie together, sizes of small primes, v >= 0 alone. The
-matrices write the zeros between series and transform themselves.
+Written for what torch's FFTs cost, which are half of a step and more: one dimension at a time (an `irfft2` of many
+small series takes two to three times as long), along numbers that lie together, sizes of small primes, v >= 0 alone.
+The matrices write the zeros between series and transform themselves.
 """
 
 from typing import Literal
