@@ -421,6 +421,12 @@ def test_an_edge_of_length_zero_has_harmonics_of_degree_zero():
     z = edge(x, vectors)
     torch.testing.assert_close(z, plain(x, y), rtol=1e-12, atol=1e-12)
     assert not torch.autograd.grad(z.sum(), vectors)[0].any()
+    assert edge(x, torch.full((3, 3), torch.nan)).isnan().any(1).all()
+    with torch.device("meta"):
+        later = GauntEdgeProduct("2x0e+2x1o", 2, "2x0e+2x1o")
+    later = later.to_empty(device="cpu")
+    later.load_state_dict(edge.state_dict())
+    assert torch.equal(later(x, vectors), z)
     assert edge(x[:0], vectors[:0]).shape == (0, 8)
 
 

@@ -115,7 +115,7 @@ def test_the_table_of_errors():
     assert all(shown[key][0] == (line.published or "–") for key, line in lines.items())
     silu = [lines["`S2Activation`, SiLU", grid] for grid in ("18 x 18", "32 x 32")]
     assert sphere_errors.error(silu[0], *sphere_errors.COLUMNS[0]) == pytest.approx(3.4e-3, rel=0.25)
-    for line, column in ((silu[0], 3), (silu[1], 2), (lines["its product, orders to 2, about the axis", "20 x 6"], 1)):
+    for line, column in ((silu[1], 2), (lines["its product, orders to 2, about the axis", "20 x 6"], 1)):
         found = sphere_errors.error(line, *sphere_errors.COLUMNS[column])
         assert float(shown[line.name, line.grid][1 + column]) == pytest.approx(found, rel=0.1)
     for key in (("`SwiGLUS2`, exact grid", "10 x 19"), ("its product, orders to 2, about the axis", "20 x 8")):
@@ -264,6 +264,8 @@ def test_attention_vanishes_at_the_cutoff():
     alpha = attention(z, c, graph)
     assert torch.isfinite(alpha).all() and alpha[1] == 0 and abs(alpha[0] - c[0]) < 1e-12
     assert (attention(z, torch.zeros(2), graph) == 0).all()
+    masked = attention(torch.tensor([[-torch.inf], [-torch.inf]]), torch.ones(2), graph)
+    assert (masked == 0).all()  # no NaN
     d = torch.tensor([3.0], requires_grad=True)
     for distance in (4.0, 5.0):  # value and two derivatives
         d = torch.tensor([distance], requires_grad=True)
@@ -293,6 +295,13 @@ def test_properties(make, shapes):
         assert torch.equal(other(*inputs), want)
     torch._dynamo.reset()
     assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(*inputs), want, 4)
+    with torch.device("meta"):
+        later = make()
+    later = later.to_empty(device="cpu")
+    later.load_state_dict(layer.state_dict())
+    assert torch.equal(later(*inputs), want)
+    with pytest.raises(NotImplementedError, match=f"{type(layer).__name__}: torch.jit.script is not supported"):
+        torch.jit.script(layer)
     assert layer(*(t[:0] for t in inputs)).shape == (0, want.shape[1])
     assert layer(*(t[:2].reshape(2, 1, -1) for t in inputs)).shape == (2, 1, want.shape[1])
     assert torch.autograd.gradgradcheck(layer, inputs, fast_mode=True)
@@ -357,15 +366,24 @@ def messages():
     yield "lmax_out", lambda: act(points, silu, 6, lmax_out=4), r"at least 10 rings"
     yield "res", lambda: act(points, silu, "fine"), r"res must be an int or a pair of ints, got 'fine'"
     yield "act", lambda: act("0o+1e", silu, 6), r"act must be even or odd where the scalars are odd"
+    yield "act's name", lambda: act(points, "silu", 8), r"act must be a function or a module, got 'silu'; take torch"
+    yield "act's class", lambda: act(points, torch.nn.SiLU, 8), r"act must be a function or a module, got <class"
+    yield "negative", lambda: act(points, silu, 8, lmax_out=-1), r"lmax_out must be an integer of at least 0, got -1"
     yield "normalization", lambda: act(points, silu, 8, "unit"), r"normalization must be one of .*, got 'unit'"
     yield "backend", lambda: act(points, silu, 8, backend="fast"), r"S2Activation: backend must be .*, got 'fast'"
     yield "grid", lambda: glu(points, (3, 7)), r"must have at least 4 x 7 points .* got 3 x 7"
+    yield "grid's type", lambda: glu(points, 12), r"SwiGLUS2: grid must be one of .*, a Grid or \(rings, .* got 12"
+    yield "grid's length", lambda: mlp(points, points, 4, grid=(4, 7, 1)), r"S2MLP: grid must be one of .* got \(4, 7"
+    yield "swiglu's backend", lambda: glu(points, backend="fast"), r"SwiGLUS2: backend must be one of .*, got 'fast'"
+    yield "mlp's backend", lambda: mlp(points, points, 4, backend="fast"), r"S2MLP: backend must be .*, got 'fast'"
+    yield "integers", lambda: norm(points)(torch.zeros(2, 9, dtype=torch.int64)), r"features must be float32 .*int64"
+    yield "a list", lambda: mlp(points, points, 4)([[0.0] * 9]), r"inputs must be a tensor, got list; use torch"
     yield "odd scalars", lambda: glu("0o+1e"), r"irreps_out must have even scalars \(0e\), got 1x0o\+1x1e"
     yield "other parities", lambda: mlp("0e+1o", "0e+1e", 4), r"irreps_out must have the parities of irreps_in"
     yield "mlp's act", lambda: mlp(points, points, 4, "none"), r"act must be one of \('swiglu', .*got 'none'"
-    yield "hidden", lambda: mlp(points, points, -1), r"hidden must be 0 or more, or a list of such .*, got -1"
-    yield "no hidden", lambda: mlp(points, points, []), r"hidden must be 0 or more, or a list of .*, got \[\]"
-    yield "hidden's type", lambda: mlp(points, points, [4, 2.0]), r"hidden must be 0 or more.*, got \[4, 2\.0\]"
+    yield "hidden", lambda: mlp(points, points, -1), r"hidden must be an integer of at least 0, got -1"
+    yield "no hidden", lambda: mlp(points, points, []), r"hidden must be a number of channels or a list .*, got \[\]"
+    yield "hidden's type", lambda: mlp(points, points, [4, 2.0]), r"hidden must be an integer of at least 0, got 2\.0"
     yield "gated twice", lambda: mlp(points, points, [4, 2], "swiglu"), r"hidden must be one number with act 'swiglu'"
     yield "columns", lambda: mlp(points, points, 4)(torch.zeros(2, 8)), r"inputs must be \[\.\.\., 9\], got \[2, 8\]"
     yield "scalars", lambda: glu(points)(torch.zeros(2, 18), torch.zeros(2, 2)), r"scalars must be \[\.\.\., 3\]"
@@ -376,6 +394,7 @@ def messages():
     attention, graph = nn.SmoothCutoffAttention(), Graph(torch.tensor([[0], [1]]), 2)
     one = torch.zeros(1)
     yield "graph", lambda: attention(one[None], one, None), r"graph must be an ace_fast\.Graph, got NoneType"
+    yield "integer logits", lambda: attention(one[None].long(), one, graph), r"logits must be float32 or .*torch\.int64"
     yield "logits", lambda: attention(one, one, graph), r"logits must be \[1, H\], a row for each edge, got \[1\]"
     yield "envelope", lambda: attention(one[None], one[None], graph), r"envelope must be \[1\], got \[1, 1\]"
     yield "values", lambda: attention(one[None], one, graph, torch.zeros(1, 2)), r"values must be \[1, 1, \.\.\.\]"
@@ -396,3 +415,7 @@ def test_bad_input(call, message):
 def test_exact_grids_are_those_of_the_product():
     assert repr(nn.SwiGLUS2(field(6)).grid) == "SphereGrid(10 x 19 points, lmax=6, lmax_out=6)"
     assert nn.S2MLP(field(3), field(1), 2, "swiglu").grid.points == grids.exact(7).size
+    fewest, plain = nn.SwiGLUS2(field(3, 2), "lebedev"), nn.SwiGLUS2(field(3, 2))
+    assert fewest.grid.points < plain.grid.points
+    inputs = torch.randn(4, 64), torch.randn(4, 6)
+    assert_close(fewest(*inputs), plain(*inputs), 8)

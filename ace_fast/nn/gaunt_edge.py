@@ -81,7 +81,7 @@ class GauntEdgeProduct(GauntTensorProduct):
     def _rows(self, x: Tensor, vectors: Tensor, weight: Tensor) -> Tensor:
         """All kinds of product, [E, irreps_out.dim]."""
         length = vectors.norm(dim=1, keepdim=True)
-        there = length > 0
+        there = length != 0  # NaN is: it has to come out
         unit = torch.where(there, vectors, vectors.new_tensor([0.0, 1.0, 0.0])) / torch.where(there, length, 1)
         waves = self._frame.waves(unit.to(x.dtype))
         found = [self._seen(plan, x, waves, there.to(x.dtype), scales)
@@ -121,10 +121,11 @@ class _Zonal:
         self._tables = [(_constant((m if bracket else 1) * polar[:, _order(m, one)]), _constant(back[_order(n, out)]))
                         for m, n in zip(orders, to, strict=True)]
         self._sizes = [one + 1 - abs(m) for m in orders]
-        self._sources = _constant(torch.tensor([at for m in orders for at in _order(m, one)], dtype=torch.int64))
+        sources = [at for m in orders for at in _order(m, one)]
+        self._sources = _constant(torch.tensor(sources, dtype=torch.int64, device="cpu"))
         made = [at for m in to for at in _order(m, out)]
         self._places = _constant(torch.tensor([made.index(at) if at in made else len(made)
-                                               for at in range((out + 1) ** 2)]))
+                                               for at in range((out + 1) ** 2)], device="cpu"))
 
     def __call__(self, f: Tensor, filters: Tensor) -> Tensor:
         """f [d1, E, C], filters [E, L2 + 1, C or 1] of the degrees at m = 0 -> [d3, E, C]."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..kernels.sphere_product.reference import components, joined
 from .fields import degrees_from_zero
-from .tensor_product import check_columns, widened
+from .tensor_product import check_columns, no_script, widened
 
 
 class MergedLayerNorm(nn.Module):
@@ -51,6 +51,9 @@ class MergedLayerNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.irreps}, eps={self.eps}, affine={self.affine}, centering={self.centering}"
+
+    def __prepare_scriptable__(self):
+        no_script(self)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for key in ("expand_index", "balance_degree_weight"):  # EquiformerV3's constants

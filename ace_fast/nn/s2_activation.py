@@ -9,6 +9,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from .. import functional
+from ..kernels.define import integer
 from ..kernels.sphere_activation.op import BACKENDS
 from ..kernels.sphere_product.reference import components, joined
 from .fields import Fields, degrees_from_zero
@@ -58,16 +59,20 @@ class S2Activation(nn.Module):
         field, _ = function_on_sphere(name, "irreps", irreps.simplify() if irreps.dim else irreps, layout)
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"{name}: normalization must be one of {NORMALIZATIONS}, got {normalization!r}")
+        if not callable(act) or isinstance(act, type):
+            raise ValueError(f"{name}: act must be a function or a module, got {act!r}; take torch.nn.functional.silu")
+        lmax_out = None if lmax_out is None else integer(name, "lmax_out", lmax_out)
         res = _resolution(name, res, max(field.lmax, field.lmax if lmax_out is None else lmax_out))
         one = o3.Irreps([(1, (ir.l, ir.p)) for ir in field.irs])
-        try:
-            like = e3nn.nn.S2Activation(one, act, res, normalization, lmax_out, random_rot)
-        except ValueError as error:  # its only one: the parity is violated
-            raise ValueError(f"{name}: act must be even or odd where the scalars are odd ({field.irreps}), got {act}; "
-                             "take torch.tanh or torch.abs") from error
-        with _float64():  # its quadrature weights have the accuracy of the default dtype
-            exact = (o3.ToS2Grid(field.lmax, res, normalization),
-                     o3.FromS2Grid(res, like.from_s2.lmax, normalization, lmax_in=field.lmax))
+        with torch.device("cpu"):  # e3nn computes with its tables, which a meta device has none of
+            try:
+                like = e3nn.nn.S2Activation(one, act, res, normalization, lmax_out, random_rot)
+            except ValueError as error:  # its only one: the parity is violated
+                raise ValueError(f"{name}: act must be even or odd where the scalars are odd ({field.irreps}), got "
+                                 f"{act}; take torch.tanh or torch.abs") from error
+            with _float64():  # its quadrature weights have the accuracy of the default dtype
+                exact = (o3.ToS2Grid(field.lmax, res, normalization),
+                         o3.FromS2Grid(res, like.from_s2.lmax, normalization, lmax_in=field.lmax))
         self._adopt(like, *exact, field.channels, layout, backend)
 
     def _adopt(self, like: e3nn.nn.S2Activation, to_s2: o3.ToS2Grid, from_s2: o3.FromS2Grid, channels: int, layout: str,

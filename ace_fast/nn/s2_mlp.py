@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
+from ..kernels.define import integer
 from ..kernels.sphere_activation.reference import ACTIVATIONS, FUNCTIONS
 from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
 from .s2_activation import at_points, function_on_sphere
-from .tensor_product import check_columns
+from .tensor_product import check_columns, check_options, no_script
 
 
 class SwiGLUS2(nn.Module):
@@ -27,7 +28,8 @@ class SwiGLUS2(nn.Module):
 
     Args:
         irreps_out: C x (0e + 1o + 2e + ...) or C x (0e + 1e + 2e + ...), degrees 0..L.
-        grid: (rings, azimuths) of a Gauss-Legendre grid; None takes the smallest exact one.
+        grid: (rings, azimuths) of a Gauss-Legendre grid, "lebedev" (fewest points), or a `grids.Grid`; None takes the
+            smallest exact one of Gauss-Legendre's.
         merge: whether the scalars have the part s_1, s_2 that is added; without, they are s_3 alone.
         layout: of inputs and result, "mul_ir" or "ir_mul" (EquiformerV3's [N, (L+1)^2, channels], flattened).
         backend: which implementation of the operator runs.
@@ -46,10 +48,11 @@ class SwiGLUS2(nn.Module):
         torch.Size([5, 72])
     """
 
-    def __init__(self, irreps_out, grid: tuple[int, int] | None = None, *, merge: bool = True, layout="mul_ir",
+    def __init__(self, irreps_out, grid=None, *, merge: bool = True, layout="mul_ir",
                  backend="auto"):
         super().__init__()
         name = type(self).__name__
+        check_options(name, backend=backend)
         field = _true_field(name, "irreps_out", irreps_out, layout)
         self.irreps_out = field.irreps
         self.irreps_in = o3.Irreps([(2 * mul, ir) for mul, ir in self.irreps_out])
@@ -57,10 +60,13 @@ class SwiGLUS2(nn.Module):
         self.merge, self.layout, self.backend = merge, layout, backend
         self._channels, self._in, self._scalars = field.channels, self.irreps_in.dim, self.irreps_scalars.dim
         self._width, self._degrees = field.width, len(field.irs)
-        self.grid = _product_grid(field.lmax, field.lmax, grid)
+        self.grid = _product_grid(name, field.lmax, field.lmax, grid)
 
     def extra_repr(self) -> str:
         return f"{self.irreps_in} -> {self.irreps_out}, {self.grid}, merge={self.merge}"
+
+    def __prepare_scriptable__(self):
+        no_script(self)
 
     def forward(self, inputs: Tensor, scalars: Tensor) -> Tensor:
         """inputs [..., irreps_in.dim], scalars [..., irreps_scalars.dim] -> [..., irreps_out.dim]."""
@@ -107,8 +113,8 @@ class S2MLP(nn.Module):
         irreps_out: of the same parities, any multiplicity and highest degree.
         hidden: H, channels of the hidden layer, or a list of those of several (not for "swiglu").
         act: f, "silu", "relu", "gelu", "tanh", "sigmoid", "softplus", or "swiglu".
-        grid: (rings, azimuths) of a Gauss-Legendre grid; None takes one that is exact for "swiglu", and otherwise
-            (2 L + 1) x (4 L + 1) points.
+        grid: (rings, azimuths) of a Gauss-Legendre grid, "lebedev", or a `grids.Grid`; None takes one of
+            Gauss-Legendre's that is exact for "swiglu", and otherwise to degree 4 L, (2 L + 1) x (4 L + 1) points.
         bias: b_1 and b_2, as numbers at the points.
         layout: of inputs and result, "mul_ir" or "ir_mul", which needs no copy.
         backend: which implementation of the operator runs.
@@ -130,12 +136,13 @@ class S2MLP(nn.Module):
     """
 
     def __init__(self, irreps_in, irreps_out, hidden: int | Sequence[int], act: str = "silu",
-                 grid: tuple[int, int] | None = None, bias: bool = True, *, layout="mul_ir", backend="auto"):
+                 grid=None, bias: bool = True, *, layout="mul_ir", backend="auto"):
         super().__init__()
         name = type(self).__name__
         acts = ("swiglu", *(act for act in ACTIVATIONS if act != "none"))
         if act not in acts:
             raise ValueError(f"{name}: act must be one of {acts}, got {act!r}")
+        check_options(name, backend=backend)
         sizes = _sizes(name, hidden, act)
         one, two = (_true_field(name, argument, irreps, layout)
                     for argument, irreps in (("irreps_in", irreps_in), ("irreps_out", irreps_out)))
@@ -150,12 +157,15 @@ class S2MLP(nn.Module):
         for n, (i, o) in enumerate(zip(inner, outer, strict=True), 1):
             self.add_module(f"grid_linear_{n}", _linear(i, o, bias))
         self.gating_linear = _linear(one.channels, sizes[0], True) if gated else None
-        self.grid = (_product_grid if gated else _activation_grid)(one.lmax, two.lmax, grid)
+        self.grid = (_product_grid if gated else _activation_grid)(name, one.lmax, two.lmax, grid)
         into, back = self.grid.on(torch.device("cpu"))
         self._constant = 1 / float(into[0, 0]), float(back[:, 0].sum())  # of the function 1: coefficient, and back
 
     def extra_repr(self) -> str:
         return f"{self.irreps_in} -> {self.irreps_out}, hidden={self.hidden}, act={self.act!r}, {self.grid}"
+
+    def __prepare_scriptable__(self):
+        no_script(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs [..., irreps_in.dim] -> [..., irreps_out.dim]."""
@@ -196,9 +206,9 @@ class S2MLP(nn.Module):
 
 def _sizes(who: str, hidden, act: str) -> tuple[int, ...]:
     """The channels of every hidden layer, checked."""
-    sizes = tuple(hidden) if isinstance(hidden, Sequence) and not isinstance(hidden, str) else (hidden,)
-    if not sizes or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes):
-        raise ValueError(f"{who}: hidden must be 0 or more, or a list of such numbers, got {hidden!r}")
+    sizes = tuple(integer(who, "hidden", n) for n in (hidden if isinstance(hidden, list | tuple) else [hidden]))
+    if not sizes:
+        raise ValueError(f"{who}: hidden must be a number of channels or a list of some, got {hidden!r}")
     if len(sizes) > 1 and act == "swiglu":
         raise ValueError(f"{who}: hidden must be one number with act 'swiglu', got {hidden!r}; put layers one behind "
                          "the other")
@@ -226,18 +236,21 @@ def _true_field(who: str, argument: str, irreps, layout: str):
     return field
 
 
-def _product_grid(lmax: int, lmax_out: int, grid: tuple[int, int] | None) -> functional.SphereGrid:
+def _product_grid(who: str, lmax: int, lmax_out: int, grid) -> functional.SphereGrid:
     """Exact for the product of two fields."""
-    if grid is None:
-        return functional.SphereGrid.of(grids.exact(grids.product_degree((lmax, lmax), lmax_out)), lmax, lmax_out)
-    points = grids.gauss(*grid)
+    points = _points(who, grid, grids.product_degree((lmax, lmax), lmax_out))
     grids.check(points, (lmax, lmax), lmax_out)
     return functional.SphereGrid.of(points, lmax, lmax_out)
 
 
-def _activation_grid(lmax: int, lmax_out: int, grid: tuple[int, int] | None) -> functional.SphereGrid:
+def _activation_grid(who: str, lmax: int, lmax_out: int, grid) -> functional.SphereGrid:
     """As given, at least exact for a linear function."""
-    highest = max(lmax, lmax_out)
-    points = grids.gauss(2 * highest + 1, 4 * highest + 1) if grid is None else grids.gauss(*grid)
+    points = _points(who, grid, 4 * max(lmax, lmax_out))
     grids.check(points, (lmax,), lmax_out)
     return functional.SphereGrid.of(points, lmax, lmax_out)
+
+
+def _points(who: str, grid, degree: int) -> grids.Grid:
+    """The grid that is given; of a kind, by default Gauss-Legendre's, the smallest that is exact to the degree."""
+    found = grids.given(who, "gauss" if grid is None else grid)
+    return grids.exact(degree, found) if isinstance(found, str) else found

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..graph import Graph
-from .tensor_product import widened
+from .tensor_product import check_floating, no_script, widened
 
 
 def polynomial_envelope(distance: Tensor, cutoff: float, p: int = 5) -> Tensor:
@@ -39,7 +39,7 @@ class SmoothCutoffAttention(nn.Module):
     outer one the edge's own weight, also where it is a node's only edge: energies and forces are then continuous.
 
     Args:
-        eps: added to the sum; a node whose edges all lie at the cutoff gets weights 0.
+        eps: added to the sum; a node whose edges all lie at the cutoff, or have logits of -inf, gets weights 0.
         backend: which implementation of segment_sum runs.
 
     Raises:
@@ -65,6 +65,9 @@ class SmoothCutoffAttention(nn.Module):
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
 
+    def __prepare_scriptable__(self):
+        no_script(self)
+
     def forward(self, logits: Tensor, envelope: Tensor, graph: Graph, values: Tensor | None = None) -> Tensor:
         """logits z [E, H], envelope c [E], values [E, H, ...] or None -> alpha [E, H], or its sum over edges with the
         values, [num_targets, H, ...]."""
@@ -83,6 +86,9 @@ class SmoothCutoffAttention(nn.Module):
         if not isinstance(graph, Graph):
             raise ValueError(f"{name}: graph must be an ace_fast.Graph, got {type(graph).__name__}")
         edges = graph.num_edges
+        for argument, value in (("logits", logits), ("envelope", envelope), ("values", values)):
+            if value is not None or argument != "values":
+                check_floating(name, argument, value)
         if logits.dim() != 2 or logits.shape[0] != edges:
             raise ValueError(f"{name}: logits must be [{edges}, H], a row for each edge, got {list(logits.shape)}")
         if envelope.shape != (edges,):
@@ -92,8 +98,8 @@ class SmoothCutoffAttention(nn.Module):
 
 
 def _largest(logits: Tensor, targets) -> Tensor:
-    """The largest row of each segment, for its rows, [E, H]."""
+    """The largest row of each segment, for its rows, [E, H]; 0 where all are masked by -inf."""
     nodes = targets.ptr.shape[0] - 1
     index = targets.index[:, None].expand_as(logits)
     largest = logits.new_zeros(nodes, logits.shape[1]).scatter_reduce(0, index, logits, "amax", include_self=False)
-    return largest.gather(0, index)
+    return largest.masked_fill(largest == -torch.inf, 0.0).gather(0, index)

@@ -28,9 +28,18 @@ _SPECIALIZED = {
 }
 
 
+def check_floating(name: str, argument: str, value) -> None:
+    """A tensor of floating point."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: {argument} must be a tensor, got {type(value).__name__}; use torch.as_tensor(...)")
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: {argument} must be float32 or float64, got {value.dtype}; cast it with .float()")
+
+
 def check_columns(name: str, **arguments: tuple[Tensor, int]) -> None:
-    """Each argument (value, dim) of a layer is [..., dim]."""
+    """Each argument (value, dim) of a layer is [..., dim], of floating point."""
     for argument, (value, dim) in arguments.items():
+        check_floating(name, argument, value)
         if value.dim() == 0 or value.shape[-1] != dim:
             raise ValueError(f"{name}: {argument} must be [..., {dim}], got {list(value.shape)}; "
                              "its last dimension is that of the irreps")
