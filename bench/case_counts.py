@@ -44,7 +44,7 @@ def mode(inputs: dict[str, Any]) -> str:
 
 
 def _count(room: str, case: Case, inputs: dict[str, Any], outputs) -> list[Call]:
-    op = case.op._schema.name.split("::")[1]
+    op = case.op.name
     forward = counts.forward(op, inputs, outputs)
     found = {"forward": forward}
     if hasattr(torch.ops.ace_fast, f"{op}_bwd"):
@@ -95,7 +95,7 @@ def update(rooms: list[str]) -> None:
         if room not in ROOMS:
             continue
         for case in importlib.import_module(f"ace_fast.kernels.{room}.cases").LARGE:
-            if not case.op._schema.name.endswith("_bwd"):
+            if not case.op.name.endswith("_bwd"):
                 calls += count(room, case)
         fingerprints[room] = fingerprint(room)
     calls.sort(key=lambda call: ROOMS.index(call.room))

@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
     @property
     def op(self) -> str:
-        return self.case.op._schema.name.split("::")[1]
+        return self.case.op.name
 
     def __repr__(self) -> str:
         return f"{self.op}-{self.case.name}-{self.backend}-{self.direction}-{self.device}"

@@ -45,7 +45,7 @@ class Family(NamedTuple):
 
     @property
     def op(self) -> str:
-        return self.case.op._schema.name.split("::")[1]
+        return self.case.op.name
 
     @property
     def directions(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class Case(NamedTuple):
     refused_by: tuple[str, ...] = ()  # backends that do not take this case
 
     def __repr__(self) -> str:
-        return f"{self.op._schema.name.split('::')[1]}-{self.name}"
+        return f"{self.op.name}-{self.name}"
 
 
 class Axis(NamedTuple):

@@ -1,10 +1,14 @@
 """How a room registers its operators: schema, implementation, fake, derivative, vmap, autocast, in one call."""
 
+import functools
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from .calls import Operator
 
 _library = torch.library.Library("ace_fast", "FRAGMENT")
 
@@ -25,31 +29,28 @@ def define(schema: str, impl, fake, setup=None, backward=None, batched: tuple[in
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, impl, "CompositeExplicitAutograd")
     torch.library.register_fake(name, fake, lib=_library)
-    if backward is not None:
-        _register_derivative(name, setup, backward)
+    registered = getattr(torch.ops.ace_fast, schema.split("(")[0]).default
+    rule = None if backward is None else _derivative(registered, setup, backward)
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(name, device, torch.float32, lib=_library)
-    op = getattr(torch.ops.ace_fast, schema.split("(")[0]).default
-    torch.library.register_vmap(name, _vmap_rule(op, batched), lib=_library)
-    return op
+    torch.library.register_vmap(name, _vmap_rule(registered, batched), lib=_library)
+    return Operator(registered, impl, rule)
 
 
-def _register_derivative(name: str, setup, backward) -> None:
-    """What torch.library.register_autograd does, for schemas without default values.
+def _derivative(registered, setup, backward):
+    """Registers the derivative and returns rule(run, arguments): run(*arguments), recorded by autograd.
 
-    That function looks for defaults of every argument at every call, a quarter of the time of a small one.
+    What torch.library.register_autograd does, for schemas without default values: that function looks for defaults of
+    every argument at every call, a quarter of the time of a small one.
     """
-    op = getattr(torch.ops.ace_fast, name.split("::")[1]).default
-
-    def below(keys, arguments):
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+    tensors = 1 + max(i for i, a in enumerate(registered._schema.arguments) if "Tensor" in str(a.type))
 
     class Rule(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *arguments_and_keys):
-            *arguments, keys = arguments_and_keys
-            output = below(keys, arguments)
+        def forward(ctx, *given):
+            *arguments, constants, run = given
+            arguments += constants
+            output = run(*arguments)
             setup(ctx, arguments, output)
             return output
 
@@ -58,17 +59,28 @@ def _register_derivative(name: str, setup, backward) -> None:
             needs = ctx.needs_input_grad
             try:
                 ctx.needs_input_grad = _wanted(ctx)
-                return *backward(ctx, *cotangents), None
+                return *backward(ctx, *cotangents)[:tensors], None, None
             finally:
                 ctx.needs_input_grad = needs  # for another pass over a graph that is retained
+
+    # Function.apply less what it does for torch.func, whose tensors a straight call never sees
+    apply = super(torch.autograd.Function, Rule).apply
+
+    def rule(run, arguments):
+        return apply(*arguments[:tensors], arguments[tensors:], run)
+
+    def below(keys, *arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return registered.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
     @torch.compiler.disable  # Dynamo would look into it where a graph breaks around the operator
     def call(keys, *arguments):
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return Rule.apply(*arguments, keys)
-        return below(keys, arguments)
+            return Rule.apply(*arguments[:tensors], arguments[tensors:], functools.partial(below, keys))
+        return below(keys, *arguments)
 
-    _library.impl(name, call, "Autograd", with_keyset=True)
+    _library.impl(registered._schema.name, call, "Autograd", with_keyset=True)
+    return rule
 
 
 def _wanted(ctx) -> tuple[bool, ...]:
@@ -76,8 +88,11 @@ def _wanted(ctx) -> tuple[bool, ...]:
 
     Nodes written in C++ know this by themselves, those in Python do not.
     """
-    nodes = (node for node, _ in ctx.next_functions if node is not None)  # of the arguments that require grad
-    return tuple(need and _runs(next(nodes)) for need in ctx.needs_input_grad)
+    nodes = [node for node, _ in ctx.next_functions if node is not None]  # of the arguments that require grad
+    if len(nodes) == 1:
+        return ctx.needs_input_grad  # this node runs for it
+    runs = map(_runs, nodes)
+    return tuple([need and next(runs) for need in ctx.needs_input_grad])
 
 
 def _runs(node) -> bool:
@@ -109,8 +124,13 @@ def _vmap_rule(op, batched: tuple[int, ...]):
     return rule
 
 
-def mask(needs: list[bool]) -> int:
+def mask(needs: Sequence[bool]) -> int:
     """The gradients asked for as the compiled kernels take them: bit n for the n-th."""
+    return _mask(tuple(needs))
+
+
+@functools.cache
+def _mask(needs: tuple[bool, ...]) -> int:
     return sum(need << i for i, need in enumerate(needs))
 
 

@@ -42,7 +42,7 @@ def _interpreted_order(case, n: int) -> int | None:
 
     It takes seconds a case. Second derivatives are calls of the same kernels: three cases and no rows.
     """
-    name = case.op._schema.name.split("::")[1]
+    name = case.op.name
     operator = name.removesuffix("_bwd").removesuffix("_bwd")
     if operator in CHOSEN and (name != operator or case.name not in CHOSEN[operator]):
         return None

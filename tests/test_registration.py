@@ -45,7 +45,7 @@ def test_opcheck(backend, case):
         checks += ["test_schema", "test_autograd_registration"]
     if (backend, case) in TINY:  # whatever the sizes: they are symbols there
         checks.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(case.op, (*inputs.values(), backend), test_utils=checks)
+    torch.library.opcheck(case.op.registered, (*inputs.values(), backend), test_utils=checks)
 
 
 @pytest.mark.parametrize(("backend", "case"), DIFFERENTIABLE, ids=name)

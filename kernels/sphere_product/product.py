@@ -5,6 +5,7 @@ cotangent takes the place of one factor (kernels/multilinear.py); of an input's 
 """
 
 import functools
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
@@ -33,19 +34,22 @@ def _native_backward(g, x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul, need
 CPU = SimpleNamespace(forward=_native_forward, backward=_native_backward)
 
 
-def check_inputs(op: str, xs: list[Tensor], slots: list[Slot], backend: str) -> int:
+def check_inputs(op: str, xs: list[Tensor], slots: Sequence[Slot], backend: str) -> int:
     """Dtypes, rows and channels of the inputs; returns the channels."""
     x1 = xs[0]
+    dtype, device = x1.dtype, x1.device
     check_tensors(op, x1, half=is_half(op, "x1", x1, backend))
-    channels = 1
+    channels, rows = 1, None
     for n, (x, slot) in enumerate(zip(xs, slots, strict=True), 1):
-        if x.dtype != x1.dtype or x.device != x1.device:
-            fail(op, f"x{n}", f"{x1.dtype} on {x1.device}", f"{x.dtype} on {x.device}")
-        if x.dim() != 2 or x.shape[1] % slot.dim:
-            fail(op, f"x{n}", f"[Z, channels of {slot.dim} components], degrees 0..{slot.degree}", list(x.shape))
-        if n > 1 and x.shape[0] not in (x1.shape[0], 1):
-            fail(op, f"x{n}", f"of {x1.shape[0]} rows like x1, or of one for all", f"{x.shape[0]} rows")
-        width = x.shape[1] // slot.dim
+        shape, dim = x.shape, slot.dim
+        if x.dtype != dtype or x.device != device:
+            fail(op, f"x{n}", f"{dtype} on {device}", f"{x.dtype} on {x.device}")
+        if len(shape) != 2 or shape[1] % dim:
+            fail(op, f"x{n}", f"[Z, channels of {dim} components], degrees 0..{slot.degree}", list(shape))
+        rows = shape[0] if n == 1 else rows
+        if shape[0] not in (rows, 1):
+            fail(op, f"x{n}", f"of {rows} rows like x1, or of one for all", f"{shape[0]} rows")
+        width = shape[1] // dim
         if width != 1 and channels not in (1, width):
             fail(op, f"x{n}", f"of {channels} channels like those before, or of one for all", f"{width} channels")
         channels = width if width != 1 else channels
@@ -53,20 +57,20 @@ def check_inputs(op: str, xs: list[Tensor], slots: list[Slot], backend: str) -> 
 
 
 @functools.cache
-def _length(grid: tuple[int, ...], slots: tuple[int, ...]) -> int:
-    """How long the flat table must be."""
-    points = Points(*grid)
-    return max(slot.offset + points.numel(slot) for slot in unpack(slots))
+def _read(grid: tuple[int, ...], slots: tuple[int, ...]) -> tuple[tuple[Slot, ...], int]:
+    """The slots, and how long the flat table must be."""
+    points, unpacked = Points(*grid), unpack(slots)
+    return unpacked, max(slot.offset + points.numel(slot) for slot in unpacked)
 
 
-def _check(op: str, xs, table, grid, slots, backend: str) -> tuple[list[Tensor], list[Slot], int]:
+def _check(op: str, xs, table, grid, slots, backend: str) -> tuple[list[Tensor], tuple[Slot, ...], int]:
     """The inputs that are given, what their slots say, and the number of channels."""
     given = [x for x in xs if x is not None]
     integers = len(Points._fields), len(Slot._fields) * (1 + len(given))
     if (len(grid), len(slots)) != integers or not 0 <= grid[0] < len(FORMS):
         fail(op, "grid and slots", f"{integers[0]} and, for {len(given)} inputs, {integers[1]} integers",
              f"{len(grid)} and {len(slots)}", "give the table of a product of as many inputs")
-    unpacked, needed = unpack(slots), _length(tuple(grid), tuple(slots))
+    unpacked, needed = _read(tuple(grid), tuple(slots))
     if table.dtype != torch.float64 or table.dim() != 1 or table.shape[0] < needed or table.device != xs[0].device:
         fail(op, "table", f"float64 [{needed}] on {xs[0].device}",
              f"{table.dtype} {list(table.shape)} on {table.device}")

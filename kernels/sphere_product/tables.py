@@ -135,7 +135,7 @@ class PointTable:
                 length += matrix.numel()
             slots.append(Slot(degree, power, offsets[id(matrix)], matrix.numel() // one, twist))
         self.slots = tuple(slots)
-        self._flat = [value for slot in slots for value in slot]
+        self._grid, self._flat = tuple(points), tuple(value for slot in slots for value in slot)
         with plainly():
             self._table = Constant(torch.cat(kept))
 
@@ -148,11 +148,11 @@ class PointTable:
     def lmax_out(self) -> int:
         return self.slots[0].degree
 
-    def on(self, device: torch.device) -> tuple[Tensor, list[int], list[int]]:
+    def on(self, device: torch.device) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
         """The flat table, moved once per device, with the integers `grid` and `slots` that say how to read it."""
-        if str(device) != "cpu" and self._dense is not None:
+        if self._dense is not None and str(device) != "cpu":
             return self._dense.on(device)
-        return self._table.on(device), list(self.points), self._flat
+        return self._table.on(device), self._grid, self._flat
 
     def __repr__(self) -> str:
         counts = " x ".join(map(str, self.points[1:3]))

@@ -1,0 +1,99 @@
+"""How a registered operator is called from Python: straight, wherever the dispatcher would only pass the call on.
+
+Through the dispatcher a call goes from Python to C++ and back at each of its keys, and all arguments are converted
+each time.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey
+from torch.autograd import forward_ad, profiler
+
+# of an argument's type in a schema: what the dispatcher hands on as it is (of Tensor? and int? also None)
+_TYPES = {"Tensor": (Tensor, torch.nn.Parameter), "int": (int,), "float": (float,), "bool": (bool,), "str": (str,),
+          "List[int]": (tuple, list), "List[bool]": (tuple, list)}
+_ELEMENTS = {"List[int]": int, "List[bool]": bool}
+
+
+def _bits(*keys: DispatchKey) -> int:
+    bits = 0
+    for key in keys:
+        bits |= torch._C.DispatchKeySet(key).raw_repr()
+    return bits
+
+
+_keys = torch._C._dispatch_keys
+_included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+_PASSED = _bits(DispatchKey.BackendSelect, DispatchKey.ADInplaceOrView)  # keys for which our operators have no kernel
+_PLAIN = {_bits(DispatchKey.CPU, DispatchKey.AutogradCPU), _bits(DispatchKey.CUDA, DispatchKey.AutogradCUDA)}
+_BELOW = {_bits(DispatchKey.CPU), _bits(DispatchKey.CUDA)}  # autograd is excluded: inference mode, within an operator
+
+
+class Operator:
+    """A registered operator, called from Python like the function that torch.library makes of it, to the same effect.
+
+    The dispatcher looks at keys: those of the tensors, with what the thread adds and excludes. Where these say autograd
+    and dense tensors on the CPU or on CUDA, and nothing else, it would run the operator's rule and its implementation,
+    and they are called from here. What wants to see a call or to change it has a key of its own (dispatch modes, fake
+    tensors, transforms of torch.func, autocast, tracing, ...) and finds the call in the dispatcher. So does what no key
+    tells of: Dynamo, `__torch_function__` of subclasses and modes, forward-mode derivatives, the profiler, and
+    arguments that the dispatcher would convert or refuse.
+
+    Attributes:
+        name: the one in the schema, without the namespace.
+        registered: the operator in torch.ops, for what takes nothing else, such as torch.library.opcheck.
+    """
+
+    def __init__(self, registered: torch._ops.OpOverload, impl: Callable, rule: Callable | None = None):
+        """`impl` computes; `rule(run, arguments)` is `run(*arguments)` with its derivative, where it has one."""
+        self.registered, self.name = registered, registered._schema.name.split("::")[1]
+        self._impl, self._rule = impl, rule
+        kinds = [str(a.type) for a in registered._schema.arguments]
+        self._takes = [() if a.alias_info else _takes(kind)
+                       for a, kind in zip(registered._schema.arguments, kinds, strict=True)]
+        self._tensors = [i for i, kind in enumerate(kinds) if kind in ("Tensor", "Optional[Tensor]")]
+        self._lists = [(i, _ELEMENTS[kind]) for i, kind in enumerate(kinds) if kind in _ELEMENTS]
+        self._known: set[tuple[type, ...]] = set()  # types of arguments that were taken
+
+    def __call__(self, *arguments, **named):
+        if (torch.compiler.is_compiling() or named or torch._C._is_torch_function_mode_enabled()
+                or profiler._is_profiler_enabled or forward_ad._current_level >= 0 or not self._fits(arguments)):
+            return self.registered(*arguments, **named)
+        keys = _included().raw_repr()
+        for i in self._tensors:
+            if (x := arguments[i]) is not None:
+                keys |= _keys(x).raw_repr()
+        keys &= ~(_excluded().raw_repr() | _PASSED)
+        if keys in _PLAIN:
+            recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+            if self._rule is not None:
+                return self._rule(self._below, arguments) if recorded else self._below(*arguments)
+            if not recorded:
+                return self._impl(*arguments)
+        elif keys in _BELOW:
+            return self._impl(*arguments)
+        return self.registered(*arguments)
+
+    def _below(self, *arguments):
+        with torch._C._AutoDispatchBelowAutograd():  # as the rule does it in the dispatcher
+            return self._impl(*arguments)
+
+    def _fits(self, arguments: tuple) -> bool:
+        """The dispatcher would hand on all arguments as they are."""
+        types = tuple(map(type, arguments))
+        if types not in self._known:
+            if len(types) != len(self._takes) or any(t not in taken for t, taken in zip(types, self._takes, strict=True)):
+                return False
+            self._known.add(types)
+        for i, kind in self._lists:
+            if list(map(type, arguments[i])).count(kind) != len(arguments[i]):
+                return False
+        return True
+
+
+def _takes(kind: str) -> tuple[type, ...]:
+    if kind.startswith("Optional["):
+        return *_TYPES.get(kind[len("Optional["):-1], ()), type(None)
+    return _TYPES.get(kind, ())
