@@ -1,7 +1,7 @@
 """How a registered operator is called from Python: straight, wherever the dispatcher would only pass the call on.
 
-Through the dispatcher a call goes from Python to C++ and back at each of its keys, and all arguments are converted
-each time.
+Through the dispatcher a call goes from Python to C++ and back for each of its keys, and all arguments are converted
+each time: for autograd, for the implementation, and both again for the gradient.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,12 @@ from torch import Tensor
 from torch._C import DispatchKey
 from torch.autograd import forward_ad, profiler
 
-# of an argument's type in a schema: what the dispatcher hands on as it is (of Tensor? and int? also None)
+# an argument's type in a schema -> what the dispatcher hands on as it is
 _TYPES = {"Tensor": (Tensor, torch.nn.Parameter), "int": (int,), "float": (float,), "bool": (bool,), "str": (str,),
           "List[int]": (tuple, list), "List[bool]": (tuple, list)}
 _ELEMENTS = {"List[int]": int, "List[bool]": bool}
+_keys_of = torch._C._dispatch_keys
+_included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
 
 
 def _bits(*keys: DispatchKey) -> int:
@@ -24,8 +26,6 @@ def _bits(*keys: DispatchKey) -> int:
     return bits
 
 
-_keys = torch._C._dispatch_keys
-_included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
 _PASSED = _bits(DispatchKey.BackendSelect, DispatchKey.ADInplaceOrView)  # keys for which our operators have no kernel
 _PLAIN = {_bits(DispatchKey.CPU, DispatchKey.AutogradCPU), _bits(DispatchKey.CUDA, DispatchKey.AutogradCUDA)}
 _BELOW = {_bits(DispatchKey.CPU), _bits(DispatchKey.CUDA)}  # autograd is excluded: inference mode, within an operator
@@ -48,14 +48,16 @@ class Operator:
 
     def __init__(self, registered: torch._ops.OpOverload, impl: Callable, rule: Callable | None = None):
         """`impl` computes; `rule(run, arguments)` is `run(*arguments)` with its derivative, where it has one."""
-        self.registered, self.name = registered, registered._schema.name.split("::")[1]
-        self._impl, self._rule = impl, rule
-        kinds = [str(a.type) for a in registered._schema.arguments]
-        self._takes = [() if a.alias_info else _takes(kind)
-                       for a, kind in zip(registered._schema.arguments, kinds, strict=True)]
+        schema = registered._schema
+        self.registered, self.name = registered, schema.name.split("::")[1]
+        self._impl = impl if len(schema.returns) == 1 else lambda *arguments: tuple(impl(*arguments))
+        self._rule = rule
+        kinds = [str(a.type) for a in schema.arguments]
+        # an operator that writes to an argument, or takes a list of tensors, is left to the dispatcher
+        self._takes = [() if a.alias_info else _takes(kind) for a, kind in zip(schema.arguments, kinds, strict=True)]
+        self._known: set[tuple[type, ...]] = set()  # types of arguments that were taken
         self._tensors = [i for i, kind in enumerate(kinds) if kind in ("Tensor", "Optional[Tensor]")]
         self._lists = [(i, _ELEMENTS[kind]) for i, kind in enumerate(kinds) if kind in _ELEMENTS]
-        self._known: set[tuple[type, ...]] = set()  # types of arguments that were taken
 
     def __call__(self, *arguments, **named):
         if (torch.compiler.is_compiling() or named or torch._C._is_torch_function_mode_enabled()
@@ -64,7 +66,7 @@ class Operator:
         keys = _included().raw_repr()
         for i in self._tensors:
             if (x := arguments[i]) is not None:
-                keys |= _keys(x).raw_repr()
+                keys |= _keys_of(x).raw_repr()
         keys &= ~(_excluded().raw_repr() | _PASSED)
         if keys in _PLAIN:
             recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
@@ -77,14 +79,14 @@ class Operator:
         return self.registered(*arguments)
 
     def _below(self, *arguments):
-        with torch._C._AutoDispatchBelowAutograd():  # as the rule does it in the dispatcher
+        with torch._C._AutoDispatchBelowAutograd():  # what the implementation calls is not recorded
             return self._impl(*arguments)
 
     def _fits(self, arguments: tuple) -> bool:
         """The dispatcher would hand on all arguments as they are."""
         types = tuple(map(type, arguments))
         if types not in self._known:
-            if len(types) != len(self._takes) or any(t not in taken for t, taken in zip(types, self._takes, strict=True)):
+            if len(types) != len(self._takes) or not all(map(tuple.__contains__, self._takes, types)):
                 return False
             self._known.add(types)
         for i, kind in self._lists:
@@ -95,5 +97,5 @@ class Operator:
 
 def _takes(kind: str) -> tuple[type, ...]:
     if kind.startswith("Optional["):
-        return *_TYPES.get(kind[len("Optional["):-1], ()), type(None)
+        return *_takes(kind[len("Optional["):-1]), type(None)
     return _TYPES.get(kind, ())
