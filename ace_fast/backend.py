@@ -55,17 +55,17 @@ def pick(op: str, backends: dict, backend: str, x: Tensor, arguments: tuple = ()
         if reason:
             raise ValueError(f"{op}: backend {backend!r} does not take this: {reason}; use backend='auto'")
         return backends[backend]
-    reasons = []
-    for name in ORDER.get(x.device.type, ("reference",)):
+    device, reasons = x.device, []
+    for name in ORDER.get(device.type, ("reference",)):
         if name not in backends:
             continue
-        reason = _why_not(name, x.device) or _refusal(backends[name], arguments)
+        reason = _why_not(name, device) or _refusal(backends[name], arguments)
         if not reason:
             if name == "reference" and reasons:
-                _warn_reference(op, x.device.type, "; ".join(reasons))
+                _warn_reference(op, device.type, "; ".join(reasons))
             return backends[name]
         reasons.append(f"{name}: {reason}")
-    raise ValueError(f"{op}: no backend for {x.device.type} tensors ({'; '.join(reasons)})")
+    raise ValueError(f"{op}: no backend for {device.type} tensors ({'; '.join(reasons)})")
 
 
 def _room(op: str):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .calls import Operator
+
 
 class Case(NamedTuple):
     """`inputs(generator)` gives the operator's arguments by name, in order, without `backend`, floats in float64.
@@ -15,7 +17,7 @@ class Case(NamedTuple):
     """
 
     name: str
-    op: Callable  # the registered operator, e.g. torch.ops.ace_fast.segment_sum.default
+    op: Operator  # e.g. segment_sum_op
     reference: Callable  # plain PyTorch, the same arguments without backend
     inputs: Callable[[torch.Generator], dict[str, Any]]
     differentiable: tuple[str, ...]
