@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ace_fast.data import Batcher, FlatDataset
-from ace_fast.data.shares import shares
+from ace_fast.data.shares import dealt, shares
 from ace_fast.train import options
 from ace_fast.train.schedule import step_size
 from ace_fast.train.tasks import nbody
@@ -57,6 +57,23 @@ def test_shares_cover_a_batch_once(count, world, accumulate, least):
     assert sum(weight for rank in parts for _, weight in rank) == pytest.approx(1)
     for rank in parts:
         assert rank and all(part.stop - part.start >= min(least, count) for part, _ in rank)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+@pytest.mark.parametrize(("world", "accumulate", "least"), [(1, 1, 1), (2, 1, 1), (3, 2, 1), (2, 4, 2)])
+def test_parts_are_nearly_equal_work(count, world, accumulate, least):
+    sizes = torch.randint(3, 900, (count,))
+    order = dealt(sizes, world, accumulate, least)
+    assert order.sort().values.tolist() == list(range(count))
+    parts = [order[part] for rank in range(world) for part, weight in shares(count, rank, world, accumulate, least)
+             if weight]
+    assert all((part.diff() > 0).all() for part in parts)  # in the order in which they were
+    if count == 64 and len(parts) in (2, 8):  # of equal number
+        work = torch.tensor([float(sizes[part].sum()) for part in parts])
+        assert (work.max() - work.min()) <= sizes.max() - sizes.min()
+    if len(parts) == 1:
+        assert order.tolist() == list(range(count))
+    assert dealt(torch.full((count,), 5), world, accumulate, least).tolist() == list(range(count))
 
 
 def test_processes_share_the_batches_of_one(same_threads):

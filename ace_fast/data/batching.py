@@ -88,6 +88,9 @@ class FlatDataset:
         check: False skips the check of values (shapes and offsets are always checked).
         symmetric: what is known of the edges of every graph, see `Batch.symmetric`; `symmetric_edges` finds it out.
 
+    Attributes:
+        sizes: [G] int64 on the host, nodes and edges of each graph: what `Batcher` takes for its work.
+
     Raises:
         ValueError: an array has the wrong number of rows, offsets decrease, an edge leaves its graph, or a value is
             NaN or infinite; the message names the array and the first such graph.
@@ -128,6 +131,7 @@ class FlatDataset:
         check_shapes(self)
         # Sizes stay on the host, so that a batch on the GPU is cut out without waiting for the device.
         self._node_counts, self._edge_counts = (x.diff().cpu() for x in (node_offsets, self.edge_offsets))
+        self.sizes = self._node_counts + self._edge_counts
         if check:
             check_edges(self)
             check_finite(self)
@@ -300,9 +304,8 @@ class Batcher(Shared):
         order, start, self._resume = self.order(), self._resume, 0
         for position in range(start, len(self)):
             whole, self._number = order[position * self.batch_size : (position + 1) * self.batch_size], position + 1
-            for part, weight, last in self._parts(whole.numel()):
-                self._index = whole[part]
-                batch = self._form(self._index)
+            for index, weight, last in self._parts(whole, self.dataset.sizes):
+                batch, self._index = self._form(index), index
                 self._hand_out(position, weight, last)
                 yield batch
         self.epoch, self._position = self.epoch + 1, 0

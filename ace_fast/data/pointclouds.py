@@ -194,7 +194,7 @@ class _Numbers:
     uniform = False
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.count, self.sizes = count, torch.ones(count, dtype=torch.int64)
 
     def __len__(self) -> int:
         return self.count

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 
+from torch import Tensor
+
 from .checks import as_integer
-from .shares import shares
+from .shares import dealt, shares
 
 
 class Resumable:
@@ -74,14 +76,17 @@ class Shared(Resumable):
         """From now on hand out what process `rank` of `world` takes of every batch, in `accumulate` parts: `shares`.
 
         All processes go through the batches of one and the same order, so that a state is good for any number of them.
-        With each part `weight` is its share of the whole batch, and `last` whether it ends this process's share.
+        Parts are nearly equal in number and in nodes and edges (`dealt`). With each part `weight` is its share of the
+        whole batch, and `last` whether it ends this process's share.
         """
         self._shares = rank, world, accumulate, least
 
-    def _parts(self, count: int) -> list[tuple[slice, float, bool]]:
-        """Of a batch of `count` samples: which ones, weight and last."""
-        parts = shares(count, *self._shares)
-        return [(part, weight, number == len(parts)) for number, (part, weight) in enumerate(parts, 1)]
+    def _parts(self, index: Tensor, sizes: Tensor) -> list[tuple[Tensor, float, bool]]:
+        """Those of a batch, graphs `index` [G] of a data set of `sizes`, that each part has; weight and last."""
+        if self._shares[1] * self._shares[2] > 1:
+            index = index[dealt(sizes[index], *self._shares[1:])]
+        parts = shares(len(index), *self._shares)
+        return [(index[part], weight, number == len(parts)) for number, (part, weight) in enumerate(parts, 1)]
 
     def _hand_out(self, position: int, weight: float, last: bool) -> None:
         """Notes what is handed out of batch `position`, which is done with its last part."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
+from torch import Tensor
+
 
 def shares(
     count: int, rank: int = 0, world: int = 1, accumulate: int = 1, least: int = 1
@@ -17,11 +20,37 @@ def shares(
         >>> shares(7, rank=1, world=2, accumulate=2)
         [(slice(3, 5, None), 0.2857142857142857), (slice(5, 7, None), 0.2857142857142857)]
     """
-    start, stop = _cut(count, world, least)[rank]
-    if start == stop:
+    parts = _parts(*_cut(count, world, least)[rank], accumulate, least)
+    if not parts:
         return [(slice(0, min(least, count)), 0.0)]
-    cuts = _cut(stop - start, accumulate, least)
-    return [(slice(start + a, start + b), (b - a) / count) for a, b in cuts if b > a]
+    return [(slice(start, stop), (stop - start) / count) for start, stop in parts]
+
+
+def dealt(sizes: Tensor, world: int = 1, accumulate: int = 1, least: int = 1) -> Tensor:
+    """[G] the order in which samples of `sizes` [G] (work, on the host) make all `shares` of a batch nearly equal work.
+
+    By size they are dealt to the parts of all processes, back and forth; within a part their order stays. Samples of
+    one size all stay where they are.
+
+    Example:
+        >>> dealt(torch.tensor([9, 8, 2, 1]), world=2)
+        tensor([0, 3, 1, 2])
+    """
+    count = len(sizes)
+    parts = [part for cut in _cut(count, world, least) for part in _parts(*cut, accumulate, least)]
+    if len(parts) < 2 or bool((sizes == sizes[0]).all()):
+        return torch.arange(count)
+    length = torch.tensor([stop - start for start, stop in parts])
+    part = torch.arange(len(parts)).expand(int(length.max()), -1).clone()  # [rounds, parts], whose turn it is
+    part[1::2] = part[1::2].flip(1)
+    part = part[torch.arange(len(part))[:, None] < length[part]]  # of the samples by size
+    owner = torch.empty(count, dtype=torch.int64)
+    owner[sizes.argsort(descending=True, stable=True)] = part
+    return owner.argsort(stable=True)
+
+
+def _parts(start: int, stop: int, accumulate: int, least: int) -> list[tuple[int, int]]:
+    return [(start + a, start + b) for a, b in _cut(stop - start, accumulate, least) if b > a]
 
 
 def _cut(count: int, parts: int, least: int) -> list[tuple[int, int]]:

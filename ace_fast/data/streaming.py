@@ -124,12 +124,15 @@ class _Stream:
         b = self.b
         for position in range(self.start, len(b)):
             first = position * b.batch_size
-            for part, weight, last in b._parts(min(b.batch_size, len(b.dataset) - first)):
-                batch, graphs, index = self._batch(first + part.start, first + part.stop)
+            graphs, whole = self._graphs(first, min(first + b.batch_size, len(b.dataset)))
+            for index, weight, last in b._parts(whole, graphs.sizes):
+                batch = graphs.batch(index, like=self.like.get(len(index)))
+                if batch.structure_key is not None:
+                    self.like[len(index)] = Batch({}, batch.edge_index, batch.batch, batch.ptr, batch.structure_key)
                 yield _Formed(b._made(batch), graphs, index, position, weight, last)
 
-    def _batch(self, start: int, stop: int) -> tuple[Batch, FlatDataset, Tensor]:
-        """Graphs start .. stop - 1 of the epoch's order, and what they were taken from: a window, or several."""
+    def _graphs(self, start: int, stop: int) -> tuple[FlatDataset, Tensor]:
+        """Those in which graphs start .. stop - 1 of the epoch's order are, of a window or several, and which [G]."""
         first = last = min(int(np.searchsorted(self.ends, start, side="right")), len(self.ends) - 1)
         while last + 1 < len(self.ends) and self.ends[last] < stop:
             last += 1
@@ -141,14 +144,10 @@ class _Stream:
             begin = int(self.ends[window - 1]) if window else 0
             rows = slice(max(start - begin, 0), stop - begin)
             parts.append((self._window(window), self.orders[window][rows]))
-        data, index = parts[0]
-        if len(parts) > 1:
-            data = concatenate([one.subset(rows) for one, rows in parts])
-            index = torch.arange(len(data))
-        batch = data.batch(index, like=self.like.get(len(index)))
-        if batch.structure_key is not None:
-            self.like[len(index)] = Batch({}, batch.edge_index, batch.batch, batch.ptr, batch.structure_key)
-        return batch, data, index
+        if len(parts) == 1:
+            return parts[0]
+        data = concatenate([one.subset(rows) for one, rows in parts])
+        return data, torch.arange(len(data))
 
     def _window(self, number: int) -> FlatDataset:
         for near in range(number, min(number + 2, len(self.windows))):
