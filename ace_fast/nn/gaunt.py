@@ -74,7 +74,8 @@ class GauntTensorProduct(nn.Module):
             docs/products.md.
         odd_paths: adds the antisymmetric paths.
         internal_weights: the layer has `weight`, [weight_numel], from 1; False: the call takes [weight_numel] or
-            [..., weight_numel], as from a network of the distance; None: no weights at all.
+            [..., weight_numel], as from a network of the distance; None: no weights at all, which takes half the time
+            or less and loses nothing between linear maps of the channels.
         grid: of the grid method: "gauss" (the fastest), "lebedev", "auto" (fewer points of these two), a `Grid` or
             (rings, points a ring), as in `sphere_table`.
         layout: of inputs and result, "mul_ir" or "ir_mul".

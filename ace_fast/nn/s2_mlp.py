@@ -28,7 +28,7 @@ class SwiGLUS2(nn.Module):
 
     Args:
         irreps_out: C x (0e + 1o + 2e + ...) or C x (0e + 1e + 2e + ...), degrees 0..L.
-        grid: (rings, azimuths) of a Gauss-Legendre grid, "lebedev" (fewest points), or a `grids.Grid`; None takes the
+        grid: (rings, azimuths) of a Gauss-Legendre grid, "lebedev" (few points), or a `grids.Grid`; None takes the
             smallest exact one of Gauss-Legendre's.
         merge: whether the scalars have the part s_1, s_2 that is added; without, they are s_3 alone.
         layout: of inputs and result, "mul_ir" or "ir_mul" (EquiformerV3's [N, (L+1)^2, channels], flattened).
