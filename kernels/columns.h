@@ -15,6 +15,7 @@ struct Columns {
   bool by_rows() const { return channels < lanes<T>; }
   int64_t height() const { return by_rows() ? lanes<T> : 1; }  // rows of a unit
   int64_t width() const { return by_rows() ? channels * lanes<T> : round_up<T>(channels); }  // columns of a unit
+  int64_t vectors() const { return width() / lanes<T>; }
   int64_t units() const { return channels ? ceil_div(rows, height()) : 0; }
   // Where component m of degree l of channel c lies in a row of `of` channels.
   int64_t index(int64_t l, int64_t m, int64_t c, int64_t of) const {
@@ -22,10 +23,59 @@ struct Columns {
   }
 };
 
-// to(c) takes lane r from from[r ld + c]: `count` items of `cols` components, at most a vector of items.
+// 16 bytes at p, p + ld, p + 2 ld, ... beside each other.
+template <class T>
+inline Vec<T> load_pieces(const T* p, [[maybe_unused]] int64_t ld) {
+#if defined(__AVX512F__)
+  const auto at = [&](int64_t i) { return _mm_loadu_ps(reinterpret_cast<const float*>(p + i * ld)); };
+  const __m512 two = _mm512_insertf32x4(_mm512_castps128_ps512(at(0)), at(1), 1);
+  return reinterpret_cast<Vec<T>>(_mm512_insertf32x4(_mm512_insertf32x4(two, at(2), 2), at(3), 3));
+#elif defined(__AVX2__)
+  const auto at = [&](int64_t i) { return _mm_loadu_ps(reinterpret_cast<const float*>(p + i * ld)); };
+  return reinterpret_cast<Vec<T>>(_mm256_insertf128_ps(_mm256_castps128_ps256(at(0)), at(1), 1));
+#else
+  return load(p);
+#endif
+}
+
+// The lower or upper halves of 16 bytes each, their elements in turn.
+template <class T, bool Upper, int... I>
+inline Vec<T> interleave_pieces(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  constexpr int Q = 16 / sizeof(T);
+  return __builtin_shufflevector(a, b, (I / Q * Q + Upper * Q / 2 + I % Q / 2 + I % 2 * lanes<T>)...);
+}
+
+// to(c) takes lane r from from[r ld + c], a vector of rows of `cols` components, at least 16 bytes. Components come in
+// pieces of 16 bytes, the last of which may overlap the one before: a load for each row, and few shuffles.
+template <class T, class To>
+inline void turn_whole(const T* from, int64_t ld, int64_t cols, To&& to) {
+  constexpr int Q = 16 / sizeof(T);
+  using Sequence = std::make_integer_sequence<int, lanes<T>>;
+  for (int64_t c = 0; c < cols; c += Q) {
+    const int64_t first = std::min(c, cols - Q);
+    Vec<T> a[Q], b[Q];
+#pragma GCC unroll 4
+    for (int i = 0; i < Q; ++i) a[i] = load_pieces<T>(from + i * ld + first, Q * ld);
+#pragma GCC unroll 2
+    for (int round = 1; round < Q; round *= 2) {
+#pragma GCC unroll 2
+      for (int i = 0; i < Q / 2; ++i) {
+        b[2 * i] = interleave_pieces<T, false>(a[i], a[i + Q / 2], Sequence{});
+        b[2 * i + 1] = interleave_pieces<T, true>(a[i], a[i + Q / 2], Sequence{});
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < Q; ++i) a[i] = b[i];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < Q; ++i) store(to(first + i), a[i]);
+  }
+}
+
+// The same of `count` items, at most a vector of them, of any components.
 template <class T, class To>
 inline void turn(const T* from, int64_t ld, int64_t count, int64_t cols, To&& to) {
   constexpr int L = lanes<T>;
+  if (count == L && cols * static_cast<int64_t>(sizeof(T)) >= 16) return turn_whole(from, ld, cols, to);
   for (int64_t first = 0; first < cols; first += L) {
     const int64_t wide = std::min<int64_t>(L, cols - first);
     Vec<T> a[L];
@@ -47,7 +97,7 @@ inline void turn_back(From&& from, T* to, int64_t ld, int64_t count, int64_t col
   }
 }
 
-// f<D>() for the D whose items are taken apart by shuffles of two vectors, f<0>() for others.
+// f<D>() for the D whose items are taken apart or put together by shuffles of two vectors, f<0>() for others.
 template <class F>
 inline void with_components(int64_t d, F&& f) {
   switch (d) {
@@ -61,46 +111,42 @@ inline void with_components(int64_t d, F&& f) {
   }
 }
 
-// As `turn`, where the items lie one after the other.
-template <class T, class To>
+// As `turn`, where the items lie one after the other, of D components, or of `cols` where D is 0.
+template <class T, int D, class To>
 inline void spread(const T* from, int64_t count, int64_t cols, To&& to) {
-  with_components(cols, [&]<int D>() {
-    if constexpr (D == 0) {
-      turn<T>(from, cols, count, cols, to);
-    } else {
-      Vec<T> x[D], y[D];
-      product::load_vectors<T, D>(from, count * D, x);
-      product::deinterleave<T, D>(x, y);
-      for (int c = 0; c < D; ++c) store(to(c), y[c]);
-    }
-  });
+  if constexpr (D == 1 || D == 3 || D == 5) {
+    Vec<T> x[D], y[D];
+    product::load_vectors<T, D>(from, count * D, x);
+    product::deinterleave<T, D>(x, y);
+    for (int c = 0; c < D; ++c) store(to(c), y[c]);
+  } else {
+    turn<T>(from, cols, count, cols, to);
+  }
 }
 
-template <class T, class From>
+template <class T, int D, class From>
 inline void collect(From&& from, T* to, int64_t count, int64_t cols) {
-  with_components(cols, [&]<int D>() {
-    if constexpr (D == 0) {
-      turn_back<T>(from, to, cols, count, cols);
-    } else {
-      Vec<T> x[D], y[D];
-      for (int c = 0; c < D; ++c) x[c] = load<T>(from(c));
-      product::interleave_components<T, D>(x, y);
-      product::store_vectors<T, D>(to, count * D, y);
-    }
-  });
+  if constexpr (D == 0) {
+    turn_back<T>(from, to, cols, count, cols);
+  } else {
+    Vec<T> x[D], y[D];
+    for (int c = 0; c < D; ++c) x[c] = load<T>(from(c));
+    product::interleave_components<T, D>(x, y);
+    product::store_vectors<T, D>(to, count * D, y);
+  }
 }
 
-// A tensor [Z or 1, C or 1 channels of degrees 0..L] whose component i lies in row place[i] of blocks of n columns.
+// A tensor [Z or 1, C or 1 channels of degrees 0..L] and its columns in a block: component i of vector v of the columns
+// lies at at[i] + v step.
 template <class T>
 struct Field {
   Columns<T> columns;
-  int64_t rows, channels, degree, n;
-  std::vector<int64_t> at;  // place[i] n
+  int64_t rows, channels, degree, step;
+  std::vector<int64_t> at;
 
-  Field(const Columns<T>& columns, int64_t rows, int64_t channels, int64_t degree, const std::vector<int64_t>& place,
-        int64_t n)
-      : columns(columns), rows(rows), channels(channels), degree(degree), n(n) {
-    for (int64_t p : place) at.push_back(p * n);
+  Field(const Columns<T>& columns, int64_t rows, int64_t channels, int64_t degree, std::vector<int64_t> at,
+        int64_t step)
+      : columns(columns), rows(rows), channels(channels), degree(degree), step(step), at(std::move(at)) {
     if (columns.by_rows() && channels > 1) arrange();
   }
 
@@ -108,61 +154,39 @@ struct Field {
   bool shares_rows() const { return rows != columns.rows; }
   bool shares_channels() const { return channels != columns.channels; }
 
-  // Unit u of x into the columns from `to` on.
-  void pack(const T* x, int64_t u, T* to) const {
-    if (shares_rows() || (shares_channels() && !columns.by_rows()))
-      return repeat(x + (shares_rows() ? 0 : u) * dim() * channels, to);
-    const int64_t row = u * columns.height(), count = std::min(columns.height(), rows - row), D = dim() * channels;
-    x += row * D;
-    if (!columns.by_rows()) return each([&](int64_t from, int64_t d, int64_t c, int64_t some, const int64_t* at) {
-      if (columns.ir_mul)
-        for (int64_t i = 0; i < d; ++i) store(to + at[i] + c, load_first(x + from + i * channels, some));
-      else
-        spread<T>(x + from, some, d, [&](int64_t i) { return to + at[i] + c; });
-    });
-    if (channels == 1) {
-      spread<T>(x, count, dim(), [&](int64_t i) { return to + at[i]; });
-      for (int64_t i = 0; i < dim() && columns.channels > 1; ++i) {
-        const Vec<T> value = load(to + at[i]);
-        for (int64_t c = 1; c < columns.channels; ++c) store(to + at[i] + c * lanes<T>, value);
-      }
-      return;
+  // Units of x, from `first` on, into a block.
+  [[gnu::noinline, gnu::flatten]] void pack(const T* x, int64_t first, int64_t units, T* block) const {
+    const int64_t wide = columns.vectors() * step;
+    if (shares_rows() || (shares_channels() && !columns.by_rows())) {
+      for (int64_t u = 0; u < units; ++u) repeat(x + (shares_rows() ? 0 : (first + u) * dim() * channels), block + u * wide);
+    } else if (!columns.by_rows()) {
+      for (int64_t u = 0; u < units; ++u) pack_channels(x + (first + u) * dim() * channels, block + u * wide);
+    } else {
+      with_components(dim(), [&]<int D>() {
+        for (int64_t u = 0; u < units; ++u) pack_rows<D>(x, (first + u) * lanes<T>, block + u * wide);
+      });
     }
-    turn<T>(x, D, count, D, [&](int64_t j) { return to + order_[j]; });
   }
 
-  // The columns from `from` on to unit u of y, summed over the channels that y shares.
-  void unpack(T* from, int64_t u, T* y) const {
-    const int64_t row = u * columns.height(), count = std::min(columns.height(), rows - row), D = dim() * channels;
-    y += row * D;
-    if (!columns.by_rows() && shares_channels()) {
-      for (int64_t i = 0; i < dim(); ++i) y[i] = sum(from + at[i], columns.width());
-      return;
+  // A block's columns back to units of y, summed over the channels that y shares.
+  [[gnu::noinline, gnu::flatten]] void unpack(T* block, int64_t first, int64_t units, T* y) const {
+    const int64_t wide = columns.vectors() * step;
+    if (!columns.by_rows()) {
+      for (int64_t u = 0; u < units; ++u) unpack_channels(block + u * wide, y + (first + u) * dim() * channels);
+    } else {
+      with_components(dim(), [&]<int D>() {
+        for (int64_t u = 0; u < units; ++u) unpack_rows<D>(block + u * wide, (first + u) * lanes<T>, y);
+      });
     }
-    if (!columns.by_rows()) return each([&](int64_t to, int64_t d, int64_t c, int64_t some, const int64_t* at) {
-      if (columns.ir_mul)
-        for (int64_t i = 0; i < d; ++i) store_first(y + to + i * channels, load(from + at[i] + c), some);
-      else
-        collect<T>([&](int64_t i) { return from + at[i] + c; }, y + to, some, d);
-    });
-    if (channels == 1) {
-      for (int64_t i = 0; i < dim() && columns.channels > 1; ++i) {
-        Vec<T> value = load(from + at[i]);
-        for (int64_t c = 1; c < columns.channels; ++c) value += load(from + at[i] + c * lanes<T>);
-        store(from + at[i], value);
-      }
-      return collect<T>([&](int64_t i) { return from + at[i]; }, y, count, dim());
-    }
-    turn_back<T>([&](int64_t j) { return from + order_[j]; }, y, D, count, D);
   }
 
   // Sums of a unit's columns over rows: sums [dim][width] (+)= those from `from` on.
   void accumulate(const T* from, T* sums, bool add) const {
-    const int64_t width = columns.width();
+    const int64_t vectors = columns.vectors();
     for (int64_t i = 0; i < dim(); ++i)
-      for (int64_t v = 0; v < width; v += lanes<T>) {
-        const Vec<T> value = load(from + at[i] + v);
-        store(sums + i * width + v, add ? load(sums + i * width + v) + value : value);
+      for (int64_t v = 0; v < vectors; ++v, sums += lanes<T>) {
+        const Vec<T> value = load(from + at[i] + v * step);
+        store(sums, add ? load(sums) + value : value);
       }
   }
 
@@ -173,47 +197,99 @@ struct Field {
       for (int64_t m = -l; m <= l; ++m, ++i)
         for (int64_t c = 0; c < channels; ++c) {
           const T* at = sums + i * width;
-          y[columns.index(l, m, c, channels)] = shares_channels() ? sum(at, width)
-              : columns.by_rows() ? sum(at + c * lanes<T>, lanes<T>) : at[c];
+          y[columns.index(l, m, c, channels)] = shares_channels() ? sum(at, columns.vectors(), lanes<T>)
+              : columns.by_rows() ? sum(at + c * lanes<T>, 1, lanes<T>) : at[c];
         }
   }
 
  private:
   std::vector<int64_t> order_;  // where the elements of a row go where lanes are rows
 
-  static T sum(const T* x, int64_t count) {  // whole vectors
+  static T sum(const T* x, int64_t count, int64_t step) {  // of vectors
     Vec<T> lanewise{};
-    for (int64_t v = 0; v < count; v += lanes<T>) lanewise += load(x + v);
+    for (int64_t v = 0; v < count; ++v) lanewise += load(x + v * step);
     T total = 0;
     for (int i = 0; i < lanes<T>; ++i) total += lanewise[i];
     return total;
   }
 
-  // f(element, components d, channel c, channels up to a vector's, places of the components).
+  // f<D>(element, components d, vector v, channels up to a vector's, places of the components).
   template <class F>
   void each(F&& f) const {
     for (int64_t l = 0; l <= degree; ++l)
-      for (int64_t c = 0; c < channels; c += lanes<T>)
-        f(columns.index(l, -l, c, channels), 2 * l + 1, c, std::min<int64_t>(lanes<T>, channels - c),
-          at.data() + l * l);
+      with_components(columns.ir_mul ? 0 : 2 * l + 1, [&]<int D>() {
+        for (int64_t v = 0, c = 0; c < channels; ++v, c += lanes<T>)
+          f.template operator()<D>(columns.index(l, -l, c, channels), 2 * l + 1, v,
+                                   std::min<int64_t>(lanes<T>, channels - c), at.data() + l * l);
+      });
+  }
+
+  void pack_channels(const T* row, T* to) const {
+    each([&]<int D>(int64_t from, int64_t d, int64_t v, int64_t some, const int64_t* at) {
+      if (columns.ir_mul)
+        for (int64_t i = 0; i < d; ++i) store(to + at[i] + v * step, load_first(row + from + i * channels, some));
+      else
+        spread<T, D>(row + from, some, d, [&](int64_t i) { return to + at[i] + v * step; });
+    });
+  }
+
+  void unpack_channels(const T* from, T* row) const {
+    if (shares_channels()) {
+      for (int64_t i = 0; i < dim(); ++i) row[i] = sum(from + at[i], columns.vectors(), step);
+      return;
+    }
+    each([&]<int D>(int64_t to, int64_t d, int64_t v, int64_t some, const int64_t* at) {
+      if (columns.ir_mul)
+        for (int64_t i = 0; i < d; ++i) store_first(row + to + i * channels, load(from + at[i] + v * step), some);
+      else
+        collect<T, D>([&](int64_t i) { return from + at[i] + v * step; }, row + to, some, d);
+    });
+  }
+
+  // D: components of one channel where that is compiled, else 0.
+  template <int D>
+  void pack_rows(const T* x, int64_t row, T* to) const {
+    const int64_t count = std::min<int64_t>(lanes<T>, rows - row), size = dim() * channels;
+    x += row * size;
+    if (channels > 1) return turn<T>(x, size, count, size, [&](int64_t j) { return to + order_[j]; });
+    spread<T, D>(x, count, dim(), [&](int64_t i) { return to + at[i]; });
+    for (int64_t i = 0; i < dim() && columns.channels > 1; ++i) {
+      const Vec<T> value = load(to + at[i]);
+      for (int64_t c = 1; c < columns.channels; ++c) store(to + at[i] + c * step, value);
+    }
+  }
+
+  template <int D>
+  void unpack_rows(T* from, int64_t row, T* y) const {
+    const int64_t count = std::min<int64_t>(lanes<T>, rows - row), size = dim() * channels;
+    y += row * size;
+    if (channels > 1) return turn_back<T>([&](int64_t j) { return from + order_[j]; }, y, size, count, size);
+    for (int64_t i = 0; i < dim() && columns.channels > 1; ++i) {
+      Vec<T> value = load(from + at[i]);
+      for (int64_t c = 1; c < columns.channels; ++c) value += load(from + at[i] + c * step);
+      store(from + at[i], value);
+    }
+    collect<T, D>([&](int64_t i) { return from + at[i]; }, y, count, dim());
   }
 
   void arrange() {
     order_.resize(dim() * channels);
     for (int64_t l = 0, i = 0; l <= degree; ++l)
       for (int64_t m = -l; m <= l; ++m, ++i)
-        for (int64_t c = 0; c < channels; ++c) order_[columns.index(l, m, c, channels)] = at[i] + c * lanes<T>;
+        for (int64_t c = 0; c < channels; ++c) order_[columns.index(l, m, c, channels)] = at[i] + c * step;
   }
 
   // One row, or one channel, in all lanes.
   void repeat(const T* x, T* to) const {
-    const int64_t step = columns.by_rows() ? lanes<T> : 1;
+    const bool all = shares_channels() || columns.by_rows();  // a vector has one value
     for (int64_t l = 0, i = 0; l <= degree; ++l)
       for (int64_t m = -l; m <= l; ++m, ++i)
-        for (int64_t c = 0; c < columns.channels; c += step == 1 ? lanes<T> : 1) {
-          T* target = to + at[i] + c * step;
-          if (shares_channels() || columns.by_rows())
-            store(target, Vec<T>{} + x[columns.index(l, m, shares_channels() ? 0 : c, channels)]);
+        for (int64_t v = 0; v < columns.vectors(); ++v) {
+          const int64_t c = shares_channels() ? 0 : columns.by_rows() ? v : v * lanes<T>;
+          const T* from = x + columns.index(l, m, c, channels);
+          T* target = to + at[i] + v * step;
+          if (all)
+            store(target, Vec<T>{} + *from);
           else
             for (int64_t lane = 0; lane < lanes<T>; ++lane)
               target[lane] = c + lane < channels ? x[columns.index(l, m, c + lane, channels)] : T(0);

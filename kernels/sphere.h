@@ -25,14 +25,14 @@ struct Slot {
 };
 
 // A bit for each mirror under which a component is odd, as `parities` in tables.py has it.
-inline int64_t parity(int64_t l, int64_t m) {
+constexpr int64_t parity(int64_t l, int64_t m) {
   const int64_t sine = m < 0;
   return sine | ((m & 1) ^ sine) << 1 | ((l + m) & 1) << 2;
 }
 
 // Values by parity to values at the eight images of a point, and, since it is symmetric, back.
 template <class T>
-inline void mirror(Vec<T> (&v)[kMirrors]) {
+[[gnu::always_inline]] inline void mirror(Vec<T> (&v)[kMirrors]) {
 #pragma GCC unroll 3
   for (int half = 1; half < kMirrors; half *= 2)
 #pragma GCC unroll 8

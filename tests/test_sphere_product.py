@@ -9,7 +9,7 @@ from e3nn import o3
 
 from ace_fast.functional import CPTable, cp_product, sphere_product, sphere_table
 from ace_fast.kernels.sphere_product import grids
-from ace_fast.kernels.sphere_product.tables import FORMS
+from ace_fast.kernels.sphere_product.tables import FORMS, Points, PointTable
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -64,6 +64,49 @@ def test_every_grid_gives_the_same(grid):
     x, y = draw(3, 2 * 9), draw(3, 2 * 9, seed=1)
     gold = sphere_product(x, y, table=sphere_table((2, 2), 2))
     close(sphere_product(x, y, table=sphere_table((2, 2), 2, grid=grid)), gold)
+
+
+SHAPES = [((19, 1), (19, 1)), ((35, 3), (35, 3)), ((3, 21), (3, 21)), ((33, 3), (1, 3)), ((2, 21), (2, 1)),
+          ((19, 5), (19, 1)), ((3, 21), (1, 1))]
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+def test_terms_of_equal_degrees_are_the_product(degree, shapes, layout):
+    """Their kernel is unrolled; the values, both derivatives and float32 are those of the grid."""
+    inputs = [draw(rows, channels * (degree + 1) ** 2, seed=n) for n, (rows, channels) in enumerate(shapes)]
+    found = []
+    for form in ("sparse", "mirrored"):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        table = sphere_table((degree, degree), degree, form=form)
+        z = sphere_product(*leaves, table=table, layout=layout)
+        first = torch.autograd.grad((z * draw(*z.shape, seed=3)).sum(), leaves, create_graph=True)
+        alone, = torch.autograd.grad((z * draw(*z.shape, seed=3)).sum(), leaves[1], create_graph=True)
+        second = torch.autograd.grad(sum((g * draw(*g.shape, seed=4)).sum() for g in first), leaves)
+        low = sphere_product(*(x.float() for x in inputs), table=table, layout=layout)
+        close(low.double(), z, 1e-6)
+        found.append((z, *first, alone, *second))
+    for mine, gold in zip(*found, strict=True):
+        close(mine, gold)
+
+
+def test_a_list_of_equal_degrees_is_not_taken_for_the_product():
+    """Coefficients that are not symmetric, or terms that are missing, are computed as they are given."""
+    table = sphere_table((2, 2), 2, form="sparse")
+    flat, grid, slots = table.on("cpu")
+    lists = [flat[slot.offset:slot.offset + table.points.numel(slot)].view(2, -1) for slot in table.slots]
+    other = [lists[0].clone(), *lists[1:]]
+    other[0][1] *= 1 + draw(grid[1]).abs()
+    few = [one[:, 1:].contiguous() for one in lists]
+    x, y = draw(19, 9).requires_grad_(), draw(19, 9, seed=1).requires_grad_()
+    for changed in (other, few):
+        made = PointTable(Points(3, changed[0].shape[1], 1, 1), [(2, 1, 0, one) for one in changed])
+        mine, gold = (sphere_product(x, y, table=made, backend=backend) for backend in ("cpu", "reference"))
+        close(mine, gold)
+        assert (mine - sphere_product(x, y, table=table)).abs().max() > 1e-3
+        for a, b in zip(*(torch.autograd.grad(z.square().sum(), (x, y)) for z in (mine, gold)), strict=True):
+            close(a, b)
 
 
 def test_powers_are_repeated_inputs():

@@ -1,16 +1,17 @@
 // Products at points, z = M_0^T prod_n (M_n x_n)^p_n, and their gradients: a block of columns goes to the points, is
 // multiplied there and returns, all in the second cache.
 #include "columns.h"
+#include "gaunt.h"
 #include "sparse.h"
 
 namespace {
 
 using namespace ace;
-using sphere::at_point, sphere::Columns, sphere::Field, sphere::kMirrors, sphere::Points, sphere::Slot,
+using sphere::at_point, sphere::Columns, sphere::Field, sphere::Gaunt, sphere::kMirrors, sphere::Points, sphere::Slot,
     sphere::Sparse, sphere::Transform;
 
 constexpr int kSlots = 7;
-constexpr int64_t kBlockBytes = 512 << 10, kSparseBytes = 64 << 10, kChunks = 64;
+constexpr int64_t kBlockBytes = 512 << 10, kSparseBytes = 64 << 10, kGauntBytes = 16 << 10, kChunks = 64;
 
 // What is given and wanted of every slot, at the points of a block.
 template <class T>
@@ -118,11 +119,13 @@ struct Product {
   std::vector<Slot> slots;
   Columns<T> columns;
   std::vector<Side<T>> sides;
+  std::optional<Gaunt<T>> gaunt;  // in place of every side's terms
   int64_t block;  // units
   int64_t n;      // columns of a block
 
   Product(const Points& points, std::vector<Slot> slots_, const Columns<T>& columns, const double* table)
       : points(points), slots(std::move(slots_)), columns(columns), sides(slots.size()), table_(table) {
+    if (sparse()) gaunt = Gaunt<T>::of(table, slots, points.size());
     int64_t values = 0, work = 0, dim = 0;  // a column
     for (size_t i = 0; i < slots.size(); ++i) {
       for (int64_t p = 0; p < slots[i].parts && !sparse(); ++p)
@@ -133,17 +136,19 @@ struct Product {
     }
     const int64_t bytes = (values + work + dim) * static_cast<int64_t>(sizeof(T)) * columns.width();
     const int64_t most = ceil_div(std::max<int64_t>(1, columns.units()), 16);  // shared out in any case
-    block = std::clamp<int64_t>((sparse() ? kSparseBytes : kBlockBytes) / std::max<int64_t>(1, bytes), 1, most);
+    const int64_t fits = gaunt ? kGauntBytes : sparse() ? kSparseBytes : kBlockBytes;
+    block = std::clamp<int64_t>(fits / std::max<int64_t>(1, bytes), 1, most);
     n = block * columns.width();
     values_ = values * n, work_ = work * n, dim_ = dim * n;
   }
 
   void side(int i, int64_t rows, int64_t channels, const T* given, T* wanted) {
     Side<T>& s = sides[i];
-    if (sparse() && wanted) s.sparse.emplace(table_, slots, points.size(), i);
-    std::vector<int64_t> place(slots[i].dim());
-    for (size_t k = 0; k < place.size(); ++k) place[k] = sparse() ? k : s.transforms[0].place[k];
-    s.field.emplace(columns, rows, channels, slots[i].degree, place, n);
+    if (sparse() && !gaunt && wanted) s.sparse.emplace(table_, slots, points.size(), i);
+    const int64_t row = gaunt ? lanes<T> : n;  // a component of the block's columns, or of one vector of them
+    std::vector<int64_t> at(slots[i].dim());
+    for (size_t k = 0; k < at.size(); ++k) at[k] = row * (sparse() ? k : s.transforms[0].place[k]);
+    s.field.emplace(columns, rows, channels, slots[i].degree, std::move(at), gaunt ? slots[i].dim() * row : lanes<T>);
     s.given = given, s.wanted = wanted;
     s.sums = wanted && s.field->shares_rows() ? slots[i].dim() * columns.width() : 0;
   }
@@ -188,7 +193,7 @@ struct Product {
   void one_block(int64_t first, int64_t units, T* scratch, bool begins) const {
     T *values = scratch, *work = scratch + values_, *x = work + work_, *sums = x + dim_;
     AtPoints<T> at{points, static_cast<int>(sides.size()), n, {}, {}, {}, {}, {}};
-    const int64_t width = columns.width(), part = points.total() * n;
+    const int64_t part = points.total() * n, unit = columns.vectors();
     for (size_t i = 0; i < sides.size(); ++i) {
       const Side<T>& s = sides[i];
       at.given[i] = s.given, at.wanted[i] = s.wanted, at.values[i] = values;
@@ -196,7 +201,7 @@ struct Product {
       values += rows(i) * n;
       if (!s.given) continue;
       T* to = sparse() ? at.values[i] : x;
-      for (int64_t u = 0; u < units; ++u) s.field->pack(s.given, first + u, to + u * width);
+      s.field->pack(s.given, first, units, to);
       for (size_t p = 0; p < s.transforms.size(); ++p) s.transforms[p].to_points(x, n, at.values[i] + p * part, work);
     }
     if (points.images() == kMirrors) at.template run<kMirrors>();
@@ -204,12 +209,14 @@ struct Product {
     for (size_t i = 0; i < sides.size(); ++i) {
       const Side<T>& s = sides[i];
       if (!s.wanted) continue;
-      if (s.sparse) s.sparse->run(at.values[i == 0], at.values[i == 2 ? 1 : 2], n, x);
+      const T *a = at.values[i == 0], *b = at.values[i == 2 ? 1 : 2];  // of terms
+      if (gaunt) gaunt->run(a, b, units * unit, x);
+      else if (s.sparse) s.sparse->run(a, b, n, x);
       for (size_t p = 0; p < s.transforms.size(); ++p)
         s.transforms[p].from_points(at.values[i] + p * part, n, x, work, p > 0);
-      for (int64_t u = 0; u < units; ++u)
-        if (s.sums) s.field->accumulate(x + u * width, sums, !begins || u > 0);
-        else s.field->unpack(x + u * width, first + u, s.wanted);
+      for (int64_t u = 0; s.sums && u < units; ++u)
+        s.field->accumulate(x + u * unit * s.field->step, sums, !begins || u > 0);
+      if (!s.sums) s.field->unpack(x, first, units, s.wanted);
       sums += s.sums;
     }
   }
