@@ -31,7 +31,7 @@ from ace_fast.train.steps import Stepper
 from ace_fast.train.tasks import qm9
 from ace_fast.train.tasks.qm9_models import MODELS
 
-from . import molecules, qm9_schnet, results
+from . import machine, molecules, qm9_schnet, results
 
 WAYS = ("one", "apart", "together")
 _STEPS = 3  # a burst
@@ -98,9 +98,8 @@ def _process(rank: int, port: int, batch: int, rounds: int, cores: list[int], ou
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = measure(rank, batch, rounds, cores[rank])
     if rank == 0:
-        row = {"workload": "data_parallel", "case": f"batch{batch}", "device": "cpu", "rounds": rounds,
-               "datetime": results.now(), **summary(found)}
-        results.write(out, [row])
+        row = {"workload": "data_parallel", "case": f"batch{batch}", "device": "cpu", "rounds": rounds}
+        results.write(out, [row | summary(found) | machine.describe("cpu")])
     dist.destroy_process_group()
 
 

@@ -1,11 +1,11 @@
-"""The step of qm9_schnet with the drawing of its batches: what is drawn, and what a row says."""
+"""Steps with the drawing of their batches: what is drawn, what a row says, and what two processes reach."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import gate, memory, qm9_schnet, tables, workloads
+from bench import data_parallel, gate, memory, qm9_schnet, tables, workloads
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +46,9 @@ def test_a_row_says_how_many_samples_a_second(monkeypatch, capsys):
     assert row["end_to_end_share"] == pytest.approx(row["fast_ms"] / row["end_to_end_ms"])
     tables.workloads([row])
     assert "toy one (cpu, float32): end to end" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ratios_of_two_processes_are_those_within_a_round():
+    found = data_parallel.summary({"one": [100, 50, 80], "apart": [200, 90, 152], "together": [180, 90, 128]})
+    assert found == {"one_per_s": 80, "apart_per_s": 152, "together_per_s": 128, "together_over_one": 1.8,
+                     "apart_over_one": 1.9, "together_over_apart": 0.9}
