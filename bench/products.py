@@ -24,7 +24,7 @@ FITTED_MOST = 6  # fits to there take two minutes, once; one at L = 10 takes fiv
 EXACT_RANKS = {2: 30, 3: 96}  # found by fits; see ace_fast.nn.cp
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the equivariance error of an exact product
 ROUNDS = 40  # of a fast version; the shares of a budget limit slow ones
-BUDGET_S = {"layers": 20.0, "grid": 6.0, "cp": 8.0, "forms": 3.0}  # of timing for a case
+BUDGET_S = {"layers": 12.0, "grid": 6.0, "cp": 8.0, "forms": 3.0}  # of timing for a case
 QUICK_S = 1.0
 PROTOCOLS = {"layers": "products", "grid": "products_grid", "cp": "products_cp", "forms": "products_forms"}
 VERSIONS = {"fast": "clebsch_gordan", "eager": "e3nn"}  # of rows: ours and its reference
