@@ -35,7 +35,7 @@ class S2Activation(nn.Module):
             larger of both degrees. The finer, the more equivariant: kernels/sphere_activation/README.md has errors.
         normalization: "component", "norm" or "integral".
         lmax_out: highest degree of the result, L where None.
-        random_rot: turns the grid at random in each call.
+        random_rot: turns the grid at random in each call, by e3nn's matrices, at which torch.compile breaks the graph.
         layout: of features and result, "mul_ir" (e3nn's) or "ir_mul"; with one channel the same.
         backend: which implementation of the operator runs; plain torch where it has none of this name.
 
