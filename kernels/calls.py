@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch.autograd import forward_ad, profiler
+from torch.compiler import is_compiling
 
 # an argument's type in a schema -> what the dispatcher hands on as it is
 _TYPES = {"Tensor": (Tensor, torch.nn.Parameter), "int": (int,), "float": (float,), "bool": (bool,), "str": (str,),
           "List[int]": (tuple, list), "List[bool]": (tuple, list)}
 _ELEMENTS = {"List[int]": int, "List[bool]": bool}
-_keys_of = torch._C._dispatch_keys
+_keys_of, _any_requires_grad = torch._C._dispatch_keys, torch._C._any_requires_grad
 _included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+_below_autograd, _function_mode = torch._C._AutoDispatchBelowAutograd, torch._C._is_torch_function_mode_enabled
 
 
 def _bits(*keys: DispatchKey) -> int:
@@ -60,8 +62,8 @@ class Operator:
         self._lists = [(i, _ELEMENTS[kind]) for i, kind in enumerate(kinds) if kind in _ELEMENTS]
 
     def __call__(self, *arguments, **named):
-        if (torch.compiler.is_compiling() or named or torch._C._is_torch_function_mode_enabled()
-                or profiler._is_profiler_enabled or forward_ad._current_level >= 0 or not self._fits(arguments)):
+        if (is_compiling() or named or _function_mode() or profiler._is_profiler_enabled
+                or forward_ad._current_level >= 0 or not self._fits(arguments)):
             return self.registered(*arguments, **named)
         keys = _included().raw_repr()
         for i in self._tensors:
@@ -69,7 +71,7 @@ class Operator:
                 keys |= _keys_of(x).raw_repr()
         keys &= ~(_excluded().raw_repr() | _PASSED)
         if keys in _PLAIN:
-            recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+            recorded = torch.is_grad_enabled() and _any_requires_grad(*arguments)
             if self._rule is not None:
                 return self._rule(self._below, arguments) if recorded else self._below(*arguments)
             if not recorded:
@@ -79,7 +81,7 @@ class Operator:
         return self.registered(*arguments)
 
     def _below(self, *arguments):
-        with torch._C._AutoDispatchBelowAutograd():  # what the implementation calls is not recorded
+        with _below_autograd():  # what the implementation calls is not recorded
             return self._impl(*arguments)
 
     def _fits(self, arguments: tuple) -> bool:

@@ -13,22 +13,27 @@ from torch import Tensor
 
 from ...backend import pick
 from ..define import check_tensors, define, fail, is_half, mask
-from .reference import channels_of
 from .tables import FORMS, MOST, Points, Slot, unpack
 
 _native = torch.ops.ace_fast_native
 
 
+@functools.cache
+def _dims(slots: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(slot.dim for slot in unpack(slots))
+
+
 def _native_forward(x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul) -> Tensor:
     xs = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None]
-    return _native.point_product(None, xs, table, grid, slots, ir_mul, 1, channels_of(xs, unpack(slots)[1:]))[0]
+    each = [x.shape[1] // dim for x, dim in zip(xs, _dims(tuple(slots))[1:], strict=True)]
+    return _native.point_product(None, xs, table, grid, slots, ir_mul, 1, max(each) if min(each) else 0)[0]
 
 
 def _native_backward(g, x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul, needs) -> tuple[Tensor, ...]:
     xs = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None]
-    channels = g.shape[1] // unpack(slots)[0].dim
+    channels = g.shape[1] // _dims(tuple(slots))[0]
     found = iter(_native.point_product(g, xs, table, grid, slots, ir_mul, mask(needs) << 1, channels))
-    return tuple(next(found) if need else g.new_empty(0) for need in needs)
+    return tuple([next(found) if need else g.new_empty(0) for need in needs])
 
 
 CPU = SimpleNamespace(forward=_native_forward, backward=_native_backward)
@@ -177,7 +182,7 @@ def register(name: str, backends: dict):
     def rule(ctx, g):
         needs = list(ctx.needs_input_grad[:MOST])
         found = gradient(g, *ctx.saved_tensors, *ctx.static, needs, ctx.backend)
-        return *(x if need else None for x, need in zip(found, needs, strict=True)), *(None,) * 5
+        return *[x if need else None for x, need in zip(found, needs, strict=True)], *(None,) * 5
 
     inputs = ", ".join(["Tensor x1", *(f"Tensor? x{n}" for n in range(2, MOST + 1))])
     tables = "Tensor table, int[] grid, int[] slots, bool ir_mul"
