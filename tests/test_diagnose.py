@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from gated_models import NAMES, inputs, make, output
+from test_snap import Pair, loop
 from torch import nn
 
 from ace_fast import ACE
 from ace_fast.nn.gates import Collector, recording
-from ace_fast.relaxation import equivariant_share
+from ace_fast.relaxation import draw_diagnosis, equivariant_share
 from ace_fast.symmetry import measure
 
 
@@ -49,6 +50,36 @@ def test_a_diagnosis_is_plain_data_and_leaves_the_model_as_it_was(name):
         assert abs(gate["ratio"] - 0.1 * gate["branch"]) <= 1e-12 * ratio
         # the features after EGNO's last layer are an output of their own
         assert gate["amplification"] > 0 or gate["name"] == "gammas_h.1"
+
+
+def test_a_diagnosis_is_drawn(tmp_path):
+    """Alone, and several over the steps."""
+    model, x = Pair(), torch.randn(8, 4)
+    ace = ACE(model)
+    first = ace.diagnose(x, error=0.25)
+    (picture,) = draw_diagnosis(first, tmp_path / "gates.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    loop(model, ace, 2)
+    second = ace.diagnose(x, error=0.125)
+    page, picture = draw_diagnosis([first, second], str(tmp_path / "page.html"))
+    text = page.read_text()
+    assert picture == tmp_path / "page.png" and picture.exists() and "Gates at step 2" in text
+    for title in ("Gates", "Equivariant share of the branches", "Relative error of the relaxed model"):
+        assert f"<h3>{title}</h3>" in text
+    for gate in second["gates"]:
+        assert f"{gate['name']}: {gate['ratio']:.1e}; undecided: {gate['evidence']}" in text
+    assert "bound (theorem 4.2): step 2.00" in text and "measured: step 2.00, error 0.125" in text
+
+
+@pytest.mark.parametrize(("count", "name", "message"), [
+    (0, "gates.png", "found must be one diagnosis, or several of the same gates, got none"),
+    (2, "gates.png", "or several of the same gates, got of different gates"),
+    (1, "gates.pdf", "out must be a .png or .html file, got .*gates.pdf"),
+])
+def test_what_cannot_be_drawn(count, name, message, tmp_path):
+    found = [{"step": 0, "gates": [{"name": str(i)}]} for i in range(count)]
+    with pytest.raises(ValueError, match=message):
+        draw_diagnosis(found, tmp_path / name)
 
 
 def test_shares_are_those_of_the_branches_maps():

@@ -33,10 +33,21 @@ def test_a_run_has_a_page_with_its_curves(run, tmp_path, capsys):
     page = (run.folder / "report.html").read_text()
     for title in ("Error", "Gammas", "Multipliers", "Equivariance error", "Branches", "Throughput"):
         assert f"<h3>{title}</h3>" in page
-    assert ">Slacks<" not in page and "bound (theorem 4.2)" in page and "All 2 epochs" in page
+    assert ">Gates<" not in page and ">Slacks<" not in page and "bound (theorem 4.2)" in page and "All 2 epochs" in page
     assert "training: epoch 2.00, samples a second 40.0" in page and "<dt>gamma_lr</dt><dd>" in page
     assert cli.main(["report", str(run.folder), "--out", str(tmp_path / "other.html")]) == 0
     assert (tmp_path / "other.html").read_text() == page and (tmp_path / "other.png").exists()
+
+
+def test_the_page_has_what_the_gates_said(run):
+    gates = [{"name": "one", "share": 0.25, "verdict": "broken", "evidence": "ratio 0.02, above", "snapped": False},
+             {"name": "two", "share": None, "verdict": "symmetric", "evidence": "switched off", "snapped": True}]
+    run.keep_diagnosis({"tolerance": 0.015, "gates": gates})
+    assert cli.main(["report", str(run.folder)]) == 0
+    page = (run.folder / "report.html").read_text()
+    assert "<h3>Gates</h3>" in page and "<h3>Equivariant share of the branches</h3>" in page
+    assert "one: 25%; broken: ratio 0.02, above" in page and "two: no value; symmetric: switched off" in page
+    assert "one: broken: epoch 2.00" in page and "tolerance" in page
 
 
 def test_runs_are_compared_over_their_seeds(tmp_path, capsys):

@@ -109,17 +109,18 @@ def test_folders_from_before_some_settings(copied, finished):
     about = json.loads((copied.folder / "config.json").read_text())
     for name in options.LATER:
         del about["config"][name]
+    del about["id"]
     (copied.folder / "config.json").write_text(json.dumps(about))
     assert load(copied.folder).epoch == load(finished.folder).epoch
-    assert copied.about()["config"]["keep"] == 1
+    assert copied.about()["config"]["keep"] == 1 and copied.about()["id"] == "run"
 
 
 def test_loggers_get_the_numbers(tmp_path, monkeypatch):
     seen = {"tensorboard": [], "wandb": [], "settings": {}}
 
     class Writer:
-        def __init__(self, folder):
-            seen["folder"] = folder
+        def __init__(self, folder, purge_step):
+            seen["folder"], seen["purge"] = folder, purge_step
 
         def add_scalar(self, name, value, step):
             seen["tensorboard"].append((name, value, step))
@@ -141,7 +142,15 @@ def test_loggers_get_the_numbers(tmp_path, monkeypatch):
     assert ("gammas/1", row["gammas"][1], 6) in seen["tensorboard"] and seen["closed"]
     assert seen["folder"] == str(run.folder / "tensorboard")
     assert seen["wandb"][-1] == (flat(row), 6)
-    assert seen["settings"]["id"] == "run" and seen["settings"]["config"]["batch_size"] == 8
+    name = seen["settings"]["id"]
+    assert seen["settings"]["name"] == "run" and seen["settings"]["config"]["batch_size"] == 8 and seen["purge"] == 1
+    train(run.folder, resume=True, quiet=True)
+    assert seen["settings"]["id"] == name == run.about()["id"] and seen["purge"] == 7
+    other = Run(tmp_path / "other" / "run")
+    other.create("nbody", "demo", run.about()["config"])
+    assert other.about()["id"] != name
+
+
 
 
 def test_tensorboard_itself_writes_a_file(tmp_path):

@@ -1,3 +1,4 @@
+from ..report.diagnosis import draw_diagnosis
 from .ace import ACE, PRESETS
 from .bounds import Bound, branch_weights
 from .decider import Relaxation
@@ -23,6 +24,7 @@ __all__ = [
     "SoftEquivariance",
     "branch_weights",
     "branches_off",
+    "draw_diagnosis",
     "equivariant_part",
     "equivariant_share",
     "make",

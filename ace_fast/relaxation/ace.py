@@ -225,7 +225,7 @@ class ACE:
         return changed
 
     def diagnose(self, *inputs, error: float | None = None) -> dict:
-        """What the gates say about the data, layer by layer; see `relaxation.diagnose.diagnose`.
+        """What the gates say about the data, layer by layer; see `relaxation.diagnose.diagnose`, and `draw_diagnosis`.
 
         Args:
             inputs: what the model takes, or one function without arguments that runs it and returns its output.

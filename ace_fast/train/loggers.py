@@ -16,18 +16,22 @@ _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 class Loggers:
     """Those that a config asks for.
 
+    Args:
+        config, folder: of the run.
+        name: the run's own, by which Weights & Biases finds it again.
+        step: after which it goes on; what was logged of later ones, before a kill, is logged again.
+
     Raises:
         ValueError: one of them is not installed.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, name: str, step: int) -> None:
         modules = {name: _imported(name) for name in _MODULES if config[name]}
         self._board = self._run = None
         if "tensorboard" in modules:
-            self._board = modules["tensorboard"].SummaryWriter(str(folder / "tensorboard"))
+            self._board = modules["tensorboard"].SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         if "wandb" in modules:
-            # The folder names the run there too, so that a resumed one goes on.
-            self._run = modules["wandb"].init(project="ace_fast", name=folder.name, id=folder.name, resume="allow",
+            self._run = modules["wandb"].init(project="ace_fast", name=folder.name, id=name, resume="allow",
                                               dir=str(folder), config=dict(config))
 
     def write(self, row: dict[str, Any]) -> None:

@@ -178,7 +178,7 @@ class _Training:
         self.average = Average(self.model, config["ema"]) if config["ema"] else None
         self.stepper = Stepper(self.model, self.optimizer, self.relaxation, self.training, config, group,
                                self._diverged)
-        self.log = loggers.Loggers(config, run.folder) if group.first else None
+        self.id, self.log = about["id"], None
         self.versions = versions()
         self.step, self.epoch = 0, 0  # done so far
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=config["device"])  # of this epoch's steps so far
@@ -257,13 +257,16 @@ class _Training:
     def report(self) -> None:
         if self.group.first:
             report.write(self.run)
-            self.log.close()
+            if self.log:
+                self.log.close()
 
     def loop(self) -> None:
         epochs = self.config["epochs"]
         self.group.share_weights(self.model)
-        if self.epoch < epochs and self.group.first:
-            self.run.drop_evaluation()
+        if self.group.first:
+            self.log = loggers.Loggers(self.config, self.run.folder, self.id, self.step)
+            if self.epoch < epochs:
+                self.run.drop_evaluation()
         with _finish_step_on_interrupt(self), EpochProgress(
             self.epoch, epochs, len(self.batches), self.quiet, self.samples
         ) as shown:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..report.chart import PALETTE, Bar, Bars, Lines, Series
+from ..report.chart import PALETTE, Chart, Lines, Series
+from ..report.diagnosis import gate_charts
 
 Rows = list[dict[str, Any]]
 MODES = (("strict", "c0"), ("relaxed", "c1"))
-VERDICTS = {"symmetric": "c2", "broken": "c3", "undecided": "c7"}
 
 
 def measured(rows: Rows, key: str) -> list[tuple[float, float]]:
@@ -74,21 +74,10 @@ def branches(rows: Rows) -> Lines:
     return Lines("Branches", "epoch", "largest over the layers", series, log_y=True)
 
 
-def gates(rows: Rows, diagnosis: Mapping[str, Any]) -> list[Lines | Bars]:
-    """The ratio of every gate with the tolerance, coloured by verdict, and the equivariant share of its branch."""
-    if not diagnosis:
-        return []
-    found, series = diagnosis["gates"], []
-    for i, gate in enumerate(found):
-        points = [(row["epoch"], row["branch_ratios"][i]) for row in rows if row.get("branch_ratios")]
-        series.append(Series(f"{gate['name']}: {gate['verdict']}", [(x, y) for x, y in points if y],
-                             VERDICTS[gate["verdict"]], dash=gate["snapped"]))
-    bars = [Bar(gate["name"], gate["share"], "unknown" if gate["share"] is None else f"{gate['share']:.0%}",
-                VERDICTS[gate["verdict"]], note=gate["evidence"],
-                state="missing" if gate["share"] is None else "ok") for gate in found]
-    ratios = Lines("Gates", "epoch", "|gamma| ||f_neq|| / ||f_eq||", series, log_y=True,
-                   rules=[("tolerance", diagnosis["tolerance"])])
-    return [*drawn([ratios]), Bars("Equivariant share of the branches", bars, top=1.0)]
+def gates(rows: Rows, diagnosis: Mapping[str, Any]) -> list[Chart]:
+    """What the gates said at the last evaluation, and their ratios over the epochs."""
+    history = [(row["epoch"], row["branch_ratios"]) for row in rows if row.get("branch_ratios")]
+    return gate_charts(diagnosis, history, "epoch") if diagnosis else []
 
 
 def throughput(rows: Rows, batch: int) -> Lines:

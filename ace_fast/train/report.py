@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..report import page, save, units
 from ..report.chart import Chart
+from ..report.diagnosis import VERDICTS
 from . import plots
 from .plots import Rows
 from .run import Run
@@ -59,7 +60,7 @@ def summary(run: Run, rows: Rows, result: dict[str, Any]) -> list[tuple[str, str
     if latest.get("branch_ratios"):
         lines.append(("largest |gamma| ||f_neq|| / ||f_eq||", f"{max(x or 0 for x in latest['branch_ratios']):.2e}"))
     if latest.get("verdicts"):
-        counts = [(word, latest["verdicts"].count(word)) for word in plots.VERDICTS]
+        counts = [(word, latest["verdicts"].count(word)) for word in VERDICTS]
         off = sum(latest["snapped"])
         lines.append(("gates", ", ".join(f"{n} {word}" for word, n in counts if n) + f"; {off} switched off"))
     for mode in ("strict", "relaxed"):

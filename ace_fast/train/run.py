@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -128,6 +129,7 @@ class Run:
             ) from error
         about = {"format": FORMAT, "task": task, "preset": preset, "config": config, "versions": versions()}
         about |= {"device_name": device_name(config["device"]), "threads": torch.get_num_threads()}
+        about["id"] = uuid.uuid4().hex
         about["started"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._write_about(about)
 
@@ -148,7 +150,7 @@ class Run:
         return any(path.name != "config.json" for path in self.folder.iterdir())
 
     def about(self) -> dict[str, Any]:
-        """config.json: task, preset, config, facts, versions, device."""
+        """config.json: task, preset, config, facts, versions, device, and an id that no other run has."""
         path = self.folder / "config.json"
         if not path.exists():
             raise FileNotFoundError(f"run: {self.folder} must be a run folder, got one without config.json")
@@ -158,8 +160,8 @@ class Run:
             raise ValueError(f"run: {path} must be JSON, got text that does not parse ({error}); {_REPAIR}") from error
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise ValueError(f"run: {path} must be of format {FORMAT}, got another; train the run again")
-        # Folders from before there was a second task name none.
-        about = {"task": "nbody", "facts": {}} | about
+        # Folders from before there was a second task name none; before they had an id, their name was it.
+        about = {"task": "nbody", "facts": {}, "id": self.folder.name} | about
         if about["task"] in TASKS and isinstance(about.get("config"), dict):
             about["config"] = with_later(find(about["task"]), about["config"])
         _check_about(about, path)
@@ -280,7 +282,7 @@ class Run:
 def _check_about(about: dict[str, Any], path: Path) -> None:
     """Raises ValueError where config.json lacks something or a setting is of the wrong type or out of range."""
     kinds = {"task": str, "preset": str, "config": dict, "facts": dict, "versions": dict, "device_name": str,
-             "threads": int}
+             "threads": int, "id": str}
     for name, kind in kinds.items():
         if not isinstance(about.get(name), kind):
             got = type(about[name]).__name__ if name in about else "nothing"
