@@ -330,6 +330,7 @@ def test_gates_have_one_decider_and_are_numbers(name):
 
 
 @pytest.mark.parametrize(("make_it", "message"), [
+    (lambda: Schedule(make("segnn"), 5, lie="a"), "lie must be finite and at least 0, got 'a'"),
     (lambda: decider_of("rpl", make("segnn")), "make: name must be one of ace, schedule, rpp, per, remul, got 'rpl'"),
     (lambda: Schedule(make("segnn"), 0), "Schedule: steps must be the positive number of training steps, got 0"),
     (lambda: Schedule(make("segnn"), 5, lie=-1.0), "Schedule: lie must be finite and at least 0, got -1"),

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
 from ace_fast.data import Batch, FlatDataset, ShardBatcher, ShardedDataset, concatenate, from_pyg, write_shards
 from ace_fast.data.shards import MANIFEST, file_name
@@ -341,6 +341,13 @@ def test_from_torch_geometric_errors():
         from_pyg([])
     with pytest.raises(ValueError, match="charge must have a row for each node, for each edge, or one, got 2 in"):
         from_pyg([Data(pos=first.pos, charge=torch.zeros(2))])
+    with pytest.warns(UserWarning, match="infer 'num_nodes'"), pytest.raises(ValueError, match=(
+            "graph 1 must have nodes, got neither arrays of nodes nor num_nodes; set its")):
+        from_pyg([first, Data(y=torch.zeros(1, 19))])
+    with pytest.raises(ValueError, match=r"Data objects, got a HeteroData as graph 1; make one of it with to_homogen"):
+        from_pyg([first, HeteroData()])
+    with pytest.raises(ValueError, match="graphs must be torch_geometric Data objects, got a tuple as graph 0"):
+        from_pyg(first)
     del second.y
     with pytest.raises(ValueError, match="graph 1 must have the attributes of graph 0"):
         from_pyg([first, second])

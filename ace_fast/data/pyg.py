@@ -21,7 +21,8 @@ def from_pyg(graphs: Sequence[Any]) -> FlatDataset:
     (names, SMILES) are left out. Edges are sorted by target.
 
     Raises:
-        ValueError: no graphs, graphs with different attributes, or one that is neither of nodes, edges nor graphs.
+        ValueError: no graphs, something else than Data (HeteroData too), one without nodes, graphs with different
+            attributes, or one that is neither of nodes, edges nor graphs.
 
     A data set that does not fit in memory goes to shards in slices:
     `write_shards(folder, (from_pyg(data[i : i + 16384]) for i in range(0, len(data), 16384)))`.
@@ -30,7 +31,7 @@ def from_pyg(graphs: Sequence[Any]) -> FlatDataset:
         >>> from_pyg(torch_geometric.datasets.QM9("qm9"))  # doctest: +SKIP
         FlatDataset(130831 graphs, 2359210 nodes, 4882792 edges: x, pos, z, edge_attr, y, idx)
     """
-    items = [graph.to_dict() | {"num_nodes": graph.num_nodes} for graph in graphs]
+    items = [_item(k, graph) for k, graph in enumerate(graphs)]
     if not items:
         raise ValueError("from_pyg: graphs must be at least one Data object, got none")
     nodes = torch.tensor([item.pop("num_nodes") for item in items])
@@ -44,6 +45,18 @@ def from_pyg(graphs: Sequence[Any]) -> FlatDataset:
         parts[_part(name, torch.tensor([len(v) for v in values]), counts)][name] = torch.cat(values)
     ends = [torch.nn.functional.pad(counts[part].cumsum(0), (1, 0)) for part in ("node", "edge")]
     return FlatDataset(parts["node"], ends[0], torch.cat(edges, 1), ends[1], parts["edge"], parts["graph"])
+
+
+def _item(k: int, graph: Any) -> dict[str, Any]:
+    """The attributes of graph k, and num_nodes."""
+    if not hasattr(graph, "to_dict") or not hasattr(graph, "num_nodes") or hasattr(graph, "node_types"):
+        remedy = "; make one of it with to_homogeneous()" if hasattr(graph, "node_types") else ""
+        raise ValueError(f"from_pyg: graphs must be torch_geometric Data objects, got a {type(graph).__name__} as "
+                         f"graph {k}{remedy}")
+    if graph.num_nodes is None:
+        raise ValueError(f"from_pyg: graph {k} must have nodes, got neither arrays of nodes nor num_nodes; set its "
+                         "num_nodes")
+    return graph.to_dict() | {"num_nodes": graph.num_nodes}
 
 
 def _names(items: list[dict[str, Any]]) -> list[str]:

@@ -13,7 +13,7 @@ from ..kernels.dual_update.reference import gradients
 from .bounds import KINDS, Bound, branch_weights
 from .decider import undone
 from .diagnose import diagnose, evaluating, runner
-from .gammas import check_free, find_gammas, flat, live, one_of, same_keys, shaped
+from .gammas import check_free, find_gammas, flat, in_range, live, one_of, same_keys, shaped
 from .gate_networks import find_networks
 from .guard import Guard
 from .rules import MODES, STEPS, Groups, Rules, check_counts
@@ -114,7 +114,7 @@ class ACE:
             raise ValueError(f"ACE: betas must be two numbers (beta1, beta2), got {betas!r}; the default is "
                              "(0.9, 0.999)")
         check_counts(bound_every=bound_every, patience=patience, look_every=look_every, warmup=warmup)
-        if not 0 < tolerance < float("inf"):
+        if not in_range(tolerance, above=0):
             raise ValueError(f"ACE: tolerance must be positive and finite, got {tolerance!r}")
         rule = Rule(mode == "resilient", gamma_optimizer == "adam", dual_optimizer == "adam", repo_resilient,
                     repo_scale, repo_clamp, lr, dual_lr, lr if slack_lr is None else slack_lr, rho, epsilon,

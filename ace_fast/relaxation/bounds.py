@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .gammas import in_range
+
 KINDS = ("none", "spectral", "frobenius")
 WARM_UP = 64  # power iterations at the start, when the vectors know nothing yet
 TINY = 1e-12  # keeps the vector of a zero matrix, and a zero norm from dividing
@@ -50,8 +52,8 @@ class Bound:
         self.weights = list(weights)
         if kind not in KINDS[1:]:
             raise ValueError(f"Bound: kind must be one of {list(KINDS[1:])}, got {kind!r}")
-        if not 0 < limit < float("inf"):
-            raise ValueError(f"Bound: limit must be positive and finite, got {limit}")
+        if not in_range(limit, above=0):
+            raise ValueError(f"Bound: limit must be positive and finite, got {limit!r}")
         if not self.weights:
             raise ValueError("Bound: weights must be the matrices of the branches, got none; name them with branches=, "
                              "or take bound='none'")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .branches import check_numbers
-from .gammas import check_free, find_gammas, flat, live, same_keys
+from .gammas import check_free, find_gammas, flat, in_range, live, same_keys
 
 
 class Relaxation(Protocol):
@@ -95,8 +95,8 @@ class Decider:
 
     def __init__(self, model: nn.Module, gamma: float):
         owner = type(self).__name__
-        if not abs(gamma) < float("inf"):
-            raise ValueError(f"{owner}: gamma must be finite, got {gamma}")
+        if not in_range(gamma):
+            raise ValueError(f"{owner}: gamma must be finite, got {gamma!r}")
         check_numbers(model, owner)
         found = find_gammas(model, None, owner)
         check_free(found, owner)

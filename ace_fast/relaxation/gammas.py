@@ -1,5 +1,7 @@
 """Whose gammas they are: where they are found, that one owner has each, and checks that owners share."""
 
+import math
+import numbers
 import weakref
 from collections.abc import Iterable, Mapping
 
@@ -19,6 +21,13 @@ def check_free(held: Mapping[str, object], owner: str = "ACE") -> None:
             if id(thing) in theirs:
                 raise ValueError(f"{owner}: gamma {name!r} must belong to one {type(other).__name__}, got a second "
                                  "one; step the first, or call its release() before making another")
+
+
+def in_range(value: object, least: float = -math.inf, above: float = -math.inf, below: float = math.inf) -> bool:
+    """Whether it is a number, and finite, at least `least`, more than `above` and less than `below`."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        return False
+    return value >= least and above < value < below
 
 
 def flat(tensors: list[Tensor]) -> Tensor:

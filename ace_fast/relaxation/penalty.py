@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .decider import Decider
+from .gammas import in_range
 
 BALANCES = ("constant", "gradnorm")
 
@@ -46,8 +47,8 @@ class Remul(Decider):
         if balance not in BALANCES:
             raise ValueError(f"Remul: balance must be one of {list(BALANCES)}, got {balance!r}")
         for name, value in (("beta", beta), ("lr", lr)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"Remul: {name} must be positive and finite, got {value}")
+            if not in_range(value, above=0):
+                raise ValueError(f"Remul: {name} must be positive and finite, got {value!r}")
         super().__init__(model, gamma)
         self.balance, self.exponent, self.lr = balance, exponent, lr
         weights = [p for p in self.primal_parameters() if p.requires_grad and p.numel() > 1]

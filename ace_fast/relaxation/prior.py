@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .branches import find_branches, shrink
 from .decider import Decider
+from .gammas import in_range
 
 
 class ResidualPrior(Decider):
@@ -40,8 +41,8 @@ class ResidualPrior(Decider):
     def __init__(self, model: nn.Module, *, branch: float = 1e-4, equivariant: float = 1e-6, initial: float = 1e-3,
                  gamma: float = 1.0):
         for name, value in (("branch", branch), ("equivariant", equivariant), ("initial", initial)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"ResidualPrior: {name} must be at least 0 and finite, got {value}")
+            if not in_range(value, 0):
+                raise ValueError(f"ResidualPrior: {name} must be at least 0 and finite, got {value!r}")
         branches = find_branches(model, "ResidualPrior")
         super().__init__(model, gamma)
         self.branch, self.equivariant = branch, equivariant

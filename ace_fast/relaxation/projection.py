@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .branches import find_branches
 from .decider import Decider
+from .gammas import in_range
 from .groups import check_groups, projector
 
 WINDOW = 50  # measurements, the last before the strengths are adjusted, whose smallest gaps count
@@ -100,10 +101,10 @@ class SoftEquivariance(Decider):
         groups = tuple(groups)
         check_groups(groups, "SoftEquivariance")
         for name, value in (("strength", strength), ("decay", decay), ("power", power)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"SoftEquivariance: {name} must be at least 0 and finite, got {value}")
-        if not 0 <= adjust < 1:
-            raise ValueError(f"SoftEquivariance: adjust must be a share from 0 to less than 1, got {adjust}")
+            if not in_range(value, 0):
+                raise ValueError(f"SoftEquivariance: {name} must be at least 0 and finite, got {value!r}")
+        if not in_range(adjust, 0, below=1):
+            raise ValueError(f"SoftEquivariance: adjust must be a share from 0 to less than 1, got {adjust!r}")
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"SoftEquivariance: steps must be the positive number of training steps, got {steps!r}")
         branches = find_branches(model, "SoftEquivariance", irreps=True)

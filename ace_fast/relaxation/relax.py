@@ -11,6 +11,7 @@ from torch import nn
 
 from ..nn.added import NAME, hang, join, take_off
 from ..nn.vn_maps import add_branch, add_gammas
+from .gammas import in_range
 from .layers import Kind, fuses, kind_of, walk
 from .recalibrate import _SWITCHES, _attributes
 
@@ -69,11 +70,12 @@ def relax(model: nn.Module, modules: Choice | None = None, *, hidden: Iterable[i
         >>> list(ace_fast.relax(model).gammas)
         ['0.lin_noneq.gamma']
     """
-    hidden = tuple(hidden)
-    if any(not isinstance(width, int) or width < 1 for width in hidden):
-        raise ValueError(f"relax: hidden must be positive widths, got {hidden}")
-    if not abs(gamma_init) < float("inf"):
-        raise ValueError(f"relax: gamma_init must be finite, got {gamma_init}")
+    widths = list(hidden) if isinstance(hidden, Iterable) else [None]
+    if any(not isinstance(width, int) or width < 1 for width in widths):
+        raise ValueError(f"relax: hidden must be positive widths such as (64,), got {hidden!r}")
+    hidden = tuple(widths)
+    if not in_range(gamma_init):
+        raise ValueError(f"relax: gamma_init must be finite, got {gamma_init!r}")
     _check_model(model)
     chosen = _chosen(model, modules)
     chosen = _with_irreps(chosen, dict(irreps or {}))
@@ -154,16 +156,21 @@ def _chosen(model: nn.Module, modules: Choice | None) -> list[tuple[str, nn.Modu
             raise ValueError(f"relax: model must have layers that can take a branch, got {type(model).__name__} "
                              f"without; {hint}")
         return able
-    takes = modules if callable(modules) else _by_name(model, modules, [name for name, *_ in able])
+    plain = callable(modules) and not isinstance(modules, type | nn.Module)
+    named = [modules] if isinstance(modules, str) or not isinstance(modules, Iterable) else list(modules)
+    if not plain and (wrong := [m for m in named if not isinstance(m, str)]):
+        got = f"the class {wrong[0].__name__}" if isinstance(wrong[0], type) else f"a {type(wrong[0]).__name__}"
+        raise ValueError(f"relax: modules must be names of layers, or a function of name and module, got {got}; for "
+                         "all layers of a class pass lambda name, module: isinstance(module, THE_CLASS)")
+    takes = modules if plain else _by_name(model, named, [name for name, *_ in able])
     found = [(name, m, _kind(model, name, m)) for name, m in model.named_modules() if takes(name, m)]
     if not found:
         raise ValueError("relax: modules must choose at least one layer, got a function that chooses none")
     return found
 
 
-def _by_name(model: nn.Module, patterns: str | Iterable[str], able: list[str]) -> Callable[[str, nn.Module], bool]:
+def _by_name(model: nn.Module, patterns: list[str], able: list[str]) -> Callable[[str, nn.Module], bool]:
     """Whether a name fits one of the patterns, each of which must fit one."""
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     names = [name for name, _ in model.named_modules()]
     idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
     if idle or not patterns:

@@ -29,6 +29,9 @@ class Rules:
     """
 
     def __init__(self, rule: Rule, groups: Groups | None, names: list[str], warmup: int):
+        if groups is not None and not isinstance(groups, Mapping):
+            raise ValueError("ACE: groups must be a dict such as {'layers.0.*': {'mode': 'resilient'}}, got a "
+                             f"{type(groups).__name__}")
         self.rule, self.warmup = rule, warmup
         self.changes = [{}, *(fields(pattern, given) for pattern, given in (groups or {}).items())]
         self.groups = {pattern: dict(given) for pattern, given in (groups or {}).items()}

@@ -1,5 +1,6 @@
 """Relaxation on a timetable: the gate rises and falls, and a Lie-derivative penalty guards symmetry."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ..nn.gates import Recorder, Seen, gated_layers
 from .branches import find_branches, shrink
 from .decider import Decider, undone
+from .gammas import in_range
 from .lie import lie_terms
 
 TINY = 1e-30  # below it the root of the penalty has no gradient
@@ -58,10 +60,9 @@ class Schedule(Decider):
     def __init__(self, model: nn.Module, steps: int, *, lie: float = 0.01, peak: float = 1.0, initial: float = 1e-3):
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"Schedule: steps must be the positive number of training steps, got {steps!r}")
-        for name, value, least in (("lie", lie, 0), ("peak", peak, None), ("initial", initial, 0)):
-            if not abs(value) < float("inf") or least is not None and value < least:
-                raise ValueError(f"Schedule: {name} must be finite{'' if least is None else ' and at least 0'}, got "
-                                 f"{value}")
+        for name, value, least in (("lie", lie, 0), ("peak", peak, -math.inf), ("initial", initial, 0)):
+            if not in_range(value, least):
+                raise ValueError(f"Schedule: {name} must be finite{'' if least else ' and at least 0'}, got {value!r}")
         branches = find_branches(model, "Schedule", irreps=True) if lie else []
         if any(getattr(b.layer, "legacy_view", False) for b in branches):
             raise ValueError("Schedule: lie must be 0 for layers with legacy_view=True, whose branches mix xyz with "

@@ -24,12 +24,12 @@ def check_rule(rule: Rule, op: str = _OP) -> None:
     """Every number of `rule` in its range, and no flag without the mode it belongs to."""
     for name in ("lr", "dual_lr", "slack_lr", "rho", "epsilon", "augmentation", "eps", "dual_eps"):
         value = getattr(rule, name)
-        if not 0 <= value < math.inf:
-            fail(op, name, "finite and not negative", value)
+        if isinstance(value, str) or value is None or not 0 <= value < math.inf:
+            fail(op, name, "finite and not negative", repr(value))
     for name in ("beta1", "beta2"):
         value = getattr(rule, name)
-        if not 0 <= value < 1:
-            fail(op, name, "in [0, 1)", value)
+        if isinstance(value, str) or value is None or not 0 <= value < 1:
+            fail(op, name, "in [0, 1)", repr(value))
     if rule.repo_resilient and not rule.resilient:
         fail(op, "repo_resilient", "False for the equality rule", True, "set resilient")
     if rule.repo_clamp and rule.resilient:
