@@ -14,7 +14,7 @@ from ace_fast.data.nbody import stream
 from ace_fast.data.shards import MANIFEST, file_name
 from ace_fast.train import cli, load, options, train
 from ace_fast.train.evaluate import evaluate_run
-from ace_fast.train.tasks import find
+from ace_fast.train.tasks import find, sharded
 
 pytestmark = pytest.mark.usefixtures("same_threads", "own_cache")
 
@@ -63,6 +63,22 @@ def test_trajectories_are_those_of_memory():
         assert torch.equal(torch.cat([part.node[name] for part in streamed]), array)
     with pytest.raises(ValueError, match="frames must be two of 0 .. 2"):
         next(stream("train", settings, (0, 3)))
+
+
+@pytest.mark.parametrize(("given", "ahead"), [({}, 2), ({"device": "cuda"}, 2),
+                                              ({"device": "cuda", "cuda_graphs": True}, 0)])
+def test_batches_are_formed_ahead_unless_steps_are_captured(given, ahead, shards):
+    config = options.make_config(find("nbody"), "demo", {"shards": shards["nbody"], "batch_size": 10} | given)
+    streamed = sharded.Streamed(ShardedDataset(f"{shards['nbody']}/train"), lambda graphs: graphs)
+    assert sharded.batches(streamed, config, lambda graphs: graphs).prefetch == ahead
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_a_gpu_trains_on_batches_formed_ahead(shards, tmp_path):
+    given = BODIES | {"shards": shards["nbody"]}
+    cpu, gpu = (train(tmp_path / device, **given | {"device": device}) for device in ("cpu", "cuda"))
+    assert [row["train_loss"] for row in gpu.metrics()] == pytest.approx(
+        [row["train_loss"] for row in cpu.metrics()], rel=1e-3)
 
 
 @pytest.mark.parametrize("task", ["nbody", "qm9"])

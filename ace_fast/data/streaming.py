@@ -177,8 +177,12 @@ def _ahead(stream: Iterator[_Formed], depth: int) -> Iterator[_Formed]:
             except queue.Full:
                 continue
 
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+
     def run() -> None:
         try:
+            if gpu is not None:
+                torch.cuda.set_device(gpu)  # a thread's own begins at 0
             for batch in stream:
                 put("batch", batch)
                 if stopped.is_set():

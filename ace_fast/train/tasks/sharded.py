@@ -8,8 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from ...data import Batcher, FlatDataset, ShardBatcher, ShardedDataset, write_shards
 from ...data.shards import MANIFEST
 from ..options import Config, Option, flag
@@ -54,8 +52,7 @@ def batches(data: FlatDataset | Streamed, config: Config, prepare: View) -> Batc
     size, seed = config["batch_size"], config["seed"]
     if not isinstance(data, Streamed):
         return Batcher(prepare(data), size, seed=seed)
-    # On a GPU the thread that trains forms them: it does not wait for them, and no other may work while it captures.
-    ahead = 0 if torch.device(config["device"]).type == "cuda" else 2
+    ahead = 0 if config["cuda_graphs"] else 2  # no other thread may work while one captures
     return ShardBatcher(data.shards, size, seed=seed, prefetch=ahead, prepare=lambda graphs: prepare(data.view(graphs)))
 
 
