@@ -20,7 +20,7 @@ help:
 	@echo "make demo    N-body data, training, evaluation, comparison, report in runs/demo"
 	@echo "make test    the whole test suite"
 	@echo "make ahead   its part that compiles for GPUs and other processors"
-	@echo "make stress  training runs killed at random moments, twenty times; ten million graphs from shards"
+	@echo "make stress  training runs killed at random moments, twenty times; a compiled run; ten million graphs from shards"
 	@echo "make emulated   the CUDA kernels compiled for the host, which the tests run"
 	@echo "make bench   operators, workloads and protocols; BENCH=--quick for a look, BENCH=--help for more"
 	@echo "make wheel   dist/*.whl"
@@ -75,7 +75,7 @@ ahead: setup
 
 stress: setup
 	OMP_NUM_THREADS=1 ACE_FAST_STRESS_GRAPHS=10000000 $(PY) -m pytest -q tests/test_shards.py -k memory
-	@place=$$(mktemp -d) && OMP_NUM_THREADS=1 $(PY) tests/training_processes.py $$place together interrupted lost killed=20; \
+	@place=$$(mktemp -d) && OMP_NUM_THREADS=1 $(PY) tests/training_processes.py $$place together refused interrupted lost killed=20 compiled; \
 		status=$$?; rm -rf $$place; exit $$status
 
 bench: setup

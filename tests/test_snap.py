@@ -107,6 +107,16 @@ def test_a_step_is_one_operator_call(options):
     assert calls(ace.step) == 1
 
 
+@pytest.mark.parametrize(("bound", "count"), [("frobenius", 10), ("spectral", 22 + 2 * 3)])
+def test_a_bound_adds_the_calls_of_its_projection(bound, count):
+    """As docs/relaxation.md has them, of two matrices."""
+    model = Pair()
+    ace = ACE(model, bound=bound)
+    loop(model, ace, 1)
+    model.one.gamma.grad = model.two.gamma.grad = torch.ones(())
+    assert calls(ace.step) == count
+
+
 def test_a_branch_is_switched_off_when_its_ratio_stayed_low_for_the_patience():
     model = Pair()
     ace = ACE(model, lr=0.0, dual_lr=1e-3, snap=True, tolerance=1e-3, patience=8, look_every=4)

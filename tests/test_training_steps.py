@@ -128,6 +128,15 @@ def test_a_compiled_model_is_the_same():
     assert copy.deepcopy(compiled)._compiled_call_impl is None  # what an average of the weights is
 
 
+def test_a_compiled_run_is_the_eager_one(tmp_path):
+    """With its evaluations, strict and relaxed; inductor's own code in `make stress`."""
+    given = NBODY | {"epochs": 1, "train_samples": 16, "dtype": "float64"}
+    runs = [train(tmp_path / name, **given | {"compile": name}) for name in ("none", "aot_eager")]
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-12)
+    assert (weights(runs[1]) - weights(runs[0])).abs().max() < 1e-12
+    assert runs[1].metrics()[-1]["test_relaxed"] == pytest.approx(runs[0].metrics()[-1]["test_relaxed"], rel=1e-9)
+
+
 def test_the_average_by_hand():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     average, wanted = Average(model, 0.2), [p.detach().clone() for p in model.parameters()]

@@ -1,7 +1,7 @@
 """Run by test_training_processes.py and `make stress`: processes that train together, that are killed, that are lost.
 
 One interpreter that forks, as starting costs most. python tests/training_processes.py FOLDER CHECK ..., where a check
-is one of together, refused, interrupted, lost, or killed=TRIES.
+is one of together, refused, interrupted, lost, compiled, or killed=TRIES.
 """
 
 import os
@@ -194,9 +194,26 @@ def _dies_once(folder, given):
     train(folder, **given)
 
 
+def compiled(folder):
+    """What inductor makes of the model trains as it does."""
+    given = NBODY | {"dtype": "float64", "epochs": 1}
+    for name in ("none", "inductor"):
+        _train(folder / name, given | {"compile": name})
+    compare(folder / "none", folder / "inductor", 1e-11)
+
+
 def killed(folder, tries):
-    """kill -9 at random moments, resumed until the run is done: readable after each, in the end the same to the bit."""
-    given = NBODY | {"checkpoint_every": 2, "keep": 2, "ema": 0.9, "epochs": 3}
+    """kill -9 at random moments, resumed until the run is done: readable after each, in the end the same to the bit.
+
+    Of a run on data in memory, and of one that streams from shards.
+    """
+    ended(start(_write_shards, str(npz(folder / "few.npz", count=60, listed=())), folder / "shards"))
+    shared = {"checkpoint_every": 2, "keep": 2, "ema": 0.9}
+    _killed(folder / "memory", tries - tries // 2, NBODY | shared | {"epochs": 3})
+    _killed(folder / "streamed", tries // 2, STREAMED | shared | {"shards": str(folder / "shards"), "epochs": 2})
+
+
+def _killed(folder, tries, given):
     before = time.monotonic()
     ended(start(_train, folder / "whole", given))
     span, kills, number = time.monotonic() - before, 0, 0
@@ -216,7 +233,7 @@ def killed(folder, tries):
                 kills += 1
                 _check_readable(run)
         compare(folder / "whole", run)
-    print(f"{kills} kills of {number} runs: all readable, all the same to the bit")
+    print(f"{kills} kills of {number} runs ({folder.name}): all readable, all the same to the bit")
 
 
 def _check_readable(folder):
@@ -238,8 +255,9 @@ def main(folder, checks):
         name, _, tries = check.partition("=")
         place = folder / name
         place.mkdir(parents=True)
-        {"together": together, "refused": refused, "interrupted": interrupted, "lost": lost, "killed": killed}[name](
-            place, *([int(tries)] if tries else []))
+        known = {"together": together, "refused": refused, "interrupted": interrupted, "lost": lost,
+                 "compiled": compiled, "killed": killed}
+        known[name](place, *([int(tries)] if tries else []))
         print(name, "passed", flush=True)
 
 

@@ -87,7 +87,7 @@ class ACE:
         look_every: steps from one measurement of the ratios to the next; each waits for the device once.
         gammas, branches: the parameters themselves, where the model's are not found by name. Gammas of any shape.
         optimizer: the optimiser of the other parameters; checked now and at its first step.
-        backend: of `dual_update`; a step is one operator call for all gammas, and one for the projection.
+        backend: of `dual_update`; a step is one operator call for all gammas. `Bound` adds calls of torch's own.
 
     Attributes:
         names: the gammas' parameter names. rule: the numbers; a schedule assigns `ace.rule._replace(lr=...)`.

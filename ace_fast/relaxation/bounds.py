@@ -36,6 +36,8 @@ class Bound:
     ball is left alone, while the parametrization also blows small ones up to norm 1. The spectral norm comes from one
     step of power iteration a call, started from the last vectors. It never exceeds the true norm; it lies below by what
     the weights moved since, and by about 1 % for fresh random matrices, whose leading singular values lie together.
+    A projection is 9 calls of torch's operators for Frobenius norms, and 21 and three a matrix for spectral ones; none
+    waits for the device.
 
     Args:
         weights: matrices [O, I]; changed in place.
