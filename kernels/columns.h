@@ -6,6 +6,8 @@
 
 namespace ace::sphere {
 
+constexpr int64_t kCached = 4 << 20;  // bytes of a tensor that the next operator may find in a cache
+
 // The columns of a call come in units: a row with its channels in whole vectors, or a vector of rows for each channel.
 template <class T>
 struct Columns {
@@ -43,6 +45,31 @@ template <class T, bool Upper, int... I>
 inline Vec<T> interleave_pieces(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
   constexpr int Q = 16 / sizeof(T);
   return __builtin_shufflevector(a, b, (I / Q * Q + Upper * Q / 2 + I % Q / 2 + I % 2 * lanes<T>)...);
+}
+
+// The first `count` lanes; past the caches where asked and the vector is whole and aligned: a line that is written whole
+// need not be read before. `settle` must follow before another thread reads.
+template <class T>
+inline void put(T* p, Vec<T> v, int64_t count, [[maybe_unused]] bool past) {
+#if defined(__x86_64__)
+  if (past && count >= lanes<T> && !(reinterpret_cast<uintptr_t>(p) % kVectorBytes)) {
+    float* to = reinterpret_cast<float*>(p);
+#if defined(__AVX512F__)
+    return _mm512_stream_ps(to, reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+    return _mm256_stream_ps(to, reinterpret_cast<__m256>(v));
+#else
+    return _mm_stream_ps(to, reinterpret_cast<__m128>(v));
+#endif
+  }
+#endif
+  store_first(p, v, count);
+}
+
+inline void settle() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 // to(c) takes lane r from from[r ld + c], a vector of rows of `cols` components, at least 16 bytes. Components come in
@@ -125,14 +152,14 @@ inline void spread(const T* from, int64_t count, int64_t cols, To&& to) {
 }
 
 template <class T, int D, class From>
-inline void collect(From&& from, T* to, int64_t count, int64_t cols) {
+inline void collect(From&& from, T* to, int64_t count, int64_t cols, bool past) {
   if constexpr (D == 0) {
     turn_back<T>(from, to, cols, count, cols);
   } else {
     Vec<T> x[D], y[D];
     for (int c = 0; c < D; ++c) x[c] = load<T>(from(c));
     product::interleave_components<T, D>(x, y);
-    product::store_vectors<T, D>(to, count * D, y);
+    for (int64_t v = 0, L = lanes<T>; v < D && v * L < count * D; ++v) put(to + v * L, y[v], count * D - v * L, past);
   }
 }
 
@@ -143,10 +170,12 @@ struct Field {
   Columns<T> columns;
   int64_t rows, channels, degree, step;
   std::vector<int64_t> at;
+  bool past;  // whether the tensor is too large for the caches
 
   Field(const Columns<T>& columns, int64_t rows, int64_t channels, int64_t degree, std::vector<int64_t> at,
         int64_t step)
-      : columns(columns), rows(rows), channels(channels), degree(degree), step(step), at(std::move(at)) {
+      : columns(columns), rows(rows), channels(channels), degree(degree), step(step), at(std::move(at)),
+        past(rows * channels * dim() * static_cast<int64_t>(sizeof(T)) > kCached) {
     if (columns.by_rows() && channels > 1) arrange();
   }
 
@@ -240,9 +269,9 @@ struct Field {
     }
     each([&]<int D>(int64_t to, int64_t d, int64_t v, int64_t some, const int64_t* at) {
       if (columns.ir_mul)
-        for (int64_t i = 0; i < d; ++i) store_first(row + to + i * channels, load(from + at[i] + v * step), some);
+        for (int64_t i = 0; i < d; ++i) put(row + to + i * channels, load(from + at[i] + v * step), some, past);
       else
-        collect<T, D>([&](int64_t i) { return from + at[i] + v * step; }, row + to, some, d);
+        collect<T, D>([&](int64_t i) { return from + at[i] + v * step; }, row + to, some, d, past);
     });
   }
 
@@ -269,7 +298,7 @@ struct Field {
       for (int64_t c = 1; c < columns.channels; ++c) value += load(from + at[i] + c * step);
       store(from + at[i], value);
     }
-    collect<T, D>([&](int64_t i) { return from + at[i]; }, y, count, dim());
+    collect<T, D>([&](int64_t i) { return from + at[i]; }, y, count, dim(), past);
   }
 
   void arrange() {

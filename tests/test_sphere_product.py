@@ -91,6 +91,18 @@ def test_terms_of_equal_degrees_are_the_product(degree, shapes, layout):
         close(mine, gold)
 
 
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("channels", [64, 65])
+def test_large_results_are_those_of_their_parts(channels, layout):
+    """A result of more than four megabytes is written past the caches where its rows are aligned."""
+    rows = 4_500_000 // (4 * 9 * channels)
+    x, y = draw(rows, 9 * channels).float(), draw(rows, 9 * channels, seed=1).float()
+    table = sphere_table((2, 2), 2)
+    whole = sphere_product(x, y, table=table, layout=layout)
+    parts = [sphere_product(a, b, table=table, layout=layout) for a, b in zip(x.chunk(2), y.chunk(2), strict=True)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
 def test_a_list_of_equal_degrees_is_not_taken_for_the_product():
     """Coefficients that are not symmetric, or terms that are missing, are computed as they are given."""
     table = sphere_table((2, 2), 2, form="sparse")

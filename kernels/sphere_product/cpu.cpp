@@ -172,6 +172,7 @@ struct Product {
           one_block(b * block, std::min(block, columns.units() - b * block), scratch, b == c * chunk);
         finish(scratch + values_ + work_ + dim_, partial + c * row);
       }
+      sphere::settle();
     });
     reduce(partial, chunks, row);
   }
