@@ -239,11 +239,12 @@ def against_batch(rows: Sequence[Row]) -> list[Lines]:
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
-    "nbody": nbody, "samples": samples, "mocap": mocap, "dropping": dropping, "schnet": targets, "segnn": targets,
+    "nbody": nbody, "samples": samples, "mocap": mocap, "dropping": dropping,
+    "dropping_solids": dropping, "schnet": targets, "segnn": targets,
     "batches_qm9": batches_qm9, "batches_shapes": batches_shapes}
 FIGURES: dict[str, Callable[[Sequence[Row]], list[Lines]]] = {
-    "nbody": training, "samples": efficiency, "mocap": training, "dropping": dropped, "batches_qm9": against_batch,
-    "batches_shapes": against_batch}
+    "nbody": training, "samples": efficiency, "mocap": training, "dropping": dropped,
+    "dropping_solids": dropped, "batches_qm9": against_batch, "batches_shapes": against_batch}
 
 MEASURED: dict[str, ModuleType] = {"large_batches": large_batches_docs}  # what is measured beside the experiments
 
