@@ -16,6 +16,7 @@ from vn_eager import EagerPartSeg, EagerPointNet
 
 from ace_fast import native
 from ace_fast.bench.eager_vn import EagerVNDGCNN, smoothed_loss
+from ace_fast.data import drop_points
 from ace_fast.models import VNDGCNN, VNDGCNNPartSeg, VNPointNet
 from ace_fast.relaxation import ACE, branch_weights
 
@@ -340,3 +341,17 @@ def test_float32_is_within_rounding_of_float64():
     x = clouds()
     out, want = model(x), model.double()(x.double())
     assert (out - want).abs().max() < 2e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("relaxed", (False, True))
+def test_copies_of_a_point_have_features_along_it_but_for_branches(relaxed, double):
+    """A neighbourhood of copies of x looks the same turned about x, and so do its equivariant features."""
+    x = clouds(2, 32).transpose(1, 2)
+    x = torch.cat([drop_points(x, ratio=1.0), x], 1).transpose(1, 2)[:, None]  # [B, 1, 3, N], half of it copies
+    along = torch.nn.functional.normalize(x[..., :1], dim=2)
+    model = model_of(k=8, relaxed=relaxed)
+    for conv in (model.conv1, model.conv2, model.conv3, model.conv4):
+        x = conv(x)
+        copies = x[..., :32]
+        across = (copies - (copies * along).sum(2, keepdim=True) * along).norm() / copies.norm()
+        assert across > 0.1 if relaxed else across < 1e-12
