@@ -354,4 +354,4 @@ def test_copies_of_a_point_have_features_along_it_but_for_branches(relaxed, doub
         x = conv(x)
         copies = x[..., :32]
         across = (copies - (copies * along).sum(2, keepdim=True) * along).norm() / copies.norm()
-        assert across > 0.1 if relaxed else across < 1e-12
+        assert across > 0.1 if relaxed else across < 1e-8  # rounding grows up to 40 times a layer
