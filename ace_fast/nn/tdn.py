@@ -12,7 +12,7 @@ from . import cp
 from .fields import Factors, Fields
 from .tensor_product import as_rows, check_columns, no_script, weight_of_call
 
-EXACT_TO = 3  # degree to which the exact product was as fast or faster than factors of any kind
+EXACT_TO = 2  # degree to which the exact product was faster than factors of any rank
 
 
 class TDNTensorProduct(nn.Module):
@@ -22,8 +22,8 @@ class TDNTensorProduct(nn.Module):
 
     One weight for a channel (or pair of channels), which all paths share. The factors are fitted once by
     `ace_fast.nn.cp.fit`. What the fit leaves is an error of equivariance, `equivariance_error`; with rank="exact" there
-    is none, and paths have fixed strengths of their own. To L = 3 the exact `TensorProduct`, with a weight for every
-    path, is as fast or faster (docs/products.md).
+    is none, and paths have fixed strengths of their own. To L = 2 the exact `TensorProduct`, with a weight for every
+    path, is faster (docs/products.md).
 
     Args:
         irreps_in1: C channels of each, each degree once. irreps_in2: C channels (channel u with u), or any V (all with
@@ -41,7 +41,7 @@ class TDNTensorProduct(nn.Module):
         weight_numel: C, or C V where V is neither C nor 1.
 
     Warns:
-        UserWarning: degrees of at most 3, for which the exact product is as fast or faster.
+        UserWarning: degrees of at most 2, for which the exact product is faster.
 
     Raises:
         ValueError: multiplicities that do not fit, a degree twice, a rank above d1 d2.
@@ -83,8 +83,8 @@ class TDNTensorProduct(nn.Module):
 
     def _warn(self, name: str) -> None:
         if max(f.lmax for f in self._fields) <= EXACT_TO:
-            warnings.warn(f"{name}: for degrees of at most {EXACT_TO} the exact ace_fast.nn.TensorProduct is as fast "
-                          "or faster, and has a weight for every path; see docs/products.md", stacklevel=3)
+            warnings.warn(f"{name}: for degrees of at most {EXACT_TO} the exact ace_fast.nn.TensorProduct is faster, "
+                          "and has a weight for every path; see docs/products.md", stacklevel=3)
 
     def _made(self, tables: Factors) -> CPTable:
         """The operator's table of degrees 0..L; what the irreps lack has factors 0."""
