@@ -85,7 +85,7 @@ def factors(case: Case, device: str, dtype: torch.dtype, repeats: int, budget_s:
     irreps, free = irreps_of(case), {"internal_weights": False}
     own = free | {"shared_weights": False}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of L = 1, where the exact product is faster: this shows it
+        warnings.simplefilter("ignore", UserWarning)  # of L = 1 and 2, where the exact product is faster: this shows it
         layers = {"fast": TDNTensorProduct(*[irreps] * 3, **free),
                   "clebsch_gordan": TensorProduct(*[irreps] * 3, paths_of(irreps), **own),
                   "eager": o3.TensorProduct(*[irreps] * 3, paths_of(irreps), **own)}
