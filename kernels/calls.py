@@ -21,6 +21,9 @@ _included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispa
 _below_autograd, _function_mode = torch._C._AutoDispatchBelowAutograd, torch._C._is_torch_function_mode_enabled
 
 
+MOST = 256  # kinds of arguments that an operator remembers
+
+
 def _bits(*keys: DispatchKey) -> int:
     bits = 0
     for key in keys:
@@ -48,41 +51,65 @@ class Operator:
         registered: the operator in torch.ops, for what takes nothing else, such as torch.library.opcheck.
     """
 
-    def __init__(self, registered: torch._ops.OpOverload, impl: Callable, rule: Callable | None = None):
-        """`impl` computes; `rule(run, arguments)` is `run(*arguments)` with its derivative, where it has one."""
+    def __init__(self, registered: torch._ops.OpOverload, choose: Callable, rule: Callable | None = None):
+        """`choose` as in `define`; `rule(run, arguments)` is run(*arguments) with its derivative, where it has one."""
         schema = registered._schema
         self.registered, self.name = registered, schema.name.split("::")[1]
-        self._impl = impl if len(schema.returns) == 1 else lambda *arguments: tuple(impl(*arguments))
-        self._rule = rule
+        self._choose, self._several, self._rule = choose, len(schema.returns) > 1, rule
         kinds = [str(a.type) for a in schema.arguments]
         # an operator that writes to an argument, or takes a list of tensors, is left to the dispatcher
         self._takes = [() if a.alias_info else _takes(kind) for a, kind in zip(schema.arguments, kinds, strict=True)]
         self._known: set[tuple[type, ...]] = set()  # types of arguments that were taken
+        self._runs: dict[tuple, Callable] = {}  # what `choose` found, by all that it may read
         self._tensors = [i for i, kind in enumerate(kinds) if kind in ("Tensor", "Optional[Tensor]")]
         self._lists = [(i, _ELEMENTS[kind]) for i, kind in enumerate(kinds) if kind in _ELEMENTS]
+        self._others = [i for i in range(len(kinds)) if i not in (*self._tensors, *dict(self._lists))]
 
     def __call__(self, *arguments, **named):
         if (is_compiling() or named or _function_mode() or profiler._is_profiler_enabled
                 or forward_ad._current_level >= 0 or not self._fits(arguments)):
             return self.registered(*arguments, **named)
-        keys = _included().raw_repr()
+        keys, read = _included().raw_repr(), []
         for i in self._tensors:
-            if (x := arguments[i]) is not None:
+            if (x := arguments[i]) is None:
+                read.append(None)
+            else:
                 keys |= _keys_of(x).raw_repr()
+                read += x.shape, x.dtype, x.device, x.requires_grad
         keys &= ~(_excluded().raw_repr() | _PASSED)
         if keys in _PLAIN:
-            recorded = torch.is_grad_enabled() and _any_requires_grad(*arguments)
-            if self._rule is not None:
-                return self._rule(self._below, arguments) if recorded else self._below(*arguments)
-            if not recorded:
-                return self._impl(*arguments)
+            if torch.is_grad_enabled() and _any_requires_grad(*arguments):
+                if self._rule is not None:
+                    return self._rule(self._run(read, arguments), arguments)
+            else:
+                return self._run(read, arguments)(*arguments)
         elif keys in _BELOW:
-            return self._impl(*arguments)
+            return self._run(read, arguments)(*arguments)
         return self.registered(*arguments)
 
-    def _below(self, *arguments):
-        with _below_autograd():  # what the implementation calls is not recorded
-            return self._impl(*arguments)
+    def _run(self, read: list, arguments: tuple) -> Callable:
+        """What `choose` finds for arguments whose tensors are as `read` says; asked for once."""
+        for i in self._others:
+            read.append(arguments[i])
+        for i, _ in self._lists:
+            read.append(tuple(arguments[i]))
+        run = self._runs.get(key := tuple(read))
+        if run is None:
+            run = self._below(self._choose(*arguments))
+            if len(self._runs) >= MOST:
+                self._runs.clear()
+            self._runs[key] = run
+        return run
+
+    def _below(self, compute: Callable) -> Callable:
+        several = self._several
+
+        def run(*arguments):
+            with _below_autograd():  # what computes is not recorded
+                found = compute(*arguments[:-1])
+            return tuple(found) if several else found
+
+        return run
 
     def _fits(self, arguments: tuple) -> bool:
         """The dispatcher would hand on all arguments as they are."""

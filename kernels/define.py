@@ -13,12 +13,14 @@ from .calls import Operator
 _library = torch.library.Library("ace_fast", "FRAGMENT")
 
 
-def define(schema: str, impl, fake, setup=None, backward=None, batched: tuple[int, ...] = ()):
+def define(schema: str, choose, fake, setup=None, backward=None, batched: tuple[int, ...] = ()):
     """Registers `ace_fast::<schema>` and returns it.
 
     Args:
         schema: name, arguments and returns, as torch.library.Library.define takes them.
-        impl: runs on every device; picks the backend.
+        choose: checks the arguments and returns what computes, on every device: a function of all of them but
+            `backend`, the last. It reads shapes, dtypes, devices, requires_grad and what is no tensor, and its
+            function keeps no tensor: it is asked once for all arguments that are alike in these.
         fake: same checks, shapes only.
         setup: setup_context(ctx, inputs, output), as in torch.autograd.Function.
         backward: the derivative; itself a composition of registered operators or plain torch.
@@ -27,14 +29,14 @@ def define(schema: str, impl, fake, setup=None, backward=None, batched: tuple[in
     """
     name = f"ace_fast::{schema.split('(')[0]}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, impl, "CompositeExplicitAutograd")
+    _library.impl(name, lambda *arguments: choose(*arguments)(*arguments[:-1]), "CompositeExplicitAutograd")
     torch.library.register_fake(name, fake, lib=_library)
     registered = getattr(torch.ops.ace_fast, schema.split("(")[0]).default
     rule = None if backward is None else _derivative(registered, setup, backward)
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(name, device, torch.float32, lib=_library)
     torch.library.register_vmap(name, _vmap_rule(registered, batched), lib=_library)
-    return Operator(registered, impl, rule)
+    return Operator(registered, choose, rule)
 
 
 def _derivative(registered, setup, backward):
@@ -48,8 +50,7 @@ def _derivative(registered, setup, backward):
     class Rule(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *given):
-            *arguments, constants, run = given
-            arguments += constants
+            arguments, run = given[-2:]
             output = run(*arguments)
             setup(ctx, arguments, output)
             return output
@@ -57,8 +58,11 @@ def _derivative(registered, setup, backward):
         @staticmethod
         def backward(ctx, *cotangents):
             needs = ctx.needs_input_grad
+            wanted = _wanted(ctx, needs)
+            if wanted == needs:
+                return *backward(ctx, *cotangents)[:tensors], None, None
             try:
-                ctx.needs_input_grad = _wanted(ctx)
+                ctx.needs_input_grad = wanted
                 return *backward(ctx, *cotangents)[:tensors], None, None
             finally:
                 ctx.needs_input_grad = needs  # for another pass over a graph that is retained
@@ -67,7 +71,7 @@ def _derivative(registered, setup, backward):
     apply = super(torch.autograd.Function, Rule).apply
 
     def rule(run, arguments):
-        return apply(*arguments[:tensors], arguments[tensors:], run)
+        return apply(*arguments[:tensors], arguments, run)
 
     def below(keys, *arguments):
         with torch._C._AutoDispatchBelowAutograd():
@@ -76,23 +80,23 @@ def _derivative(registered, setup, backward):
     @torch.compiler.disable  # Dynamo would look into it where a graph breaks around the operator
     def call(keys, *arguments):
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return Rule.apply(*arguments[:tensors], arguments[tensors:], functools.partial(below, keys))
+            return Rule.apply(*arguments[:tensors], arguments, functools.partial(below, keys))
         return below(keys, *arguments)
 
     _library.impl(registered._schema.name, call, "Autograd", with_keyset=True)
     return rule
 
 
-def _wanted(ctx) -> tuple[bool, ...]:
+def _wanted(ctx, needs: tuple[bool, ...]) -> tuple[bool, ...]:
     """ctx.needs_input_grad less what this pass does not ask for, as the weights in autograd.grad(energy, positions).
 
     Nodes written in C++ know this by themselves, those in Python do not.
     """
     nodes = [node for node, _ in ctx.next_functions if node is not None]  # of the arguments that require grad
     if len(nodes) == 1:
-        return ctx.needs_input_grad  # this node runs for it
+        return needs  # this node runs for it
     runs = map(_runs, nodes)
-    return tuple([need and next(runs) for need in ctx.needs_input_grad])
+    return tuple([need and next(runs) for need in needs])
 
 
 def _runs(node) -> bool:

@@ -150,6 +150,8 @@ def wrong(monkeypatch, **changed):
     right = room.reference
     parts = {"forward": right.forward, "backward": right.backward} | changed
     monkeypatch.setitem(room.BACKENDS, "reference", SimpleNamespace(**parts))
+    for op in (room.segment_sum_op, room.segment_sum_bwd):
+        monkeypatch.setattr(op, "_runs", {})
     return right
 
 

@@ -17,8 +17,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from ace_fast import native
 from ace_fast.functional import sphere_product, sphere_table
 from ace_fast.kernels import ROOMS
-from ace_fast.kernels.calls import Operator
+from ace_fast.kernels.calls import MOST, Operator
 from ace_fast.kernels.cases import cast, generator
+from ace_fast.kernels.dual_update.op import dual_update_op
+from ace_fast.kernels.dual_update.reference import ROWS, Rule
 from ace_fast.kernels.knn.op import knn_op
 from ace_fast.kernels.segment_sum.op import segment_sum_bwd, segment_sum_op
 from ace_fast.kernels.sphere_product.op import sphere_product_bwd, sphere_product_op
@@ -277,6 +279,101 @@ def test_nothing_is_kept():
         assert [r() for r in kept] == [None] * 5
     finally:
         gc.enable()
+
+
+ALIKE = {
+    "another table": lambda x, y: sphere_product(x, y, table=sphere_table((1, 1), 2)),
+    "another form of the table": lambda x, y: sphere_product(x, y, table=sphere_table((1, 1), 1, form="dense")),
+    "another layout": lambda x, y: sphere_product(x.repeat(1, 2), y.repeat(1, 2), table=TABLE, layout="ir_mul"),
+    "other rows": lambda x, y: sphere_product(x[:2], y[:2], table=TABLE),
+    "one row for all": lambda x, y: sphere_product(x, y[:1], table=TABLE),
+    "more channels": lambda x, y: sphere_product(x.repeat(1, 3), y, table=TABLE),
+    "another dtype": lambda x, y: sphere_product(x.float(), y.float(), table=TABLE),
+    "another backend": lambda x, y: sphere_product(x, y, table=TABLE, backend="reference"),
+    "strides": lambda x, y: sphere_product(x.T.contiguous().T, y.T.contiguous().T, table=TABLE),
+    "no grad": lambda x, y: sphere_product(x.detach(), y, table=TABLE),
+    "gradients": lambda x, y: torch.cat(torch.autograd.grad(sphere_product(x, y, table=TABLE).sin().sum(), (x, y))),
+    "one gradient": lambda x, y: torch.autograd.grad(sphere_product(x, y, table=TABLE).sin().sum(), y)[0],
+}
+
+
+@pytest.mark.parametrize("alike", ALIKE)
+def test_what_ran_before_has_no_part_in_a_call(alike, monkeypatch):
+    def run():
+        x, y = draw(3, 4).requires_grad_(), draw(3, 4).requires_grad_()
+        return ALIKE[alike](x, y)
+
+    for op in (sphere_product_op, sphere_product_bwd):
+        monkeypatch.setattr(op, "_runs", {})
+    expected = run()
+    for other in ALIKE.values():
+        other(draw(3, 4).requires_grad_(), draw(3, 4).requires_grad_())
+    kinds = len(sphere_product_op._runs), len(sphere_product_bwd._runs)
+    again = run()
+    assert again.dtype == expected.dtype and torch.equal(again, expected)
+    assert kinds == (len(sphere_product_op._runs), len(sphere_product_bwd._runs))  # nothing was checked again
+
+
+REFUSED = {
+    "rows": (lambda x, lists: (x[:2], *lists, "auto"), "x must be"),
+    "dtype": (lambda x, lists: (x.int(), *lists, "auto"), "must be float32 or float64"),
+    "dimensions": (lambda x, lists: (x[None], *lists, "auto"), "must be"),
+    "lists of another dtype": (lambda x, lists: (x, *(t.int() for t in lists), "auto"), "index must be int64"),
+    "a device": (lambda x, lists: (x, *(t.to("meta") for t in lists), "auto"), None),
+    "a backend": (lambda x, lists: (x, *lists, "cuda9"), "backend must be one of"),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_bad_input_after_good_is_refused(refused):
+    x = draw(3, 4)
+    arguments, message = REFUSED[refused]
+    for _ in range(2):
+        segment_sum_op(x, *LISTS, "auto")
+        with pytest.raises((ValueError, RuntimeError, NotImplementedError), match=message):
+            segment_sum_op(*arguments(x, LISTS))
+
+
+def test_numbers_that_are_equal_are_not_alike(dispatched):
+    """1 == 1.0 == True, but the dispatcher takes one of them."""
+    p, (table, grid, slots) = draw(2, 3, 4), TABLE.on("cpu")
+    vn_leaky_relu_op(p, p, None, None, None, None, 1.0, 0.0, "auto")
+    vn_leaky_relu_op(p, p, None, None, None, None, 1, 0, "auto")
+    assert dispatched == ["vn_leaky_relu"]
+    given = draw(2, 4), draw(2, 4), None, None, None, None, table, grid
+    sphere_product_op(*given, slots, False, "auto")
+    with pytest.raises(RuntimeError, match="slots"):
+        sphere_product_op(*given, tuple(map(float, slots)), False, "auto")
+
+
+def test_a_constant_that_requires_grad_is_refused_after_one_that_does_not():
+    x = [torch.zeros(2, dtype=torch.float64) for _ in range(4)]
+    arguments = *x, torch.zeros(len(ROWS), 2, dtype=torch.float64), *Rule(), "auto"
+    dual_update_op(*arguments)
+    x[1].requires_grad_()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="grad must be a constant"):
+            dual_update_op(*arguments)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(segment_sum_op, "_runs", {})
+    for columns in range(MOST + 10):
+        segment_sum_op(draw(3, columns), *LISTS, "auto")
+        assert 0 < len(segment_sum_op._runs) <= MOST
+
+
+@pytest.mark.parametrize("case", TINY, ids=repr)
+def test_no_tensor_is_remembered(case):
+    inputs = cast(case.inputs(generator()), case, torch.float64)
+    leaves = [inputs[n] for n in case.differentiable if inputs[n] is not None]
+    kept = [weakref.ref(x) for x in leaves or inputs.values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    smooth = [o.sum() for o in as_list(case.op(*inputs.values(), BACKEND)) if o.requires_grad]
+    if smooth:
+        torch.autograd.grad(smooth, leaves, allow_unused=True)
+    del inputs, leaves, smooth
+    gc.collect()
+    assert kept and not [r for r in kept if r() is not None]
 
 
 def test_threads_have_modes_of_their_own(dispatched):

@@ -142,7 +142,7 @@ class _Operator:
     def forward(self, *arguments):
         *arguments, backend = arguments
         self.split(self.op, arguments)
-        return self.chosen(self.op, backend, arguments[0]).forward(*arguments)
+        return self.chosen(self.op, backend, arguments[0]).forward
 
     def forward_fake(self, *arguments):
         return arguments[0].new_empty(self.split(self.op, arguments[:-1]).leaves[0].shape)
@@ -150,7 +150,7 @@ class _Operator:
     def backward(self, *arguments):
         *arguments, backend = arguments
         self.check_backward(*arguments)
-        return self.chosen(f"{self.op}_bwd", backend, arguments[0]).backward(*arguments)
+        return self.chosen(f"{self.op}_bwd", backend, arguments[0]).backward
 
     def backward_fake(self, *arguments):
         leaves = self.check_backward(*arguments[:-1]).leaves
@@ -159,7 +159,7 @@ class _Operator:
     def second(self, *arguments):
         *arguments, backend = arguments
         self.check_second(*arguments)
-        return self.chosen(f"{self.op}_bwd_bwd", backend, arguments[0]).second(*arguments)
+        return self.chosen(f"{self.op}_bwd_bwd", backend, arguments[0]).second
 
     def second_fake(self, *arguments):
         leaves = [arguments[2], *self.check_second(*arguments[:-1]).leaves]

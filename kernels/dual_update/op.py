@@ -1,5 +1,6 @@
 """dual_update and dual_step: schemas, checks and fakes. All are constants: an optimiser's step has no derivative."""
 
+import functools
 import math
 from types import SimpleNamespace
 
@@ -53,7 +54,7 @@ def _check(gamma: Tensor, grad: Tensor, multiplier: Tensor, slack: Tensor, momen
 def _forward(*args):
     *inputs, backend = args
     _check(*inputs)
-    return pick(_OP, BACKENDS, backend, args[0]).forward(*inputs)
+    return pick(_OP, BACKENDS, backend, args[0]).forward
 
 
 def _fake(*args):
@@ -87,7 +88,8 @@ def _step(gammas, grads, multiplier, slack, moments, group, numbers, backend) ->
     gamma, grad = _joined(gammas), _joined(grads)
     found = None
     for place, rule in enumerate(_rules(numbers)):
-        new = _forward(gamma, grad, multiplier, slack, moments, *rule, backend)
+        inputs = gamma, grad, multiplier, slack, moments, *rule
+        new = _forward(*inputs, backend)(*inputs)
         found = new if found is None else [torch.where(group == place, *pair) for pair in zip(new, found, strict=True)]
     parts = found[0].split([x.numel() for x in gammas])
     # in place, so that a captured CUDA graph goes on from its own results
@@ -104,7 +106,7 @@ def _step_fake(gammas, grads, multiplier, slack, moments, group, numbers, backen
 dual_step = define(
     "dual_step(Tensor(a!)[] gammas, Tensor[] grads, Tensor(b!) multiplier, Tensor(c!) slack, Tensor(d!) moments,"
     " Tensor group, float[] numbers, str backend) -> ()",
-    _step, _step_fake,
+    lambda *arguments: functools.partial(_step, backend=arguments[-1]), _step_fake,
 )
 
 

@@ -74,7 +74,7 @@ def _check_bwd(op: str, g_coordinates: Tensor, g_features: Tensor, *arguments) -
 def _forward(*args):
     *inputs, backend = args
     _check("egnn_message", Arguments(*inputs[:-1]))
-    return pick("egnn_message", BACKENDS, backend, args[0]).forward(*inputs)
+    return pick("egnn_message", BACKENDS, backend, args[0]).forward
 
 
 def _forward_fake(*args):
@@ -89,7 +89,7 @@ def _forward_fake(*args):
 def _backward(*args):
     *inputs, backend = args
     _check_bwd("egnn_message_bwd", *inputs)
-    return pick("egnn_message", BACKENDS, backend, args[0]).backward(*inputs)
+    return pick("egnn_message", BACKENDS, backend, args[0]).backward
 
 
 def _backward_fake(*args):

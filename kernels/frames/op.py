@@ -59,7 +59,7 @@ def _check(pos: Tensor, weight: Tensor | None, ptr: Tensor, seed: Tensor | None,
 
 def _forward(*args):
     _check(*args[:-1])
-    return pick(_OP, BACKENDS, args[-1], args[0]).forward(*args[:-1])
+    return pick(_OP, BACKENDS, args[-1], args[0]).forward
 
 
 def _fake(*args):
@@ -107,7 +107,7 @@ def _check_concat_bwd(g: Tensor, g_frames: Tensor, v: Tensor, vectors: Tensor, p
 
 def _concat(*args):
     _check_concat(*args[:-1])
-    return pick(_CONCAT, BACKENDS, args[-1], args[0]).concat(*args[:-1])
+    return pick(_CONCAT, BACKENDS, args[-1], args[0]).concat
 
 
 def _concat_fake(x, v, vectors, ptr, channels, seed, improper, tolerance, backend):
@@ -119,7 +119,7 @@ def _concat_fake(x, v, vectors, ptr, channels, seed, improper, tolerance, backen
 
 def _concat_bwd(*args):
     _check_concat_bwd(*args[:-1])
-    return pick("frame_concat_bwd", BACKENDS, args[-1], args[0]).concat_backward(*args[:-1])
+    return pick("frame_concat_bwd", BACKENDS, args[-1], args[0]).concat_backward
 
 
 def _concat_bwd_fake(*args):

@@ -57,7 +57,7 @@ def _check(x: Tensor, ptr: Tensor, longest: int, k: int, include_self: bool) -> 
 
 def _forward(x, ptr, longest, k, include_self, backend):
     _check(x, ptr, longest, k, include_self)
-    return pick(_OP, BACKENDS, backend, x).forward(x, ptr, longest, k, include_self)
+    return pick(_OP, BACKENDS, backend, x).forward
 
 
 def _fake(x, ptr, longest, k, include_self, backend):

@@ -60,7 +60,7 @@ def _check(pos: Tensor, batch: Tensor, cell: Tensor | None, pbc: Tensor | None, 
 @torch._disable_dynamo  # what custom_op does: behind a break of the graph, dynamo would trace into the implementation
 def _forward(pos, batch, cell, pbc, r, loop, most, backend):
     _check(pos, batch, cell, pbc, r, most)
-    return pick(_OP, BACKENDS, backend, pos).forward(pos, batch, cell, pbc, r, loop, most)
+    return torch._disable_dynamo(pick(_OP, BACKENDS, backend, pos).forward)
 
 
 def _fake(pos, batch, cell, pbc, r, loop, most, backend):

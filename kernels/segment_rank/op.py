@@ -50,7 +50,7 @@ def _check(score: Tensor, ptr: Tensor, seed: Tensor, longest: int, tolerance: fl
 
 def _rank(*args):
     _check(*args[:-1])
-    return pick(_OP, BACKENDS, args[-1], args[0]).forward(*args[:-1])
+    return pick(_OP, BACKENDS, args[-1], args[0]).forward
 
 
 def _rank_fake(*args):
@@ -89,7 +89,7 @@ def _check_concat_bwd(g: Tensor, rank: Tensor, order: Tensor, ptr: Tensor, rows:
 
 def _concat(*args):
     _check_concat(*args[:-1])
-    return pick(_CONCAT, BACKENDS, args[-1], args[0]).concat(*args[:-1])
+    return pick(_CONCAT, BACKENDS, args[-1], args[0]).concat
 
 
 def _concat_fake(x, table, rank, order, ptr, backend):
@@ -99,7 +99,7 @@ def _concat_fake(x, table, rank, order, ptr, backend):
 
 def _concat_bwd(*args):
     _check_concat_bwd(*args[:-1])
-    return pick("rank_concat_bwd", BACKENDS, args[-1], args[0]).concat_backward(*args[:-1])
+    return pick("rank_concat_bwd", BACKENDS, args[-1], args[0]).concat_backward
 
 
 def _concat_bwd_fake(g, rank, order, ptr, rows, backend):

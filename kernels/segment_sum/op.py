@@ -53,7 +53,7 @@ def _check_gather(g, index, order, ptr):
 
 def _sum(x, index, order, ptr, backend):
     _check_sum(x, index, order, ptr)
-    return pick("segment_sum", BACKENDS, backend, x).forward(x, index, order, ptr)
+    return pick("segment_sum", BACKENDS, backend, x).forward
 
 
 def _sum_fake(x, index, order, ptr, backend):
@@ -63,7 +63,7 @@ def _sum_fake(x, index, order, ptr, backend):
 
 def _gather(g, index, order, ptr, backend):
     _check_gather(g, index, order, ptr)
-    return pick("segment_sum", BACKENDS, backend, g).backward(g, index, order, ptr)
+    return pick("segment_sum", BACKENDS, backend, g).backward
 
 
 def _gather_fake(g, index, order, ptr, backend):

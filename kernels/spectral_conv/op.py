@@ -53,7 +53,7 @@ def _gradients_like(x: Tensor, weight: Tensor, needs) -> tuple[Tensor, Tensor]:
 
 def _forward(x, weight, backend):
     _check("spectral_conv", x, weight)
-    return pick("spectral_conv", BACKENDS, backend, x).forward(x, weight)
+    return pick("spectral_conv", BACKENDS, backend, x).forward
 
 
 def _forward_fake(x, weight, backend):
@@ -64,7 +64,7 @@ def _forward_fake(x, weight, backend):
 def _backward(g, x, weight, needs, backend):
     _check("spectral_conv_bwd", x, weight, g)
     _check_needs("spectral_conv_bwd", needs)
-    return pick("spectral_conv_bwd", BACKENDS, backend, x).backward(g, x, weight, needs)
+    return pick("spectral_conv_bwd", BACKENDS, backend, x).backward
 
 
 def _backward_fake(g, x, weight, needs, backend):
@@ -106,7 +106,7 @@ def _backward_rule(ctx, *cotangents):
 
 def _time(x, weight, slope, backend):
     _check_time("time_conv", x, weight, slope)
-    return pick("time_conv", BACKENDS, backend, x).time_forward(x, weight, slope)
+    return pick("time_conv", BACKENDS, backend, x).time_forward
 
 
 def _time_fake(x, weight, slope, backend):
@@ -117,7 +117,7 @@ def _time_fake(x, weight, slope, backend):
 def _time_backward(g, positive, x, weight, slope, needs, backend):
     _check_time("time_conv_bwd", x, weight, slope, g, positive)
     _check_needs("time_conv_bwd", needs)
-    return pick("time_conv_bwd", BACKENDS, backend, x).time_backward(g, positive, x, weight, slope, needs)
+    return pick("time_conv_bwd", BACKENDS, backend, x).time_backward
 
 
 def _time_backward_fake(g, positive, x, weight, slope, needs, backend):

@@ -85,7 +85,7 @@ def _pick(op: str, backend: str, x: Tensor):
 
 def _forward(*args):
     _check_forward(*args)
-    return _pick("sphere_activation", args[-1], args[0]).forward(*args[:-1])
+    return _pick("sphere_activation", args[-1], args[0]).forward
 
 
 def _forward_fake(*args):
@@ -95,7 +95,7 @@ def _forward_fake(*args):
 
 def _backward(*args):
     _check_backward(*args)
-    return _pick("sphere_activation_bwd", args[-1], args[0]).backward(*args[:-1])
+    return _pick("sphere_activation_bwd", args[-1], args[0]).backward
 
 
 def _backward_fake(*args):
@@ -105,7 +105,7 @@ def _backward_fake(*args):
 
 def _second(*args):
     _check_second(*args)
-    return _pick("sphere_activation_bwd_bwd", args[-1], args[3]).second(*args[:-1])
+    return _pick("sphere_activation_bwd_bwd", args[-1], args[3]).second
 
 
 def _second_fake(*args):

@@ -161,7 +161,7 @@ def register(name: str, backends: dict):
     def forward(*args):
         *inputs, backend = args
         _check(name, args[:MOST], *inputs[MOST:MOST + 3], backend)
-        return pick(name, backends, backend, args[0]).forward(*inputs)
+        return pick(name, backends, backend, args[0]).forward
 
     def forward_fake(*args):
         _, slots, channels = _check(name, args[:MOST], *args[MOST:MOST + 3], args[-1])
@@ -172,7 +172,7 @@ def register(name: str, backends: dict):
 
     def backward(*args):
         check_backward(*args)
-        return pick(op_bwd, backends, args[-1], args[0]).backward(*args[:-1])
+        return pick(op_bwd, backends, args[-1], args[0]).backward
 
     def backward_fake(*args):
         check_backward(*args)

@@ -93,7 +93,7 @@ def _check_bwd(op: str, g: Tensor, *arguments) -> Arguments:
 def _forward(*args):
     *inputs, backend = args
     _check("steerable_message", Arguments(*inputs))
-    return pick("steerable_message", BACKENDS, backend, args[0]).forward(*inputs)
+    return pick("steerable_message", BACKENDS, backend, args[0]).forward
 
 
 def _forward_fake(*args):
@@ -104,7 +104,7 @@ def _forward_fake(*args):
 def _backward(*args):
     *inputs, backend = args
     _check_bwd("steerable_message_bwd", *inputs)
-    return pick("steerable_message", BACKENDS, backend, args[0]).backward(*inputs)
+    return pick("steerable_message", BACKENDS, backend, args[0]).backward
 
 
 def _backward_fake(*args):

@@ -1,6 +1,7 @@
 """tensor_product_conv: schema, checks, fakes and derivatives."""
 
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -75,23 +76,26 @@ def _check_bwd(op, g, *rest) -> None:
         fail(op, "needs", "three bools (x1, x2, weight)", list(needs))
 
 
-def _alert_atomic(op: str, atomic: bool) -> None:
-    """As torch's own operators without a deterministic implementation do."""
-    if not atomic or not torch.are_deterministic_algorithms_enabled():
-        return
+def _alerting(op: str, compute: Callable) -> Callable:
+    """`compute`, with what torch's own operators without a deterministic implementation do at every call."""
     message = (f"{op}: atomic=True does not have a deterministic implementation, but "
                "'torch.use_deterministic_algorithms(True)' is set; leave atomic=False")
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        raise RuntimeError(message)
-    warnings.warn(message, stacklevel=3)
+
+    def alerting(*inputs):
+        if torch.are_deterministic_algorithms_enabled():
+            if not torch.is_deterministic_algorithms_warn_only_enabled():
+                raise RuntimeError(message)
+            warnings.warn(message, stacklevel=3)
+        return compute(*inputs)
+
+    return alerting
 
 
 def _forward(*args):
     *inputs, atomic, backend = args
     _check("tensor_product_conv", *inputs)
-    _alert_atomic("tensor_product_conv", atomic)
-    chosen = pick("tensor_product_conv", BACKENDS, backend, args[0], (args[2], args[11], args[12]))
-    return chosen.forward(*inputs, atomic)
+    compute = pick("tensor_product_conv", BACKENDS, backend, args[0], (args[2], args[11], args[12])).forward
+    return _alerting("tensor_product_conv", compute) if atomic else compute
 
 
 def _forward_fake(*args):
@@ -102,9 +106,8 @@ def _forward_fake(*args):
 def _backward(*args):
     *inputs, atomic, needs, backend = args
     _check_bwd("tensor_product_conv_bwd", *inputs, needs)
-    _alert_atomic("tensor_product_conv_bwd", atomic)
-    chosen = pick("tensor_product_conv_bwd", BACKENDS, backend, args[1], (args[3], args[12], args[13]))
-    return chosen.backward(*inputs, atomic, needs)
+    compute = pick("tensor_product_conv_bwd", BACKENDS, backend, args[1], (args[3], args[12], args[13])).backward
+    return _alerting("tensor_product_conv_bwd", compute) if atomic else compute
 
 
 def _backward_fake(*args):

@@ -45,7 +45,7 @@ def _check_stats_bwd(g_mean, g_var, p, neighbours, mean, backend) -> None:
 
 def _stats(p, neighbours, backend):
     _check_edges("vn_edge_stats", p, neighbours, backend)
-    return pick("vn_edge_stats", BACKENDS, backend, p).stats(p, neighbours)
+    return pick("vn_edge_stats", BACKENDS, backend, p).stats
 
 
 def _stats_fake(p, neighbours, backend):
@@ -55,7 +55,7 @@ def _stats_fake(p, neighbours, backend):
 
 def _stats_bwd(*args):
     _check_stats_bwd(*args)
-    return pick("vn_edge_stats_bwd", BACKENDS, args[-1], args[2]).stats_backward(*args[:-1])
+    return pick("vn_edge_stats_bwd", BACKENDS, args[-1], args[2]).stats_backward
 
 
 def _stats_bwd_fake(*args):
@@ -111,7 +111,7 @@ def _check_conv(op, p, d, neighbours, mean, var, weight, bias, selected, eps, sl
 
 def _conv(*args):
     _check_conv("vn_edge_conv", *args)
-    return pick("vn_edge_conv", BACKENDS, args[-1], args[0]).forward(*args[:-1])
+    return pick("vn_edge_conv", BACKENDS, args[-1], args[0]).forward
 
 
 def _conv_fake(*args):
@@ -134,7 +134,7 @@ def _differentiable(inputs) -> tuple[Tensor, ...]:
 
 def _conv_bwd(*args):
     _check_conv_bwd(*args)
-    return pick("vn_edge_conv_bwd", BACKENDS, args[-1], args[0]).backward(*args[:-1])
+    return pick("vn_edge_conv_bwd", BACKENDS, args[-1], args[0]).backward
 
 
 def _conv_bwd_fake(*args):
@@ -194,7 +194,7 @@ def _check_select(p, d, neighbours, mean, var, weight, bias, pool_weight, eps, s
 
 def _select(*args):
     _check_select(*args)
-    return pick("vn_edge_select", BACKENDS, args[-1], args[0]).select(*args[:-1])
+    return pick("vn_edge_select", BACKENDS, args[-1], args[0]).select
 
 
 def _select_fake(*args):

@@ -85,7 +85,7 @@ def _width(weight: Tensor, edge: bool) -> int:
 
 def _forward(*args):
     _check_forward(*args)
-    return pick("vn_linear", BACKENDS, args[-1], args[0]).forward(*args[:-1])
+    return pick("vn_linear", BACKENDS, args[-1], args[0]).forward
 
 
 def _forward_fake(*args):
@@ -95,7 +95,7 @@ def _forward_fake(*args):
 
 def _backward(*args):
     _check_backward(*args)
-    return pick("vn_linear", BACKENDS, args[-1], args[0]).backward(*args[:-1])
+    return pick("vn_linear", BACKENDS, args[-1], args[0]).backward
 
 
 def _backward_fake(*args):
@@ -153,7 +153,7 @@ def _check_stats_bwd(g_mean, g_var, p, mean, backend) -> None:
 
 def _stats(p, backend):
     check_rows("vn_norm_stats", backend, p, 3)
-    return pick("vn_norm_stats", BACKENDS, backend, p).stats(p)
+    return pick("vn_norm_stats", BACKENDS, backend, p).stats
 
 
 def _stats_fake(p, backend):
@@ -168,7 +168,7 @@ def stats_like(p: Tensor, channels: int) -> tuple[Tensor, Tensor]:
 
 def _stats_bwd(*args):
     _check_stats_bwd(*args)
-    return pick("vn_norm_stats_bwd", BACKENDS, args[-1], args[2]).stats_backward(*args[:-1])
+    return pick("vn_norm_stats_bwd", BACKENDS, args[-1], args[2]).stats_backward
 
 
 def _stats_bwd_fake(*args):
@@ -218,7 +218,7 @@ def _check_relu(op, p, d, mean, var, weight, bias, eps, slope, backend, g=None) 
 
 def _relu(*args):
     _check_relu("vn_leaky_relu", *args)
-    return pick("vn_leaky_relu", BACKENDS, args[-1], args[0]).leaky_relu(*args[:-1])
+    return pick("vn_leaky_relu", BACKENDS, args[-1], args[0]).leaky_relu
 
 
 def _relu_fake(*args):
@@ -235,7 +235,7 @@ def _check_relu_bwd(g, *args) -> None:
 
 def _relu_bwd(*args):
     _check_relu_bwd(*args)
-    return pick("vn_leaky_relu_bwd", BACKENDS, args[-1], args[0]).leaky_relu_backward(*args[:-1])
+    return pick("vn_leaky_relu_bwd", BACKENDS, args[-1], args[0]).leaky_relu_backward
 
 
 def _relu_bwd_fake(*args):
