@@ -45,10 +45,12 @@ Products (--suite products), forward and backward, docs/products.md. A --case is
   layers             Clebsch-Gordan products (ace_fast's and e3nn's), Gaunt products on a grid, by Fourier series and
                      with the Poisson bracket, CP factors of several ranks: time, memory, paths, independent maps and
                      equivariance error; cases L1 to L10, or L2_C64@1000 with channels and rows
-  grid               sphere_product beside plain PyTorch, matrix products and einsum; cases grid_L1 to grid_L6
+  grid               sphere_product beside plain PyTorch, matrix products and einsum; cases grid_L1 to grid_L10, without
+                     a --case to L6 on a CPU
   cp                 TDNTensorProduct beside e3nn's TensorProduct, "uuu", 64 channels; cases cp_L1 to cp_L4
   forms              the dense, mirrored, separable and sparse form of sphere_product, with their operations; cases
-                     forms_L1 to forms_L16
+                     forms_L1 to forms_L16; not on a GPU, which takes the dense one
+On a GPU plain versions run under torch.compile too (--no-compile: not), and times are those of captured kernels.
 
 Before anything is timed its outputs and gradients are compared with the reference in float64 on the very tensors that
 are timed; what is wrong gets a row with `error` and no time, and the exit status is 1. Versions run in turn, round
@@ -94,6 +96,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--json", metavar="FILE", help="the run's file, default <device>-<time>.json in bench/results or bench-results")
     add("--gpu-day", metavar="FOLDER", nargs="?", const="bench-results",
         help="on a machine with a GPU, into FOLDER: build, tests, benchmarks; under 10 minutes")
+    add("--budget", type=float, metavar="S", default=gpu_day.BUDGET_S, help="seconds of --gpu-day as a whole")
     add("--parts", metavar="A,B", help="only these parts of --gpu-day: " + ", ".join(gpu_day.parts(Path(), Path())))
     return parser
 
@@ -106,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         names, known = a.parts.split(",") if a.parts else None, gpu_day.parts(Path(), Path())
         if wrong := [name for name in names or () if name not in known]:
             parser.error(f"--parts must be of {', '.join(known)}, got {wrong[0]!r}")
-        return gpu_day.main(Path(a.gpu_day), names)
+        return gpu_day.main(Path(a.gpu_day), names, a.budget)
     _check(parser, a)
     if a.threads:
         torch.set_num_threads(a.threads)

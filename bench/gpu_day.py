@@ -22,7 +22,13 @@ from . import machine, results
 
 REQUIRED = "reference,cpu,triton,cuda"
 BUDGET_S = 570
-WORKERS = "8"  # test processes that share the GPU
+WORKERS = str(min(16, os.cpu_count() or 1))  # test processes that share the GPU
+# Tests that run on the GPU, the most telling first. Those of the sanitizer are a part of their own.
+ON_GPU = ("test_cuda", "test_cuda_graph", "test_gpu", "test_matmul_precision", "test_training_steps",
+          "test_train_shards", "test_shards", "test_segment_sum", "test_equivalence")
+CHOSEN = ("(test_equivalence and (cuda-cuda or cuda-triton or required)) or ((test_cuda or test_gpu or "
+          "test_matmul_precision or test_segment_sum) and not sanitizer) or gpu or captured_training")
+SPHERE = "(cuda-cuda or cuda-triton) and (sphere_product or cp_product)"
 STEPS = ("nbody_segnn", "qm9_segnn", "qm9_schnet", "mocap_egno", "md17_schnet", "modelnet_vndgcnn")
 LOG_LINES = 60
 LOG_BYTES = 4 * 2**20  # of each log
@@ -39,20 +45,28 @@ class Part(NamedTuple):
 def parts(root: Path, folder: Path) -> dict[str, Part]:
     """All parts in the order in which they run; rows go to `folder`."""
     bench = [sys.executable, "-m", __package__, "--device", "cuda"]
-    tests = [sys.executable, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:benchmark"]
+    tests = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-n", WORKERS, "-p", "no:benchmark"]
     brief = ["--no-compile", "--repeats", "9"]
     rows = lambda name: ["--json", str(folder / f"{name}.json")]  # noqa: E731
-    on_gpu = sorted(str(p) for p in (root / "tests").glob("test_*.py") if "cuda" in p.read_text())
+    of = lambda name: str(root / "tests" / f"{name}.py")  # noqa: E731
+    suite = [*bench, "--suite", "products", "--case"]
+    warm = [sys.executable, "-m", f"{__package__}.products_warm"]
     products = ["tensor_product", "tensor_product_conv", "steerable_message"]
     return {
         "build": Part([sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(root)],
                       100),
-        "tests": Part([*tests, *on_gpu], 120),
-        "suite": Part([*bench, "--quick", *rows("suite")], 150),
+        "tests": Part([*tests, *map(of, ON_GPU), "-k", CHOSEN], 140),
+        "warm": Part([*warm, "grid", "cp", "layers"], 50),
+        "grid": Part([*suite, "grid", *rows("grid")], 80),
+        "layers": Part([*suite, "layers", *rows("layers")], 70),
+        "cp": Part([*suite, "cp", *rows("cp")], 30),
+        "suite": Part([*bench, "--quick", *rows("suite")], 100),
         "protocols": Part([*bench, *brief, "--protocol", "O1", "O2", "O8", "F1", *rows("protocols")], 80),
         "workloads": Part([*bench, *brief, "--workload", *STEPS, *rows("workloads")], 70),
         "operators": Part([*bench, "--op", *products, *rows("operators")], 50),
         # what is left of the time goes to what is asked for by name
+        "tests-sphere": Part([*tests, of("test_equivalence"), "-k", SPHERE], 60),
+        "sanitizer": Part([sys.executable, "-m", "pytest", "-q", "-n", "3", of("test_cuda"), "-k", "sanitizer"], 120),
         "tests-all": Part([*tests, "tests"], 300),
         "tests-aot": Part([*tests, "tests/aot"], 150),
         "clouds": Part([*bench, "--workload", "modelnet_vndgcnn", "knn", "vn_edge_conv", "vn_linear", "--no-compile",
@@ -67,11 +81,11 @@ def parts(root: Path, folder: Path) -> dict[str, Part]:
     }
 
 
-DEFAULT = ("build", "tests", "suite", "protocols", "workloads", "operators")
+DEFAULT = ("build", "tests", "warm", "grid", "layers", "cp", "suite")
 
 
-def main(folder: Path, names: list[str] | None = None) -> int:
-    """Runs the parts `names` into `folder`; the exit status is 1 where one failed."""
+def main(folder: Path, names: list[str] | None = None, budget_s: float = BUDGET_S) -> int:
+    """Runs the parts `names` into `folder` in so many seconds; the exit status is 1 where one failed."""
     if not torch.cuda.is_available():
         return _refuse("a GPU, torch sees none; use --workload, --protocol and --operators on the CPU")
     root = Path(__file__).resolve().parents[1]
@@ -86,7 +100,7 @@ def main(folder: Path, names: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as kept:
         every, work = parts(root, Path(kept)), Path(kept)
         for name in names or DEFAULT:
-            limit = min(every[name].limit_s, BUDGET_S - (time.monotonic() - started))
+            limit = min(every[name].limit_s, budget_s - (time.monotonic() - started))
             found[name] = {"status": "running", "seconds": None}
             save = lambda: write(folder, about, found, work)  # noqa: E731, B023
             found[name] = run(every[name].command, work / f"{name}.txt", limit, root, environment, save)
@@ -121,7 +135,7 @@ def run(command: list[str], log: Path, limit_s: float, cwd: Path, environment: d
     """Runs one part with its output in `log`: {"status": exit status or reason, "seconds": ...}."""
     start = time.monotonic()
     if limit_s <= 0:
-        return {"status": f"not run: the {BUDGET_S} s are used up", "seconds": 0.0}
+        return {"status": "not run: the time is used up", "seconds": 0.0}
     seconds = lambda: round(time.monotonic() - start, 1)  # noqa: E731
     with log.open("w") as out:
         try:

@@ -14,6 +14,8 @@ class Group(NamedTuple):
     channels: tuple[int, ...]
     rows: tuple[int, ...]  # by degree, the last for all above; or how many numbers an input holds, where `numbers`
     numbers: bool = False
+    on_cpu: int = 99  # of the degrees, those that run by themselves on a CPU and on a GPU
+    on_gpu: int = 99
 
     def rows_of(self, lmax: int, channels: int) -> int:
         """The rows of a case that names none."""
@@ -24,9 +26,9 @@ class Group(NamedTuple):
 
 GROUPS = {
     "layers": Group(10, (16,), (2**19,), True),
-    "grid": Group(6, (1, 64), (10_000,)),
+    "grid": Group(10, (1, 64), (10_000,), on_cpu=6),
     "cp": Group(4, (64,), (10_000, 10_000, 4_000, 2_000)),
-    "forms": Group(16, (16,), (2**18,), True),
+    "forms": Group(16, (16,), (2**18,), True, on_gpu=0),  # a GPU takes one form
 }
 
 
@@ -43,8 +45,8 @@ class Case(NamedTuple):
         return f"{prefix}L{self.lmax}_C{self.channels}@{self.rows}"
 
 
-def cases(named: str | None = None, quick: bool = False) -> Iterator[Case]:
-    """The cases of a group, the one case that is named, or all.
+def cases(named: str | None = None, quick: bool = False, device: str = "cpu") -> Iterator[Case]:
+    """The cases of a group, the one case that is named, or all that run on this device.
 
     Raises:
         ValueError: no group and no case.
@@ -54,8 +56,9 @@ def cases(named: str | None = None, quick: bool = False) -> Iterator[Case]:
         return
     for name in [named] if named else GROUPS:
         group = GROUPS[name]
+        most = min(group.most, group.on_cpu if device == "cpu" else group.on_gpu, QUICK if quick else group.most)
         for channels in group.channels:
-            for lmax in range(1, 1 + (QUICK if quick else group.most)):
+            for lmax in range(1, 1 + most):
                 rows = group.rows_of(lmax, channels)
                 yield Case(name, lmax, channels, max(1, rows // 16) if quick else rows)
 

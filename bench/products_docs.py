@@ -26,8 +26,9 @@ def of_suite(found: Sequence[Row], protocol: str = "products") -> dict[str, list
     devices: dict[str, list[Row]] = {}
     for row in sorted((row for row in found if row.get("protocol") == protocol and not row.get("error")),
                       key=lambda row: (row["channels"], row["degree"])):
-        threads = "one thread" if row["threads"] == 1 else f"{row['threads']} threads"
-        devices.setdefault(f"{row['device_name']}, {threads}; {row['dtype']}", []).append(row)
+        threads = ", one thread" if row["threads"] == 1 else f", {row['threads']} threads"
+        on = threads if row["device"] == "cpu" else ""
+        devices.setdefault(f"{row['device_name']}{on}; {row['dtype']}", []).append(row)
     return devices
 
 
@@ -39,8 +40,17 @@ def tables(found: Sequence[Row], protocol: str, block: Callable[[list[Row]], lis
         rounds = [row[key] for row in rows for key in row if key == "rounds" or key.endswith("_rounds")]
         slow = f" (slow versions: {min(rounds)} or more)" if min(rounds) < max(rounds) else ""
         parts += [f"{device}. Forward and backward, medians of {max(rounds)} rounds{slow}; ours timed twice differs by "
-                  f"{noise} at most:", "", *block(rows), ""]
+                  f"{noise} at most{_how(rows)}:", "", *block(rows), ""]
     return "\n".join(parts).strip() or NOTHING
+
+
+def _how(rows: list[Row]) -> str:
+    """What the times of a GPU are."""
+    if rows[0]["device"] == "cpu":
+        return ""
+    calls = [f"L = {row['degree']}" for row in rows if "uncaptured" in row]
+    but = f" (whole calls at {', '.join(calls)})" if calls else ""
+    return f". Kernels alone, replayed as CUDA graphs from cold caches{but}"
 
 
 def layers(rows: list[Row]) -> list[str]:
@@ -70,7 +80,7 @@ def _findings(rows: list[Row]) -> list[str]:
              "Cheapest for an independent map: "
              f"{_cheapest(rows, lambda row, version: row[f'{version}_ms'] / row[f'{version}_maps'])}.",
              f"e3nn's Clebsch-Gordan product takes {_span(rows, 'eager', 'fast', 'ms')} times as long as ours and "
-             f"{_span(rows, 'eager', 'fast', 'mb')} times the memory.",
+             f"{_span(rows, 'eager', 'fast', 'mb')} times the memory{_compiled(rows)}.",
              "By Fourier series a Gaunt product takes "
              f"{_span(rows, 'gaunt_fourier', 'gaunt_grid', 'ms')} times as long as on a grid and "
              f"{_span(rows, 'gaunt_fourier', 'gaunt_grid', 'mb')} times the memory."]
@@ -92,6 +102,15 @@ def _cheapest(rows: list[Row], cost: Callable[[Row, str], float],
         else:
             runs.append((name, degree, degree))
     return "; ".join(f"{name} at L = {first}" + (f" to {last}" if last > first else "") for name, first, last in runs)
+
+
+def _compiled(rows: list[Row]) -> str:
+    """What torch.compile makes of e3nn's product, where it was timed."""
+    degrees = [row["degree"] for row in rows if f"{products.ECOMPILED}_ms" in row]
+    if not degrees:
+        return ""
+    return (f"; under torch.compile, to L = {max(degrees)}, {_span(rows, products.ECOMPILED, 'fast', 'ms')} times as "
+            "long")
 
 
 def _span(rows: list[Row], more: str, less: str, key: str) -> str:

@@ -6,6 +6,8 @@ from ace_fast.kernels.sphere_product.tables import FORMS
 from ace_fast.report import svg, units
 from ace_fast.report.chart import Lines, Series
 
+from . import products, products_kernels
+
 Row = dict[str, Any]
 
 _OVERTAKES = (("mirrored", "dense"), ("separable", "dense"), ("separable", "mirrored"), ("mirrored", "sparse"))
@@ -13,30 +15,38 @@ _COLOURS = dict(zip(FORMS, ("eager", "c0", "ours", "c2"), strict=True))
 
 
 def grid(rows: list[Row]) -> list[str]:
-    """Channels, degree: the plain versions, ours, how many times as fast as the better one, and memory likewise."""
-    lines = ["| channels | L, rows | points | matrix products | einsum | fused | faster | memory, plain | memory, "
-             "fused | less |", "|---|---|---|---|---|---|---|---|---|---|"]
+    """Channels, degree: the plain versions, ours, how many times as fast as the best plain one, and memory likewise."""
+    versions = [v for v in ("eager", "eager_compiled", "einsum", "einsum_compiled", "fast", "triton")
+                if any(f"{v}_ms" in row for row in rows)]
+    called = any("fast_call" in row for row in rows)
+    columns = ["channels", "L, rows", "points", *(products.title(v, "products_grid") for v in versions), "faster",
+               "memory, plain", "memory, fused", "less", *["faster, with launches"] * called]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
-        plain = _better(row)
-        lines.append(f"| {row['channels']} | {row['degree']}, {row['rows']} | {row['points']} | " + " | ".join([
-            *(units.time(row[f"{way}_ms"]) for way in ("eager", "einsum", "fast")),
-            units.compared(row["speedup"], row["noise"]), units.memory(row[f"{plain}_mb"]),
-            units.memory(row["fast_mb"]), _times(row[f"{plain}_mb"], row["fast_mb"])]) + " |")
+        plain = row[f"{_best_plain(row)}_mb"]
+        cells = [str(row["channels"]), f"{row['degree']}, {row['rows']}", str(row["points"]),
+                 *(units.time(row.get(f"{v}_ms")) for v in versions), units.compared(row["speedup"], row["noise"]),
+                 units.memory(plain), units.memory(row["fast_mb"]), _times(plain, row["fast_mb"])]
+        if called:
+            cells.append(units.ratio(row[f"{_best_plain(row, 'call')}_call"] / row["fast_call"]))
+        lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
+    plainly = "best plain" if any("compiled" in v for v in versions) else "better plain"
     for channels in dict.fromkeys(row["channels"] for row in rows):
         members = [row for row in rows if row["channels"] == channels]
         gains = {row["degree"]: row["speedup"] for row in members}
         least, most = min(gains, key=gains.get), max(gains, key=gains.get)
-        smaller = [row[f"{_better(row)}_mb"] / row["fast_mb"] for row in members if row["fast_mb"]]
+        smaller = [row[f"{_best_plain(row)}_mb"] / row["fast_mb"] for row in members if row["fast_mb"]]
         memory = f"; memory {units.ratio(min(smaller))} to {units.ratio(max(smaller))} less" if smaller else ""
         lines.append(f"- {channels} channel{'s' * (channels > 1)}: fused is {units.ratio(gains[least])} (L = {least}) "
-                     f"to {units.ratio(gains[most])} (L = {most}) as fast as the better plain version{memory}.")
+                     f"to {units.ratio(gains[most])} (L = {most}) as fast as the {plainly} version{memory}.")
     return lines
 
 
-def _better(row: Row) -> str:
-    """The faster plain version."""
-    return min(("eager", "einsum"), key=lambda way: row[f"{way}_ms"])
+def _best_plain(row: Row, key: str = "ms") -> str:
+    """The fastest plain version."""
+    return min((way for way in products_kernels.GRID_WAYS if f"{way}_{key}" in row),
+               key=lambda way: row[f"{way}_{key}"])
 
 
 def _times(more: float, less: float) -> str:
@@ -45,13 +55,17 @@ def _times(more: float, less: float) -> str:
 
 def factors(rows: list[Row]) -> list[str]:
     """Degree: e3nn, factors of both kinds and our exact product, with how many times as fast as e3nn they are."""
-    lines = ["| L, rows | rank | e3nn, uuu | CP, rank 7 L² | faster | CP, exact | faster | Clebsch-Gordan | faster | "
-             "memory, e3nn | memory, CP |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    compiled = any("eager_compiled_ms" in row for row in rows)
+    columns = ["L, rows", "rank", "e3nn, uuu", *["e3nn, compiled"] * compiled, "CP, rank 7 L²", "faster", "CP, exact",
+               "faster", "Clebsch-Gordan", "faster", "memory, e3nn", "memory, CP"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
+        best = min(row[key] for key in ("eager_ms", "eager_compiled_ms") if key in row)
         cells = [f"{row['degree']}, {row['rows']}", str(row["rank"]), units.time(row["eager_ms"])]
+        cells += [units.time(row.get("eager_compiled_ms"))] * compiled
         for version in ("fast", "tdn_exact", "clebsch_gordan"):
             ms = row.get(f"{version}_ms")
-            cells += [units.time(ms), units.compared(row["eager_ms"] / ms, row["noise"]) if ms else units.DASH]
+            cells += [units.time(ms), units.compared(best / ms, row["noise"]) if ms else units.DASH]
         lines.append("| " + " | ".join([*cells, units.memory(row["eager_mb"]), units.memory(row["fast_mb"])]) + " |")
     return lines
 

@@ -118,9 +118,10 @@ def _protocols(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Ro
 def _products(a: argparse.Namespace, device: str, rows: Rows, roof: roofline.Roofline | None) -> None:
     found = []
     repeats = a.repeats or (QUICK_ROUNDS if a.quick else products.ROUNDS)
-    for case in products_cases.cases(a.case, a.quick):
+    compile_ = device != "cpu" and not a.quick if a.compile is None else a.compile
+    for case in products_cases.cases(a.case, a.quick, device):
         with tables.waiting(f"products {case} on {device}"):
-            found.append(rows.add(products.run(case, device, getattr(torch, a.dtype), repeats, a.quick)))
+            found.append(rows.add(products.run(case, device, getattr(torch, a.dtype), repeats, a.quick, compile_)))
     tables.products(found)
 
 

@@ -58,8 +58,15 @@ def test_parts_of_the_gpu_day(capsys, monkeypatch):
             assert str(Path("out") / f"{name}.json") in part.command
     with pytest.raises(SystemExit):
         main(["--gpu-day", "out", "--parts", "build,nothing"])
-    assert "--parts must be of build, tests, suite, " in capsys.readouterr().err
+    assert "--parts must be of build, tests, warm, " in capsys.readouterr().err
     asked = []
-    monkeypatch.setattr(gpu_day, "main", lambda folder, names: asked.append((folder, names)) or 0)
-    assert main(["--gpu-day", "out", "--parts", "build,tests"]) == main(["--gpu-day"]) == 0
-    assert asked == [(Path("out"), ["build", "tests"]), (Path("bench-results"), None)]
+    monkeypatch.setattr(gpu_day, "main", lambda *given: asked.append(given) or 0)
+    assert main(["--gpu-day", "out", "--parts", "build,tests", "--budget", "40"]) == main(["--gpu-day"]) == 0
+    assert asked == [(Path("out"), ["build", "tests"], 40.0), (Path("bench-results"), None, gpu_day.BUDGET_S)]
+
+
+def test_chosen_tests_are_there():
+    files = [ROOT / "tests" / f"{name}.py" for name in gpu_day.ON_GPU]
+    assert all(file.is_file() for file in files)
+    for word in ("def test_required_backends", "def test_sanitizer", "def test_captured_training", "def test_a_gpu_"):
+        assert any(word in file.read_text() for file in files)
