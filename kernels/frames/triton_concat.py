@@ -264,7 +264,7 @@ def concat_backward(g: Tensor, g_frames: Tensor, v: Tensor, vectors: Tensor, ptr
     block, height = _widths(channels.shape[0], LANES)
     launch(frame_concat_bwd_kernel, (cdiv(total, height),), sums.contiguous(), g_frames.contiguous(), v, frames,
            channels.contiguous(), g_v, g_turn, sets, total, width, channels.shape[0], BS=height, BP=block,
-           num_warps=LANES // 32, device=g.device)
+           num_warps=LANES // 32, maxnreg=255, device=g.device)
     found = [g_v.sum(0) if needs[0] else v.new_empty(0), v.new_empty(0)]
     if needs[1]:
         g_vectors = v.new_empty(draws, *vectors.shape)
@@ -289,7 +289,7 @@ def _aot(kind: str, improper: bool, block: int) -> list[AotCase]:
                 {"BR": LANES // block, "BC": 64, "BP": block}),
         AotCase(frame_concat_bwd_kernel, floats("sums", "g_frames", "v", "frames", "g_v", "g_turn")
                 | {"channels": "*i64"} | dict.fromkeys(("B", "KB", "D", "P"), "i32"),
-                {"BS": LANES // block, "BP": block}),
+                {"BS": LANES // block, "BP": block}, maxnreg=255),
     ]
 
 

@@ -17,7 +17,7 @@ def _distances(x, o_q, o_c, m_q, m_c, M, F, BQ: tl.constexpr, BC: tl.constexpr, 
     """[BQ, BC] between columns o_q and o_c of x [F, M]; by an explicit fma, so that both passes agree to the bit."""
     p_q, p_c = x + o_q, x + o_c
     b_d = tl.zeros([BQ, BC], dtype=ACC)
-    for _ in tl.range(0, F, loop_unroll_factor=4):
+    for _ in tl.range(0, F, loop_unroll_factor=2):
         b_q = tl.load(p_q, mask=m_q, other=0.0).to(ACC)
         b_c = tl.load(p_c, mask=m_c, other=0.0).to(ACC)
         b_difference = b_q[:, None] - b_c[None, :]

@@ -45,8 +45,10 @@ def segment_rank_short_kernel(score, ptr, seed, tolerance, rank, order, N, B, BN
     m_pair = m[:, None] & m[None, :]
     m_before = m_pair & _before(b_below, b_above, o[:, None], o[None, :])
     m_finite = tl.abs(b_s) < float("inf")
-    b_finite = tl.where(m_finite, b_s, 0.0)  # the interpreter warns of the difference of infinities
-    m_near = m_finite[:, None] & m_finite[None, :] & (b_finite[None, :] - b_finite[:, None] <= tl.load(tolerance))
+    m_both = m_finite[:, None] & m_finite[None, :]
+    # the interpreter warns of the difference of infinities
+    b_gap = tl.where(m_both, b_above, 0.0) - tl.where(m_both, b_below, 0.0)
+    m_near = m_both & (b_gap <= tl.load(tolerance))
     m_tied = m_near | (b_above == b_below) | ((b_above != b_above) & (b_below != b_below))
     # a head is tied with none before it; a node's group is the number of heads up to it
     b_head = (tl.max((m_before & m_tied).to(tl.int32), 0) == 0) & m
@@ -164,7 +166,7 @@ def concat_backward(g: Tensor, rank: Tensor, order: Tensor, ptr: Tensor, rows: i
     y = g.new_empty(parts, rows, c)
     launch(rank_concat_bwd_kernel, (parts * rows * blocks,), g, rank.contiguous(), order.contiguous(),
            ptr.contiguous(), y, draws, n, c, segments, rows, blocks, g.stride(0), g.stride(1), SEGMENTS=SEGMENTS,
-           BB=ROWS, BC=block, ACC=accumulator(g.dtype), num_warps=max(1, block // 32), device=g.device)
+           BB=ROWS, BC=block, ACC=accumulator(g.dtype), num_warps=max(1, block // 32), maxnreg=255, device=g.device)
     return y.sum(0)
 
 
@@ -181,5 +183,5 @@ AOT = [
     AotCase(rank_concat_bwd_kernel,
             {"g": "*fp32", **_PLACES, "ptr": "*i64", "y": "*fp32"}
             | dict.fromkeys(("K", "N", "C", "B", "T", "blocks_c", "stride_k", "stride_n"), "i32"),
-            {"SEGMENTS": SEGMENTS, "BB": ROWS, "BC": 128, "ACC": tl.float32}, num_warps=4),
+            {"SEGMENTS": SEGMENTS, "BB": ROWS, "BC": 128, "ACC": tl.float32}, num_warps=4, maxnreg=255),
 ]
