@@ -58,6 +58,10 @@ class GauntEdgeProduct(GauntTensorProduct):
         super().__init__(irreps_in, harmonics, irreps_out, "auto", odd_paths, internal_weights=internal_weights,
                          layout=layout)
         self._frame = _Frame(max(f.lmax for f in self._fields))
+        with plainly():
+            self._axis = _constant(torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device="cpu"))
+            self._roots = _constant(torch.tensor([sqrt(ir.dim) for ir in self._fields[1].irs], dtype=torch.float64,
+                                                 device="cpu"))
 
     def _table(self, degrees: tuple[int, int, int], bracket: bool) -> "_Zonal":
         return _Zonal(degrees, bracket)
@@ -82,7 +86,7 @@ class GauntEdgeProduct(GauntTensorProduct):
         """All kinds of product, [E, irreps_out.dim]."""
         length = vectors.norm(dim=1, keepdim=True)
         there = length != 0  # NaN is: it has to come out
-        unit = torch.where(there, vectors, vectors.new_tensor([0.0, 1.0, 0.0])) / torch.where(there, length, 1)
+        unit = torch.where(there, vectors, self._axis.on(x.device).to(vectors.dtype)) / torch.where(there, length, 1)
         waves = self._frame.waves(unit.to(x.dtype))
         found = [self._seen(plan, x, waves, there.to(x.dtype), scales)
                  for plan, scales in zip(self._plans, self._scales(x, weight), strict=True)]
@@ -91,7 +95,7 @@ class GauntEdgeProduct(GauntTensorProduct):
     def _seen(self, plan, x: Tensor, waves: "_Waves", there: Tensor, scales: list[Tensor]) -> Tensor:
         """One kind of product in the frames of the edges: [E, irreps_out.dim]."""
         one, two, out = self._fields
-        roots = torch.tensor([sqrt(ir.dim) for ir in two.irs], dtype=x.dtype, device=x.device)
+        roots = self._roots.on(x.device).to(x.dtype)
         seen = torch.cat([torch.ones_like(there), there.expand(-1, two.lmax)], 1) * roots  # [E, L2 + 1], m = 0
         filters = seen[:, :, None]
         if scales[1] is not None:

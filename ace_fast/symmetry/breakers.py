@@ -43,7 +43,7 @@ class Permutations(nn.Module):
                 longest: int | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """x [N, F], scores [N] or [N, 1] or symmetries -> [draws, N, F + C], ranks [draws, N]."""
         if ptr is None:
-            ptr, longest = torch.tensor([0, x.shape[0]], device=x.device), x.shape[0]
+            ptr, longest = torch.arange(2, device=x.device) * x.shape[0], x.shape[0]
         elif longest is None:
             longest = longest_segment("SymPE", ptr, x.shape[0])
         if longest > len(self.v):

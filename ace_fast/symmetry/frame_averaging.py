@@ -182,7 +182,7 @@ class FrameAveraging(nn.Module):
             ptr = torch.searchsorted(batch, torch.arange(count + 1, device=x.device))
         else:
             count, batch = 1, torch.zeros(nodes, dtype=torch.int64, device=x.device)
-            ptr = torch.tensor([0, nodes], device=x.device)
+            ptr = torch.arange(2, device=x.device) * nodes
         edges = None
         if index:
             edges = batch[index[0].flatten(0, -2)[0] if index[0].dim() > 1 else index[0]]

@@ -217,7 +217,7 @@ def frames(pos: Tensor, ptr: Tensor | None = None, *, weight: Tensor | None = No
     no_forward_mode(_OP, pos, weight)
     check_constant(_OP, pos=pos, weight=weight)
     if ptr is None:
-        ptr = torch.tensor([0, pos.shape[0]], device=pos.device)
+        ptr = torch.arange(2, device=pos.device) * pos.shape[0]  # torch.tensor would wait for the device
     elif validate:
         longest_segment(_OP, ptr, pos.shape[0])
     if tolerance is None:
