@@ -210,7 +210,8 @@ def _step(function: Callable[..., Tensor], inputs: dict[str, Tensor], by: Callab
     with torch.no_grad():
         out = function(**leaves)
     (g,) = (x.detach() for x in _drawn([out.shape], str(out.device), out.dtype))
-    return lambda: torch.autograd.grad((by or function)(**leaves), list(leaves.values()), g)
+    call = function if by is None else by  # a compiled module has no truth value
+    return lambda: torch.autograd.grad(call(**leaves), list(leaves.values()), g)
 
 
 def timed(steps: dict[str, Callable[[], object]], device: str, repeats: int, budget_s: float) -> dict[str, Any]:
