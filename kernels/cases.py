@@ -25,6 +25,7 @@ class Case(NamedTuple):
     # argument -> scale of its gradient where max|gradient| says too little (scalars: sum of |terms|)
     scale: Callable[[dict[str, Tensor], list[Tensor]], dict[str, float]] | None = None
     refused_by: tuple[str, ...] = ()  # backends that do not take this case
+    no_float64: tuple[str, ...] = ()  # backends that do not take it in float64
 
     def __repr__(self) -> str:
         return f"{self.op.name}-{self.name}"

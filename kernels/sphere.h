@@ -4,14 +4,13 @@
 #pragma once
 
 #include "native.h"
+#include "sphere_product/parity.h"
 
 #include <algorithm>
 
 namespace ace::sphere {
 
 enum Form : int64_t { kDense, kMirrored, kSeparable, kSparse };
-constexpr int kMirrors = 8;
-
 struct Points {
   int64_t form, rings, ring_size, parts;
   int64_t size() const { return rings * ring_size; }
@@ -23,12 +22,6 @@ struct Slot {
   int64_t degree, power, offset, parts, twist;
   int64_t dim() const { return (degree + 1) * (degree + 1); }
 };
-
-// A bit for each mirror under which a component is odd, as `parities` in tables.py has it.
-constexpr int64_t parity(int64_t l, int64_t m) {
-  const int64_t sine = m < 0;
-  return sine | ((m & 1) ^ sine) << 1 | ((l + m) & 1) << 2;
-}
 
 // Values by parity to values at the eight images of a point, and, since it is symmetric, back.
 template <class T>

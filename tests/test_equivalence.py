@@ -24,7 +24,9 @@ ALL = [
     for backend, reason in available(device)[room].items()  # one after the other, as they share what is expected
     if not reason
 ]
-REFUSED = [run for run in ALL if run[1] in run[2].refused_by]
+REFUSED = [(*run, dtype) for run in ALL for dtype, by in ((torch.float32, run[2].refused_by),
+                                                          (torch.float64, run[2].refused_by + run[2].no_float64))
+           if run[1] in by]
 # Interpreted Triton runs these cases of operators that are kernels of other rooms, or that take seconds a case.
 _CONVOLUTIONS = ("tiny", "odd", "both_branches", "bessel", "coincident", "empty", "empty_graph")
 CHOSEN = {"steerable_message": ("tiny", "odd", "odd_factored", "empty"), "cfconv": _CONVOLUTIONS,
@@ -67,7 +69,8 @@ def _choose() -> tuple[list, list]:
         before[device, backend, case.op] += 1
         order = _interpreted_order(case, n) if interpreted else 2
         if order is not None:
-            runs.append((device, backend, case, torch.float64, order))
+            if backend not in case.no_float64:
+                runs.append((device, backend, case, torch.float64, order))
             if n == 0 or not (interpreted or (backend == "reference" and n > 2)):
                 runs.append((device, backend, case, torch.float32, order))
         if n == 1 if interpreted else n < 3 or backend != "reference":
@@ -144,9 +147,9 @@ def test_matches_reference(device, backend, case, dtype, order):
         assert error <= limit[name], f"{name}: error {error:.3g} > {limit[name]:.3g}"
 
 
-@pytest.mark.parametrize(("device", "backend", "case"), REFUSED, ids=label)
-def test_refuses(device, backend, case):
-    inputs = cast(case.inputs(generator()), case, torch.float32, device)
+@pytest.mark.parametrize(("device", "backend", "case", "dtype"), REFUSED, ids=label)
+def test_refuses(device, backend, case, dtype):
+    inputs = cast(case.inputs(generator()), case, dtype, device)
     with pytest.raises(ValueError, match=f"backend '{backend}' does not take this: .*; use backend='auto'"):
         case.op(*inputs.values(), backend)
 

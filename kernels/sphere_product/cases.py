@@ -3,7 +3,7 @@
 import torch
 
 from ..cases import Axis, Case
-from . import reference
+from . import cuda_kernels, reference
 from .op import sphere_product_bwd, sphere_product_op
 from .tables import MOST, PointTable, sphere_table
 
@@ -33,9 +33,11 @@ def inputs_of(table: PointTable, shapes, ir_mul: bool, needs=None):
 def pair(ops, name: str, note: str, table: PointTable, shapes, ir_mul: bool = False, needs=None) -> list[Case]:
     """A product and its gradient."""
     given, needs = INPUTS[:len(shapes)], [True] * len(shapes) if needs is None else needs
+    refused = cuda_kernels.refuses(torch.float32, *table.on("cpu")[1:]) != ""
+    by = {"refused_by": ("cuda",) * refused, "no_float64": ("cuda",) * (not refused)}
     return [
-        Case(name, ops[0], reference.forward, inputs_of(table, shapes, ir_mul), given, note),
-        Case(name, ops[1], reference.backward, inputs_of(table, shapes, ir_mul, needs), ("g", *given), note),
+        Case(name, ops[0], reference.forward, inputs_of(table, shapes, ir_mul), given, note, **by),
+        Case(name, ops[1], reference.backward, inputs_of(table, shapes, ir_mul, needs), ("g", *given), note, **by),
     ]
 
 
@@ -65,6 +67,16 @@ SMALL = [
            [(4, 17), (4, 17), (1, 17)]),
     *_pair("dense", "points of Lebedev's grid, degrees that fill no block", sphere_table((4, 1), 2, grid="lebedev"),
            [(3, 20), (1, 20)]),
+    *_pair("tiles", "rows and channels across tiles of columns, points in blocks that are not full",
+           sphere_table((3, 4), 3, form="mirrored"), [(5, 29)] * 2),
+    *_pair("tiles_ir_mul", "the same by components", sphere_table((1, 3), 4, form="mirrored"), [(5, 29)] * 2,
+           ir_mul=True),
+    *_pair("vectors", "rows in whole vectors, one of them for all", sphere_table((5, 4), 5, form="mirrored"),
+           [(3, 64), (1, 64)]),
+    *_pair("high_degree", "one channel, matrices that fill the memory of a block",
+           sphere_table((10, 1), 9, form="mirrored"), [(3, 1)] * 2),
+    *_pair("matrices_by_parts", "matrices that come a few points at a time",
+           sphere_table((9, 8, 7), 10, form="mirrored"), [(2, 1)] * 3, needs=[False, True, False]),
     *_pair("long_sum", "a filter that all rows share: its gradient sums over them", sphere_table((1, 1), 2,
            form="mirrored"), [(271, 1), (1, 1)]),
     *_pair("empty", "no rows; a filter's gradient is zero", sphere_table((1, 1), 1), [(0, 3), (1, 1)]),

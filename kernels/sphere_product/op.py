@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..define import fail, no_forward_mode
-from . import reference, triton_kernels
+from . import cuda_kernels, reference, triton_kernels
 from .product import CPU, register
 from .tables import MOST, PointTable
 
 LAYOUTS = ("mul_ir", "ir_mul")
-BACKENDS = {"reference": reference, "cpu": CPU, "triton": triton_kernels}
+BACKENDS = {"reference": reference, "cpu": CPU, "cuda": cuda_kernels, "triton": triton_kernels}
 
 sphere_product_op, sphere_product_bwd = register("sphere_product", BACKENDS)
 
@@ -43,7 +43,7 @@ def sphere_product(*xs: Tensor, table: PointTable, layout: str = "mul_ir", backe
         table: degrees, powers and grid of the product, from `sphere_table`.
         layout: of inputs and result: "mul_ir" (e3nn's: the components of a channel and degree lie together) or
             "ir_mul" ([(L+1)^2, C]: the channels of a component lie together).
-        backend: "auto", "reference", "cpu" or "triton".
+        backend: "auto", "reference", "cpu", "cuda" (mirrored points, no float64) or "triton".
 
     Returns:
         [Z, C (L_out+1)^2].

@@ -161,7 +161,8 @@ def register(name: str, backends: dict):
     def forward(*args):
         *inputs, backend = args
         _check(name, args[:MOST], *inputs[MOST:MOST + 3], backend)
-        return pick(name, backends, backend, args[0]).forward
+        given = args[0].dtype, *args[MOST + 1:MOST + 3]
+        return pick(name, backends, backend, args[0], given).forward
 
     def forward_fake(*args):
         _, slots, channels = _check(name, args[:MOST], *args[MOST:MOST + 3], args[-1])
@@ -172,7 +173,8 @@ def register(name: str, backends: dict):
 
     def backward(*args):
         check_backward(*args)
-        return pick(op_bwd, backends, args[-1], args[0]).backward
+        given = args[0].dtype, *args[MOST + 2:MOST + 4]
+        return pick(op_bwd, backends, args[-1], args[0], given).backward
 
     def backward_fake(*args):
         check_backward(*args)

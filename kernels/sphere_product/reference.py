@@ -4,10 +4,25 @@ z = M_0^T prod_n (M_n x_n)^p_n is the gradient, with respect to slot 0, of the f
 <1, (M_0 g) prod_n (M_n x_n)^p_n>; the gradients of the inputs are those with respect to theirs.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from ..constant import Constant, plainly
 from .tables import MIRRORS, MOST, Points, Slot, parities, unpack
+
+
+@cache
+def _signs(degree: int, parts: int, twist: int) -> Constant:
+    """Of every component at every image of a point, [parts, images, d]."""
+    with plainly(), torch.device("cpu"):
+        image, signs = torch.arange(MIRRORS), []
+        for part in range(parts):
+            odd = torch.tensor(parities(degree)) ^ (twist >> 3 * part & 7)
+            common = image[:, None] & odd  # a sign for each mirror that the image and the component share
+            signs.append(1 - 2 * ((common ^ common >> 1 ^ common >> 2) & 1))
+        return Constant(torch.stack(signs).double())
 
 
 def matrix(table: Tensor, points: Points, slot: Slot) -> Tensor:
@@ -25,13 +40,7 @@ def matrix(table: Tensor, points: Points, slot: Slot) -> Tensor:
     kept = kept.reshape(slot.parts, points.size, slot.dim)
     if points.form == 0:
         return kept
-    image = torch.arange(MIRRORS, device=table.device)
-    signs = []
-    for part in range(slot.parts):
-        odd = torch.tensor(parities(slot.degree), device=table.device) ^ (slot.twist >> 3 * part & 7)
-        common = image[:, None] & odd  # a sign for each mirror that the image and the component share
-        signs.append(1 - 2 * ((common ^ common >> 1 ^ common >> 2) & 1))
-    signs = torch.stack(signs).to(kept)  # [parts, images, d]
+    signs = _signs(slot.degree, slot.parts, slot.twist).on(table.device).to(table.dtype)
     return (signs[:, :, None] * kept[:, None]).flatten(1, 2)
 
 

@@ -113,7 +113,7 @@ class PointTable:
         points: the form and the counts of points.
         factors: of the result and of each input: (degree, power, twist, matrix), the matrix flat or [parts, ...] as
             `Points.form` says; one that is given twice is kept once.
-        dense: the same product in the dense form, which GPUs take, where this one is another.
+        gpu: the same product in a form that GPUs take, dense or mirrored, where this one is another.
 
     Raises:
         ValueError: a matrix whose length does not fit its degree and the points.
@@ -122,8 +122,8 @@ class PointTable:
     """
 
     def __init__(self, points: Points, factors: Sequence[tuple[int, int, int, Tensor]],
-                 dense: "PointTable | None" = None):
-        self.points, self._dense = points, dense
+                 gpu: "PointTable | None" = None):
+        self.points, self._gpu = points, gpu
         offsets, kept, slots, length = {}, [], [], 0
         for n, (degree, power, twist, matrix) in enumerate(factors):
             one = points.numel(Slot(degree, power, 0, 1, twist))
@@ -150,8 +150,8 @@ class PointTable:
 
     def on(self, device: torch.device) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
         """The flat table, moved once per device, with the integers `grid` and `slots` that say how to read it."""
-        if self._dense is not None and str(device) != "cpu":
-            return self._dense.on(device)
+        if self._gpu is not None and str(device) != "cpu":
+            return self._gpu.on(device)
         return self._table.on(device), self._grid, self._flat
 
     def __repr__(self) -> str:
@@ -257,12 +257,16 @@ def _sphere_table(lmax_in: tuple[int, ...], lmax_out: int, powers: tuple[int, ..
         else:
             grid = grids.exact(degree, grid)
         return _on_grid(grid, lmax_out, slots)
-    dense = _sphere_table(lmax_in, lmax_out, powers, "gauss", "dense", bracket)
     if form == "auto":
         form = "separable" if degree >= SEPARABLE_FROM else "mirrored"
         if len(lmax_in) == 2 and max(powers) == 1 and degree <= SPARSE_TO:
             form = "sparse"
-    return _sparse(dense) if form == "sparse" else _on_octant(form, degree, lmax_out, slots, dense)
+    if form == "mirrored":
+        return _on_octant(form, degree, lmax_out, slots)
+    gpu = _sphere_table(lmax_in, lmax_out, powers, "gauss", "mirrored", bracket)
+    if form == "sparse":
+        return _sparse(_sphere_table(lmax_in, lmax_out, powers, "gauss", "dense", bracket), gpu)
+    return _on_octant(form, degree, lmax_out, slots, gpu)
 
 
 def _on_grid(grid: grids.Grid, lmax_out: int, slots: list[tuple]) -> PointTable:
@@ -278,7 +282,7 @@ def _on_grid(grid: grids.Grid, lmax_out: int, slots: list[tuple]) -> PointTable:
     return PointTable(points, found)
 
 
-def _on_octant(form: str, degree: int, lmax_out: int, slots: list[tuple], dense: PointTable) -> PointTable:
+def _on_octant(form: str, degree: int, lmax_out: int, slots: list[tuple], gpu: PointTable | None = None) -> PointTable:
     """The mirrored or the separable form on the grid that is exact to a degree."""
     octant, _, quarter = _octant(degree)
     points = Points(FORMS.index(form), octant.rings - octant.rings // 2, quarter, len(slots[0][2]))
@@ -289,10 +293,10 @@ def _on_octant(form: str, degree: int, lmax_out: int, slots: list[tuple], dense:
             kept[key] = _matrix(form, degree, lmax, derivatives, signs, False)
         twists = [{None: 0, "theta": THETA, "phi": PHI}[derivative] for derivative in derivatives]
         found.append((lmax, power, sum(twist << 3 * k for k, twist in enumerate(twists)), kept[key]))
-    return PointTable(points, found, dense)
+    return PointTable(points, found, gpu)
 
 
-def _sparse(dense: PointTable) -> PointTable:
+def _sparse(dense: PointTable, gpu: PointTable) -> PointTable:
     """The same product of two by its terms: sums over the points of three harmonics, most of which are zero."""
     flat, _, _ = dense.on("cpu")
     matrices = [flat[slot.offset:slot.offset + dense.points.numel(slot)].view(slot.parts, -1, slot.dim)
@@ -304,7 +308,7 @@ def _sparse(dense: PointTable) -> PointTable:
     values = [terms[tuple(at.T)], *[torch.ones_like(terms[tuple(at.T)])] * 2]
     found = [(slot.degree, 1, 0, torch.cat([component.double(), value]))
              for slot, component, value in zip(dense.slots, at.T, values, strict=True)]
-    return PointTable(Points(3, len(at), 1, 1), found, dense)
+    return PointTable(Points(3, len(at), 1, 1), found, gpu)
 
 
 def _slots(lmax_in, powers, bracket: bool) -> list[tuple]:
