@@ -165,8 +165,8 @@ def forms(case: Case, device: str, dtype: torch.dtype, compiled: bool) -> Work:
     tables = {"fast": functional.sphere_table((case.lmax,) * 2, case.lmax)}
     reasons = {}
     for form in FORMS:
-        if device != "cpu" and form != "dense":
-            reasons[f"{form}_reason"] = "a GPU takes the dense form"
+        if device != "cpu" and form not in ("dense", "mirrored"):
+            reasons[f"{form}_reason"] = "a GPU takes the dense and the mirrored form"
         elif form == "sparse" and case.lmax > SPARSE_MOST:
             reasons[f"{form}_reason"] = f"the terms are too many above L = {SPARSE_MOST}"
         else:

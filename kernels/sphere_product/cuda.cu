@@ -1,4 +1,5 @@
 // sphere_product on CUDA: what a launch is given, and how its block is divided.
+#include "equal.cuh"
 #include "points.cuh"
 
 #include <algorithm>
@@ -24,7 +25,7 @@ std::vector<Slot> read_slots(const Ints& values) {
   return slots;
 }
 
-// Where a slot's matrix lies among those that are kept; equal ones are kept once.
+// Where a slot's matrix is among those that are kept; equal ones are kept once.
 int matrix_of(Problem& p, const Slot& slot) {
   for (int q = 0; q < p.matrices; ++q)
     if (p.from[q].from == slot.offset && p.from[q].dim == slot.dim() && p.from[q].parts == slot.parts) return q;
@@ -32,58 +33,156 @@ int matrix_of(Problem& p, const Slot& slot) {
   return p.matrices++;
 }
 
-// Divides shared memory: the widest tile with which as many blocks run as registers allow, but of few columns narrower
-// ones, for more blocks. Returns bytes, and what a multiprocessor takes.
-template <int L>
-std::pair<size_t, int> divide(Problem& p, const Stream& stream) {
-  p.blocks = static_cast<int>(ceil_div(p.points, kAtOnce<L>)) * p.parts;
-  int matrices[kMatrices], columns = 0;
+int64_t aligned(int64_t words) { return ceil_div(words, 4) * 4; }
+
+// Places the matrices of a block of points one after the other, `at_once` values a component.
+void place_matrices(Problem& p, int at_once) {
   p.step = 0;
-  for (int q = 0; q < p.matrices; ++q) matrices[q] = p.from[q].at = std::exchange(p.step, p.step + p.from[q].dim * kStride<L>);
-  p.matrix = matrices[p.matrix];
-  for (int n = 0; n < p.factors; ++n) p.factor[n].matrix = matrices[p.factor[n].matrix], columns += p.factor[n].dim;
-  columns = std::max(columns, p.dim);
-  const auto words = [&](int chunk, int width) { return ceil_div(chunk * p.step, 4) * 4 + int64_t(width) * columns; };
-  const int64_t most = stream.max_shared() / sizeof(float), wanted = stream.multiprocessors() * kBlocks<L>;
-  int resident = kBlocks<L>, width = kThreads;
-  const auto fits = [&] { return words(p.blocks, width) <= most / resident - 256; };
-  while (!fits() && (width > 32 || resident > 1)) width > 32 ? width /= 2 : (width = kThreads, --resident);
-  while (width > 32 && ceil_div(p.columns, width) < wanted) width /= 2;
-  p.width = width;
-  p.chunk = static_cast<int>(std::min<int64_t>(p.blocks, (most - 256 - int64_t(width) * columns) / p.step));
-  STD_TORCH_CHECK(p.chunk > 0, "sphere_product: too large for one block of this GPU; use another backend");
-  p.stage = static_cast<int>(ceil_div(p.chunk * p.step, 4) * 4);
-  for (int n = 0, at = 0; n < p.factors; at += width * p.factor[n++].dim) p.factor[n].at = p.stage + at;
-  p.tiles = ceil_div(p.columns, width);
-  return {words(p.chunk, width) * sizeof(float), resident};
+  for (int q = 0; q < p.matrices; ++q)
+    p.from[q].at = std::exchange(p.step, static_cast<int>(p.step + aligned(p.from[q].dim * at_once)));
+  for (int n = 0; n < p.factors; ++n) p.factor[n].matrix = p.from[p.factor[n].matrix].at;
+  for (Result& result : p.result) result.matrix = p.from[result.matrix].at;
+  p.blocks = static_cast<int>(ceil_div(p.points, at_once)) * p.parts;
 }
 
+// Places the columns of the factors behind `at`, and those of the results behind them or, with `over`, in their place.
+void place_columns(Problem& p, int64_t at, int results, bool over) {
+  const int64_t first = at;
+  for (int n = 0; n < p.factors; at += p.width * p.factor[n++].dim) p.factor[n].at = static_cast<int>(at);
+  if (over) at = first;
+  for (int r = 0; r < results; at += p.width * p.result[r++].dim) p.result[r].at = static_cast<int>(at);
+  p.tiles = ceil_div(p.columns, p.width);
+}
+
+// The widest tile with which as many blocks run as registers allow, but of few columns a narrower one, for more blocks.
+// Matrices that do not fit come a few points at a time.
 template <int L>
 void launch(Problem& p, const Stream& stream) {
-  const auto [bytes, resident] = divide<L>(p, stream);
-  const int64_t blocks = std::min<int64_t>(p.tiles, int64_t(stream.multiprocessors()) * resident);
-  stream.launch("point_product_kernel", point_product_kernel<L>, grid(blocks), kThreads, bytes, p);
+  place_matrices(p, kAtOnce);
+  int64_t columns = 0;
+  for (int n = 0; n < p.factors; ++n) columns += p.factor[n].dim;
+  columns = std::max<int64_t>(columns, p.result[0].dim);
+  const int64_t most = stream.max_shared() / sizeof(float) - 256, wanted = int64_t(stream.multiprocessors()) * kBlocks<L>;
+  int64_t width = kThreads, resident = kBlocks<L>;
+  const auto fits = [&] { return p.blocks * p.step + width * columns <= most / resident - 256; };
+  while (!fits() && (width > 32 || resident > 1)) width > 32 ? width /= 2 : (width = kThreads, --resident);
+  while (width > 32 && ceil_div(p.columns, width) < wanted) width /= 2;
+  p.width = static_cast<int>(width);
+  p.chunk = static_cast<int>(std::min<int64_t>(p.blocks, (most - width * columns) / p.step));
+  STD_TORCH_CHECK(p.chunk > 0, "sphere_product: too large for one block of this GPU; use another backend");
+  place_columns(p, p.chunk * p.step, 1, true);
+  const int64_t blocks = std::min<int64_t>(p.tiles, stream.multiprocessors() * resident);
+  stream.launch("point_product_kernel", point_product_kernel<L>, grid(blocks), kThreads,
+                (p.chunk * p.step + width * columns) * sizeof(float), p);
 }
 
 void launch(Problem& p, int64_t degree, const Stream& stream) {
+  if (degree <= 2) return launch<2>(p, stream);
+  if (degree <= 4) return launch<4>(p, stream);
+  if (degree <= 6) return launch<6>(p, stream);
+  if (degree <= 8) return launch<8>(p, stream);
+  STD_TORCH_CHECK(degree <= kDegrees, "sphere_product: degrees must be at most ", kDegrees, ", got ", degree);
+  launch<10>(p, stream);
+}
+
+// Returns whether it fits.
+template <int L, int F>
+bool launch_equal(Problem p, const Stream& stream) {
+  constexpr int64_t columns = (L + 1) * (L + 1) * (kAhead<L> ? 2 * F - 1 : F);
+  place_matrices(p, 1);
+  const int64_t matrices = p.points * p.step, most = stream.max_shared() / sizeof(float) - 256;
+  int64_t width = kThreads;
+  while (width > 32 && (ceil_div(p.columns, width) < stream.multiprocessors() || matrices + width * columns > most)) width /= 2;
+  if (matrices + width * columns > most) return false;
+  p.width = static_cast<int>(width);
+  place_columns(p, matrices, F - 1, !kAhead<L>);
+  const size_t bytes = (matrices + width * columns) * sizeof(float);
+  const int64_t resident = std::min<int64_t>(kEqualBlocks<L, F> * (kThreads / width), (most + 256) * 4 / (bytes + 2048));
+  const int64_t blocks = std::min(p.tiles, stream.multiprocessors() * std::max<int64_t>(resident, 1));
+  stream.launch("equal_product_kernel", equal_product_kernel<L, F>, grid(blocks), static_cast<unsigned>(width), bytes, p);
+  return true;
+}
+
+template <int F>
+bool launch_equal(const Problem& p, int64_t degree, const Stream& stream) {
   switch (degree) {
-    case 0:
-    case 1: return launch<1>(p, stream);
-    case 2: return launch<2>(p, stream);
-    case 3: return launch<3>(p, stream);
-    case 4: return launch<4>(p, stream);
-    case 5: return launch<5>(p, stream);
-    case 6: return launch<6>(p, stream);
-    case 7: return launch<7>(p, stream);
-    case 8: return launch<8>(p, stream);
-    case 9: return launch<9>(p, stream);
-    case 10: return launch<10>(p, stream);
-    default: STD_TORCH_CHECK(false, "sphere_product: degrees must be at most ", kDegrees, ", got ", degree);
+    case 1: return launch_equal<1, F>(p, stream);
+    case 2: return launch_equal<2, F>(p, stream);
+    case 3: return launch_equal<3, F>(p, stream);
+    case 4: return launch_equal<4, F>(p, stream);
+    case 5: return launch_equal<5, F>(p, stream);
+    case 6: if constexpr (F == 2) return launch_equal<6, F>(p, stream); else return false;
+    case 7: if constexpr (F == 2) return launch_equal<7, F>(p, stream); else return false;
+    default: return false;
   }
 }
 
-// Slot k's share of the parities' changes, `power` times.
-int64_t twisted(const Slot& slot, int64_t power) { return power % 2 ? slot.twist : 0; }
+// A product as the operator takes it, with the tensors of its slots.
+struct Product {
+  std::vector<Slot> slots;
+  std::vector<Tensor> given;  // [Z or 1, C or 1 channels of d]; of slot 0 g, where there is one
+  bool has_g;
+  Tensor table;
+  Ints grid;
+  int64_t rows, channels;
+  bool ir_mul;
+
+  Problem problem() const {
+    Problem p{};
+    p.table = in<double>(table);
+    p.columns = rows * channels, p.channels = static_cast<int>(channels);
+    p.points = static_cast<int>(grid[1] * grid[2]), p.parts = static_cast<int>(grid[3]);
+    p.ir_mul = ir_mul, p.half = given[0].scalar_type() == ScalarType::BFloat16;
+    return p;
+  }
+
+  void add_factor(Problem& p, size_t n, int64_t power) const {
+    const Slot& slot = slots[n];
+    const int64_t own = given[n].size(1) / slot.dim();
+    p.factor[p.factors++] = {given[n].const_data_ptr(), given[n].size(0) == rows ? own * slot.dim() : 0,
+                             static_cast<int>(own), slot.dim(), static_cast<int>(power), 0, matrix_of(p, slot)};
+    p.signs ^= static_cast<int>(power % 2 ? slot.twist : 0);
+  }
+
+  Tensor add_result(Problem& p, int r, size_t k) const {
+    const Slot& slot = slots[k];
+    const Tensor y = empty(given[0], {rows, channels * slot.dim()});
+    p.result[r] = {y.mutable_data_ptr(), static_cast<float>(slot.power), slot.dim(), 0, matrix_of(p, slot)};
+    return y;
+  }
+
+  // Two fields of a degree kept to it, and nothing else.
+  bool equal() const {
+    const auto same = [&](const Slot& s) { return s.degree == slots[0].degree && s.power == 1 && s.twist == 0; };
+    return slots.size() == 3 && grid[3] == 1 && std::all_of(slots.begin(), slots.end(), same);
+  }
+
+  // The gradient of slot k, which is the product for k = 0.
+  Tensor one(size_t k, const Stream& stream) const {
+    Problem p = problem();
+    const Tensor y = add_result(p, 0, k);
+    if (p.columns == 0) return y;
+    p.signs = static_cast<int>(slots[k].twist);
+    int64_t degree = slots[k].degree;
+    for (size_t n = has_g ? 0 : 1; n < slots.size(); ++n) {
+      if (slots[n].power <= (n == k)) continue;
+      add_factor(p, n, slots[n].power - (n == k));
+      degree = std::max(degree, slots[n].degree);
+    }
+    if (!(equal() && launch_equal<2>(p, degree, stream))) launch(p, degree, stream);
+    return y;
+  }
+
+  // The gradients of both inputs; none where that is no work of one launch.
+  std::vector<Tensor> both(const Stream& stream) const {
+    if (!equal() || slots[0].degree < 1 || slots[0].degree > kEqualDegrees<3>) return {};
+    Problem p = problem();
+    std::vector<Tensor> found{add_result(p, 0, 1), add_result(p, 1, 2)};
+    for (size_t n = 0; n < 3; ++n) add_factor(p, n, 1);
+    if (p.columns > 0 && !launch_equal<3>(p, slots[0].degree, stream)) return {};
+    return found;
+  }
+};
 
 }  // namespace
 
@@ -91,40 +190,16 @@ int64_t twisted(const Slot& slot, int64_t power) { return power % 2 ? slot.twist
 // product's. Returns what is wanted for all rows [Z] and channels [C], whether an input shares them or not.
 static std::vector<Tensor> point_product(std::optional<Tensor> g, std::vector<Tensor> xs, Tensor table, Ints grid,
                                          Ints flat, bool ir_mul, int64_t wanted, int64_t channels) {
-  const std::vector<Slot> slots = read_slots(flat);
   STD_TORCH_CHECK(grid[0] == kMirroredForm && xs.size() < kFactors, "sphere_product: a table of another form");
-  const Tensor matrices = dense(table);
-  const int64_t rows = xs[0].size(0);
-  const bool half = xs[0].scalar_type() == ScalarType::BFloat16;
-  std::vector<Tensor> given(1, g ? dense(*g) : xs[0]), found;  // of every slot
+  std::vector<Tensor> given(1, g ? dense(*g) : xs[0]);
   for (const Tensor& x : xs) given.push_back(dense(x));
+  const Product product{read_slots(flat), given, g.has_value(), dense(table), grid, xs[0].size(0), channels, ir_mul};
   const Stream stream(xs[0]);
-  for (size_t k = 0; k < slots.size(); ++k) {
-    if (!(wanted >> k & 1)) continue;
-    const Slot& own = slots[k];
-    found.push_back(empty(xs[0], {rows, channels * own.dim()}));
-    if (rows * channels == 0) continue;
-    Problem p{};
-    p.rows = rows, p.columns = rows * channels, p.channels = static_cast<int>(channels);
-    p.table = in<double>(matrices);
-    p.y = found.back().mutable_data_ptr();
-    p.dim = own.dim(), p.scale = static_cast<float>(own.power), p.matrix = matrix_of(p, own);
-    p.points = static_cast<int>(grid[1] * grid[2]), p.parts = static_cast<int>(grid[3]);
-    p.ir_mul = ir_mul, p.half = half;
-    int64_t degree = own.degree, twist = twisted(own, 1);
-    for (size_t n = g ? 0 : 1; n < slots.size(); ++n) {
-      const Slot& slot = slots[n];
-      const int64_t power = slot.power - (n == k);
-      if (power <= 0) continue;
-      const int64_t own_channels = given[n].size(1) / slot.dim();
-      p.factor[p.factors++] = {given[n].const_data_ptr(), given[n].size(0) == rows ? own_channels * slot.dim() : 0,
-                               static_cast<int>(own_channels), slot.dim(), static_cast<int>(power), 0, matrix_of(p, slot)};
-      degree = std::max(degree, slot.degree);
-      twist ^= twisted(slot, power);
-    }
-    p.signs = static_cast<int>(twist);
-    launch(p, degree, stream);
-  }
+  std::vector<Tensor> found;
+  if (wanted == 6) found = product.both(stream);
+  if (!found.empty()) return found;
+  for (size_t k = 0; k < product.slots.size(); ++k)
+    if (wanted >> k & 1) found.push_back(product.one(k, stream));
   return found;
 }
 

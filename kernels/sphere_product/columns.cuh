@@ -1,0 +1,180 @@
+// What the kernels of products at points are given, and columns (a row and channel each) between global and shared
+// memory. There component (l, m) of column j lies at width l^2 + j (2l + 1) + l + m, as in a row of mul_ir: neighbours are
+// an odd number apart, so that the lanes of a warp meet in no bank.
+#pragma once
+
+#include "native.cuh"
+#include "sphere_product/parity.h"
+
+namespace ace::sphere {
+
+constexpr int kThreads = 128, kDegrees = 10;
+constexpr int kFactors = 7, kMatrices = 9, kComponents = (kDegrees + 1) * (kDegrees + 1);  // factors: six inputs and g
+
+// What is multiplied at the points: x [rows, channels of dim], to a power.
+struct Factor {
+  const void* x;
+  int64_t row;             // values from a row to the next, 0 where all have one
+  int channels, dim, power;
+  int at, matrix;          // where its columns and its matrix lie
+};
+
+// The sum over the points, times `scale`: y [rows, channels of dim].
+struct Result {
+  void* y;
+  float scale;
+  int dim, at, matrix;
+};
+
+// A matrix [parts or 1, points, dim] of the table, and where it lies among those of a few points.
+struct Matrix {
+  int64_t from;
+  int dim, parts, at;
+};
+
+struct Problem {
+  int64_t columns, tiles;
+  const double* table;
+  int channels, factors, matrices, points, parts;
+  int blocks, chunk;       // blocks of points, of all parts; how many of them fit
+  int signs;               // three bits a part: how derivatives change the parity of the product
+  int width, step;         // columns of a tile; matrices of a block of points
+  bool ir_mul, half;
+  Factor factor[kFactors];
+  Result result[2];
+  Matrix from[kMatrices];
+};
+
+// The degree of every component.
+struct Degrees {
+  unsigned char* of;
+  __device__ explicit Degrees(unsigned char* shared) : of(shared) {
+    for (int i = threadIdx.x; i < kComponents; i += blockDim.x) {
+      int l = 0;
+      while ((l + 1) * (l + 1) <= i) ++l;
+      of[i] = static_cast<unsigned char>(l);
+    }
+    __syncthreads();
+  }
+};
+
+// The columns of a tile: `count` from channel `channel` of row `row` on.
+struct Tile {
+  int64_t row;
+  int channel, count;
+  __device__ Tile(const Problem& p, int64_t tile)
+      : row(tile * p.width / p.channels), channel(static_cast<int>(tile * p.width % p.channels)),
+        count(static_cast<int>(p.columns - tile * p.width < p.width ? p.columns - tile * p.width : p.width)) {}
+};
+
+// Calls move(from, to, step, count, lane, lanes): `count` neighbours in global memory, `step` apart in shared memory,
+// which `lanes` threads share.
+template <class Move>
+__device__ __forceinline__ void walk(const Problem& p, const Tile& t, const Degrees& degrees, int64_t row, int channels,
+                                     int dim, Move&& move) {
+  const int C = p.channels;
+  if (channels == C && C >= 8) {  // a warp takes what a row has of a degree, or of a component
+    const int blocks = p.ir_mul ? dim : degrees.of[dim - 1] + 1, rows = (t.channel + t.count + C - 1) / C;
+#pragma unroll 1
+    for (int q = threadIdx.x / 32; q < rows * blocks; q += blockDim.x / 32) {
+      const int r = q / blocks, b = q - r * blocks, l = p.ir_mul ? degrees.of[b] : b, w = 2 * l + 1;
+      const int first = r == 0 ? 0 : r * C - t.channel;  // the row's columns in the tile
+      const int end = (r + 1) * C - t.channel < t.count ? (r + 1) * C - t.channel : t.count;
+      const int c = first + t.channel - r * C, to = p.width * l * l + first * w;
+      const int64_t from = (t.row + r) * row + (p.ir_mul ? int64_t(C) * b + c : int64_t(C) * l * l + int64_t(c) * w);
+      move(from, p.ir_mul ? to + b - l * l : to, p.ir_mul ? w : 1, p.ir_mul ? end - first : (end - first) * w, lane_id(), 32);
+    }
+    return;
+  }
+  const int by_j = blockDim.x / dim, by_i = blockDim.x - by_j * dim;
+  int j = threadIdx.x / dim, i = threadIdx.x - j * dim;
+#pragma unroll 1
+  while (j < t.count) {
+    const int l = degrees.of[i], m = i - l * l, w = 2 * l + 1, r = C == 1 ? j : (t.channel + j) / C;
+    const int c = channels == 1 ? 0 : t.channel + j - r * C;
+    const int64_t inside = p.ir_mul ? int64_t(channels) * i + c : int64_t(channels) * l * l + c * w + m;
+    move((t.row + r) * row + inside, p.width * l * l + j * w + m, 1, 1, 0, 1);
+    j += by_j;
+    i += by_i;
+    if (i >= dim) i -= dim, ++j;
+  }
+}
+
+__device__ __forceinline__ bool aligned(const void* a, const void* b, int count) {
+  return ((reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b)) & 15) == 0 && count % 4 == 0;
+}
+
+// Starts the copies of a factor's columns.
+__device__ __forceinline__ void copy_in(const Problem& p, const Tile& t, const Degrees& degrees, const Factor& f, float* xs) {
+  walk(p, t, degrees, f.row, f.channels, f.dim, [&](int64_t from, int to, int step, int count, int lane, int lanes) {
+    const float* x = static_cast<const float*>(f.x) + from;
+    if (p.half) {
+#pragma unroll 1
+      for (int e = lane; e < count; e += lanes)
+        xs[to + e * step] = float_of(uint32_t(static_cast<const uint16_t*>(f.x)[from + e]) << 16);
+    } else if (step == 1 && aligned(x, xs + to, count)) {
+#pragma unroll 1
+      for (int e = 4 * lane; e < count; e += 4 * lanes) copy_async<16>(xs + to + e, x + e);
+    } else {
+#pragma unroll 1
+      for (int e = lane; e < count; e += lanes) copy_async<4>(xs + to + e * step, x + e);
+    }
+  });
+}
+
+__device__ __forceinline__ void copy_out(const Problem& p, const Tile& t, const Degrees& degrees, const Result& to_,
+                                         const float* ys) {
+  walk(p, t, degrees, int64_t(p.channels) * to_.dim, p.channels, to_.dim,
+       [&](int64_t from, int to, int step, int count, int lane, int lanes) {
+         float* y = static_cast<float*>(to_.y) + from;
+         if (p.half) {
+#pragma unroll 1
+           for (int e = lane; e < count; e += lanes)
+             static_cast<uint16_t*>(to_.y)[from + e] = static_cast<uint16_t>(pack_bf16(ys[to + e * step], 0.0f));
+         } else if (step == 1 && aligned(y, ys + to, count)) {
+#pragma unroll 2
+           for (int e = 4 * lane; e < count; e += 4 * lanes) store_pack(y + e, load_pack<4>(ys + to + e));
+         } else {
+#pragma unroll 2
+           for (int e = lane; e < count; e += lanes) y[e] = ys[to + e * step];
+         }
+       });
+}
+
+// The matrices of blocks of points: of each block all of them, [component][at_once].
+template <int at_once>
+__device__ __forceinline__ void load_matrices(const Problem& p, int first, int count, float* m) {
+  const int each = p.blocks / p.parts;
+#pragma unroll 1
+  for (int u = threadIdx.x / 32; u < count; u += blockDim.x / 32)
+#pragma unroll 1
+    for (int q = 0; q < p.matrices; ++q) {
+      const Matrix& from = p.from[q];
+      const int part = (first + u) / each, point = ((first + u) - part * each) * at_once;
+      const double* x = p.table + from.from + int64_t(from.parts > 1 ? part : 0) * p.points * from.dim;
+#pragma unroll
+      for (int s = 0; s < at_once; ++s)
+#pragma unroll 1
+        for (int i = lane_id(); i < from.dim; i += 32)
+          m[u * p.step + from.at + i * at_once + s] =
+              point + s < p.points ? static_cast<float>(x[int64_t(point + s) * from.dim + i]) : 0.0f;
+    }
+}
+
+// Values by parity to values at the eight images, and, since it is symmetric, back.
+template <int n>
+__device__ __forceinline__ void mirror(float (&v)[kMirrors][n]) {
+#pragma unroll
+  for (int half = 1; half < kMirrors; half *= 2)
+#pragma unroll
+    for (int i = 0; i < kMirrors; ++i)
+      if (!(i & half))
+#pragma unroll
+        for (int s = 0; s < n; ++s) {
+          const float a = v[i][s], b = v[i + half][s];
+          v[i][s] = a + b;
+          v[i + half][s] = a - b;
+        }
+}
+
+}  // namespace ace::sphere
