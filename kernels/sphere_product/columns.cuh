@@ -1,6 +1,6 @@
 // What the kernels of products at points are given, and columns (a row and channel each) between global and shared
-// memory. There component (l, m) of column j lies at width l^2 + j (2l + 1) + l + m, as in a row of mul_ir: neighbours are
-// an odd number apart, so that the lanes of a warp meet in no bank.
+// memory. There component (l, m) of column j lies at width l^2 + j (2l + 1) + l + m, as in a row of mul_ir: neighbours
+// are an odd number apart, so that the lanes of a warp meet in no bank.
 #pragma once
 
 #include "native.cuh"
@@ -82,7 +82,8 @@ __device__ __forceinline__ void walk(const Problem& p, const Tile& t, const Degr
       const int end = (r + 1) * C - t.channel < t.count ? (r + 1) * C - t.channel : t.count;
       const int c = first + t.channel - r * C, to = p.width * l * l + first * w;
       const int64_t from = (t.row + r) * row + (p.ir_mul ? int64_t(C) * b + c : int64_t(C) * l * l + int64_t(c) * w);
-      move(from, p.ir_mul ? to + b - l * l : to, p.ir_mul ? w : 1, p.ir_mul ? end - first : (end - first) * w, lane_id(), 32);
+      if (p.ir_mul) move(from, to + b - l * l, w, end - first, lane_id(), 32);
+      else move(from, to, 1, (end - first) * w, lane_id(), 32);
     }
     return;
   }
@@ -105,7 +106,8 @@ __device__ __forceinline__ bool aligned(const void* a, const void* b, int count)
 }
 
 // Starts the copies of a factor's columns.
-__device__ __forceinline__ void copy_in(const Problem& p, const Tile& t, const Degrees& degrees, const Factor& f, float* xs) {
+__device__ __forceinline__ void copy_in(const Problem& p, const Tile& t, const Degrees& degrees, const Factor& f,
+                                        float* xs) {
   walk(p, t, degrees, f.row, f.channels, f.dim, [&](int64_t from, int to, int step, int count, int lane, int lanes) {
     const float* x = static_cast<const float*>(f.x) + from;
     if (p.half) {
@@ -122,15 +124,15 @@ __device__ __forceinline__ void copy_in(const Problem& p, const Tile& t, const D
   });
 }
 
-__device__ __forceinline__ void copy_out(const Problem& p, const Tile& t, const Degrees& degrees, const Result& to_,
+__device__ __forceinline__ void copy_out(const Problem& p, const Tile& t, const Degrees& degrees, const Result& result,
                                          const float* ys) {
-  walk(p, t, degrees, int64_t(p.channels) * to_.dim, p.channels, to_.dim,
+  walk(p, t, degrees, int64_t(p.channels) * result.dim, p.channels, result.dim,
        [&](int64_t from, int to, int step, int count, int lane, int lanes) {
-         float* y = static_cast<float*>(to_.y) + from;
+         float* y = static_cast<float*>(result.y) + from;
          if (p.half) {
 #pragma unroll 1
            for (int e = lane; e < count; e += lanes)
-             static_cast<uint16_t*>(to_.y)[from + e] = static_cast<uint16_t>(pack_bf16(ys[to + e * step], 0.0f));
+             static_cast<uint16_t*>(result.y)[from + e] = static_cast<uint16_t>(pack_bf16(ys[to + e * step], 0.0f));
          } else if (step == 1 && aligned(y, ys + to, count)) {
 #pragma unroll 2
            for (int e = 4 * lane; e < count; e += 4 * lanes) store_pack(y + e, load_pack<4>(ys + to + e));

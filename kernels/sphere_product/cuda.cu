@@ -62,16 +62,16 @@ void launch(Problem& p, const Stream& stream) {
   int64_t columns = 0;
   for (int n = 0; n < p.factors; ++n) columns += p.factor[n].dim;
   columns = std::max<int64_t>(columns, p.result[0].dim);
-  const int64_t most = stream.max_shared() / sizeof(float) - 256, wanted = int64_t(stream.multiprocessors()) * kBlocks<L>;
+  const int64_t most = stream.max_shared() / sizeof(float) - 256, processors = stream.multiprocessors();
   int64_t width = kThreads, resident = kBlocks<L>;
   const auto fits = [&] { return p.blocks * p.step + width * columns <= most / resident - 256; };
   while (!fits() && (width > 32 || resident > 1)) width > 32 ? width /= 2 : (width = kThreads, --resident);
-  while (width > 32 && ceil_div(p.columns, width) < wanted) width /= 2;
+  while (width > 32 && ceil_div(p.columns, width) < processors * kBlocks<L>) width /= 2;
   p.width = static_cast<int>(width);
   p.chunk = static_cast<int>(std::min<int64_t>(p.blocks, (most - width * columns) / p.step));
   STD_TORCH_CHECK(p.chunk > 0, "sphere_product: too large for one block of this GPU; use another backend");
   place_columns(p, p.chunk * p.step, 1, true);
-  const int64_t blocks = std::min<int64_t>(p.tiles, stream.multiprocessors() * resident);
+  const int64_t blocks = std::min<int64_t>(p.tiles, processors * resident);
   stream.launch("point_product_kernel", point_product_kernel<L>, grid(blocks), kThreads,
                 (p.chunk * p.step + width * columns) * sizeof(float), p);
 }
@@ -90,16 +90,18 @@ template <int L, int F>
 bool launch_equal(Problem p, const Stream& stream) {
   constexpr int64_t columns = (L + 1) * (L + 1) * (kAhead<L> ? 2 * F - 1 : F);
   place_matrices(p, 1);
-  const int64_t matrices = p.points * p.step, most = stream.max_shared() / sizeof(float) - 256;
+  const int64_t matrices = p.points * p.step, processors = stream.multiprocessors();
+  const int64_t most = stream.max_shared() / sizeof(float) - 256;
   int64_t width = kThreads;
-  while (width > 32 && (ceil_div(p.columns, width) < stream.multiprocessors() || matrices + width * columns > most)) width /= 2;
-  if (matrices + width * columns > most) return false;
+  const auto fits = [&] { return matrices + width * columns <= most; };
+  while (width > 32 && (ceil_div(p.columns, width) < processors || !fits())) width /= 2;
+  if (!fits()) return false;
   p.width = static_cast<int>(width);
   place_columns(p, matrices, F - 1, !kAhead<L>);
   const size_t bytes = (matrices + width * columns) * sizeof(float);
-  const int64_t resident = std::min<int64_t>(kEqualBlocks<L, F> * (kThreads / width), (most + 256) * 4 / (bytes + 2048));
-  const int64_t blocks = std::min(p.tiles, stream.multiprocessors() * std::max<int64_t>(resident, 1));
-  stream.launch("equal_product_kernel", equal_product_kernel<L, F>, grid(blocks), static_cast<unsigned>(width), bytes, p);
+  const int64_t resident = std::min<int64_t>(kThreads / width * kEqualBlocks<L, F>, 4 * (most + 256) / (bytes + 2048));
+  const int64_t blocks = std::min(p.tiles, processors * std::max<int64_t>(resident, 1));
+  stream.launch("equal_product_kernel", equal_product_kernel<L, F>, grid(blocks), dim3(width), bytes, p);
   return true;
 }
 

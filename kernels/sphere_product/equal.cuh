@@ -1,5 +1,5 @@
-// The product of two fields of degree L kept to degree L, or both of its gradients: a thread has a column of each tensor
-// in registers, and takes them to one point of the octant after the other. What a warp reads of a matrix is one address.
+// The product of two fields of degree L kept to degree L, or both of its gradients: a thread has a column of each
+// tensor in registers, and takes them to one point of the octant after the other. A warp reads one address of a matrix.
 #pragma once
 
 #include "columns.cuh"

@@ -1,5 +1,5 @@
-// Any product at points, in the mirrored form: a thread has a column and takes each factor to a few points of the octant at
-// a time. Values by parity, their images, what multiplies there and what returns stay in its registers.
+// Any product at points, in the mirrored form: a thread has a column and takes each factor to a few points of an octant
+// at a time. Values by parity, their images, what multiplies there and what returns stay in its registers.
 #pragma once
 
 #include "columns.cuh"
@@ -34,7 +34,8 @@ __device__ __forceinline__ void to_points(AtPoints& u, const float* xs, int widt
 
 // sum += M^T v, by parity.
 template <int L>
-__device__ __forceinline__ void from_points(float (&sum)[(L + 1) * (L + 1)], const AtPoints& v, int dim, const float* m) {
+__device__ __forceinline__ void from_points(float (&sum)[(L + 1) * (L + 1)], const AtPoints& v, int dim,
+                                            const float* m) {
 #pragma unroll
   for (int l = 0; l <= L; ++l) {
     if (l * l >= dim) break;
