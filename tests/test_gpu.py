@@ -24,9 +24,17 @@ for room in ROOMS:
                 FIRST[case.op.name].append(case)
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """torch.compile in this process, outside of which it would start one for every core."""
+    import torch._inductor.config as config
+
+    monkeypatch.setattr(config, "compile_threads", 1)
+
+
 @pytest.mark.parametrize("case", ["grid_L2_C3@64", "grid_L3_C64@33", "cp_L2_C2@64", "L2_C2@64"])
 @pytest.mark.filterwarnings("ignore")  # inductor's own
-def test_products_are_timed_as_graphs(case, own_cache, monkeypatch):
+def test_products_are_timed_as_graphs(case, own_cache, alone, monkeypatch):
     monkeypatch.setattr(products, "ranks", lambda lmax: ())
     torch.use_deterministic_algorithms(False)  # as the suite runs
     row = products.run(products_cases.parse(case), "cuda", torch.float32, 2, quick=True, compiled=True)
@@ -61,7 +69,7 @@ def test_triton_in_a_graph(case):
 
 @pytest.mark.parametrize("layer", [TensorProduct, GauntTensorProduct, TDNTensorProduct])
 @pytest.mark.filterwarnings("ignore")
-def test_layers_under_torch_compile(layer, own_cache):
+def test_layers_under_torch_compile(layer, own_cache, alone):
     torch.use_deterministic_algorithms(False)
     more = {TDNTensorProduct: ("exact",), TensorProduct: ([(0, 0, 0, "uuu", True), (1, 1, 2, "uuu", True)],)}
     tp = layer(IRREPS, IRREPS, IRREPS, *more.get(layer, ())).cuda()
