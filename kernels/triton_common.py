@@ -5,6 +5,7 @@ imports, and its kernels raise when used.
 """
 
 import functools
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -173,6 +174,8 @@ class AotCase(NamedTuple):
     max_spill: int = 0  # bytes
     # At a launch Triton learns which arguments are divisible by 16; None stands for all pointers.
     divisible: tuple[str, ...] | None = None
+    # Where a launch takes these blocks; None for every GPU.
+    capabilities: tuple[int, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -219,8 +222,17 @@ def gelu_erf_grad(x):
     return 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476)) + x * b_density
 
 
+# How float32 is multiplied where TF32 is not allowed; read here, once, because kernels are compiled with it.
+FLOAT32 = tl.constexpr(os.environ.get("ACE_FAST_TRITON_FLOAT32", "tf32x3"))
+
+
 @triton.jit
 def dot(a, b, acc, ALLOW_TF32: tl.constexpr = False):
     """acc [M, N] + a [M, K] b [K, N] in the dtype of acc; K at least 16 (half), 8 (float32) or 4 (float64)."""
     # tl.dot reads float32 as TF32 unless told otherwise; float64 takes the FP64 tensor cores of sm_80 and sm_90.
-    return tl.dot(a, b, acc, input_precision="tf32" if ALLOW_TF32 else "ieee", out_dtype=acc.dtype)
+    if ALLOW_TF32:
+        return tl.dot(a, b, acc, input_precision="tf32", out_dtype=acc.dtype)
+    elif acc.dtype == tl.float64:
+        return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
+    else:
+        return tl.dot(a, b, acc, input_precision=FLOAT32, out_dtype=acc.dtype)

@@ -136,8 +136,12 @@ class PointTable:
             slots.append(Slot(degree, power, offsets[id(matrix)], matrix.numel() // one, twist))
         self.slots = tuple(slots)
         self._grid, self._flat = tuple(points), tuple(value for slot in slots for value in slot)
+        from .blocks import with_blocks  # which reads tables
+
         with plainly():
             self._table = Constant(torch.cat(kept))
+            if gpu is None:
+                self._blocks = Constant(with_blocks(self._table.on("cpu"), self._grid, self._flat))
 
     @property
     def lmax_in(self) -> tuple[int, ...]:
@@ -149,9 +153,10 @@ class PointTable:
         return self.slots[0].degree
 
     def on(self, device: torch.device) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
-        """The flat table, moved once per device, with the integers `grid` and `slots` that say how to read it."""
-        if self._gpu is not None and str(device) != "cpu":
-            return self._gpu.on(device)
+        """The flat table, moved once per device, with the integers `grid` and `slots` that say how to read it; for GPUs
+        with whole blocks behind it (blocks.py)."""
+        if str(device) != "cpu":
+            return (self._blocks.on(device), self._grid, self._flat) if self._gpu is None else self._gpu.on(device)
         return self._table.on(device), self._grid, self._flat
 
     def __repr__(self) -> str:
