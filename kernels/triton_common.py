@@ -222,12 +222,14 @@ def gelu_erf_grad(x):
     return 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476)) + x * b_density
 
 
-# How float32 is multiplied where TF32 is not allowed; read here, once, because kernels are compiled with it.
-FLOAT32 = tl.constexpr(os.environ.get("ACE_FAST_TRITON_FLOAT32", "tf32x3"))
+# How float32 is multiplied where TF32 is not allowed: as it is, or in three TF32 products of parts where rooms ask for
+# SPLIT. Read here, once, because kernels are compiled with it.
+_given = os.environ.get("ACE_FAST_TRITON_FLOAT32")
+FLOAT32, SPLIT = tl.constexpr(_given or "ieee"), tl.constexpr(_given or "tf32x3")
 
 
 @triton.jit
-def dot(a, b, acc, ALLOW_TF32: tl.constexpr = False):
+def dot(a, b, acc, ALLOW_TF32: tl.constexpr = False, PRECISION: tl.constexpr = FLOAT32):
     """acc [M, N] + a [M, K] b [K, N] in the dtype of acc; K at least 16 (half), 8 (float32) or 4 (float64)."""
     # tl.dot reads float32 as TF32 unless told otherwise; float64 takes the FP64 tensor cores of sm_80 and sm_90.
     if ALLOW_TF32:
@@ -235,4 +237,4 @@ def dot(a, b, acc, ALLOW_TF32: tl.constexpr = False):
     elif acc.dtype == tl.float64:
         return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
     else:
-        return tl.dot(a, b, acc, input_precision=FLOAT32, out_dtype=acc.dtype)
+        return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..triton_common import (
+    SPLIT,
     AotCase,
     accumulator,
     allow_tf32,
@@ -27,7 +28,7 @@ WIDE = 2**30  # values of a row from which offsets within a block need int64
 
 
 @triton.jit
-def _columns(columns, C, BN: tl.constexpr, IS_WIDE: tl.constexpr):
+def columns_of(columns, C, BN: tl.constexpr, IS_WIDE: tl.constexpr):
     """Of this program's columns: the first one's row, rows after it, channels, and which are there."""
     i_n = tl.program_id(0).to(tl.int64) * BN
     i_z = i_n // C
@@ -38,7 +39,7 @@ def _columns(columns, C, BN: tl.constexpr, IS_WIDE: tl.constexpr):
 
 
 @triton.jit
-def _places(o_i, o_z, o_c, channels, D: tl.constexpr, IR_MUL: tl.constexpr):
+def places(o_i, o_z, o_c, channels, D: tl.constexpr, IR_MUL: tl.constexpr):
     """Where components of columns (row, channel) lie, [BN, components], in rows of `channels` channels."""
     if IR_MUL:
         return (o_z * D * channels + o_c)[:, None] + (o_i * channels)[None, :]
@@ -63,7 +64,7 @@ def _factor(
     if (SHARED_ROWS >> N) % 2:
         o_z = o_z * 0
         i_z = i_z * 0
-    o_x = _places(o_i, o_z, o_c, channels, D, IR_MUL)
+    o_x = places(o_i, o_z, o_c, channels, D, IR_MUL)
     return tl.load(x + i_z * channels * D + o_x, mask=m_n[:, None] & (o_i < D)[None, :], other=0.0).to(ACC)
 
 
@@ -79,7 +80,7 @@ def _matrix(table, i_p, i_s, S, N: tl.constexpr, WIDTHS: tl.constexpr, PARTS: tl
 @triton.jit
 def _at_points(b_x, b_m, ALLOW_TF32: tl.constexpr):
     """Values [BN, BS] of coefficients at points."""
-    return dot(b_x, tl.trans(b_m), tl.zeros([b_x.shape[0], b_m.shape[0]], dtype=b_x.dtype), ALLOW_TF32)
+    return dot(b_x, tl.trans(b_m), tl.zeros([b_x.shape[0], b_m.shape[0]], dtype=b_x.dtype), ALLOW_TF32, SPLIT)
 
 
 @triton.jit
@@ -105,7 +106,7 @@ def point_product_kernel(
     Of factor n (a byte of DEGREES, POWERS and WIDTHS, which are powers of 2, a bit of the others) the matrix begins at
     table + o<n>.
     """
-    i_z, o_z, o_c, m_n = _columns(columns, C, BN, IS_WIDE)
+    i_z, o_z, o_c, m_n = columns_of(columns, C, BN, IS_WIDE)
     b_0 = _factor(x0, i_z, o_z, o_c, m_n, C, 0, DEGREES, WIDTHS, SHARED_ROWS, SHARED_CHANNELS, IR_MUL, ACC)
     if COUNT > 1:
         b_1 = _factor(x1, i_z, o_z, o_c, m_n, C, 1, DEGREES, WIDTHS, SHARED_ROWS, SHARED_CHANNELS, IR_MUL, ACC)
@@ -137,8 +138,8 @@ def point_product_kernel(
             if COUNT > 5:
                 b_v = _times(b_v, b_5, table + o5, i_p, i_s, S, 5, POWERS, WIDTHS, IN_PARTS, ALLOW_TF32)
             b_m = tl.load(p_m + (i_s + tl.arange(0, BS))[:, None] * BO + o_k[None, :])
-            b_acc = dot(b_v, b_m, b_acc, ALLOW_TF32)
-    o_y = i_z * C * D + _places(o_k, o_z, o_c, C, D, IR_MUL)
+            b_acc = dot(b_v, b_m, b_acc, ALLOW_TF32, SPLIT)
+    o_y = i_z * C * D + places(o_k, o_z, o_c, C, D, IR_MUL)
     tl.store(out + o_y, (b_acc * scale).to(out.dtype.element_ty), mask=m_n[:, None] & (o_k < D)[None, :])
 
 
@@ -147,7 +148,7 @@ def _stored(g_x, b_x, i_z, o_z, o_c, m_n, C, N: tl.constexpr, DEGREES: tl.conste
     """Stores coefficients [BN, width] of factor N's degree, all rows and channels."""
     D: tl.constexpr = ((DEGREES >> 8 * N) % 256 + 1) * ((DEGREES >> 8 * N) % 256 + 1)
     o_i = tl.arange(0, b_x.shape[1])
-    o_x = i_z * C * D + _places(o_i, o_z, o_c, C, D, IR_MUL)
+    o_x = i_z * C * D + places(o_i, o_z, o_c, C, D, IR_MUL)
     tl.store(g_x + o_x, b_x.to(g_x.dtype.element_ty), mask=m_n[:, None] & (o_i < D)[None, :])
 
 
@@ -159,7 +160,7 @@ def point_product_bwd_kernel(
     ALLOW_TF32: tl.constexpr,
 ):  # fmt: skip
     """Both gradients of a product of two, [Z, C d_n] each; factors 0, 1, 2 are g, x1, x2."""
-    i_z, o_z, o_c, m_n = _columns(columns, C, BN, IS_WIDE)
+    i_z, o_z, o_c, m_n = columns_of(columns, C, BN, IS_WIDE)
     b_g = _factor(g, i_z, o_z, o_c, m_n, C, 0, DEGREES, WIDTHS, SHARED_ROWS, SHARED_CHANNELS, IR_MUL, ACC)
     b_1 = _factor(x1, i_z, o_z, o_c, m_n, C, 1, DEGREES, WIDTHS, SHARED_ROWS, SHARED_CHANNELS, IR_MUL, ACC)
     b_2 = _factor(x2, i_z, o_z, o_c, m_n, C, 2, DEGREES, WIDTHS, SHARED_ROWS, SHARED_CHANNELS, IR_MUL, ACC)
@@ -169,28 +170,30 @@ def point_product_bwd_kernel(
             b_w = _at_points(b_g, _matrix(table + o_g, i_p, i_s, S, 0, WIDTHS, IN_PARTS, BS), ALLOW_TF32)
             b_m1 = _matrix(table + o1, i_p, i_s, S, 1, WIDTHS, IN_PARTS, BS)
             b_m2 = _matrix(table + o2, i_p, i_s, S, 2, WIDTHS, IN_PARTS, BS)
-            b_g_1 = dot(b_w * _at_points(b_2, b_m2, ALLOW_TF32), b_m1, b_g_1, ALLOW_TF32)
-            b_g_2 = dot(b_w * _at_points(b_1, b_m1, ALLOW_TF32), b_m2, b_g_2, ALLOW_TF32)
+            b_g_1 = dot(b_w * _at_points(b_2, b_m2, ALLOW_TF32), b_m1, b_g_1, ALLOW_TF32, SPLIT)
+            b_g_2 = dot(b_w * _at_points(b_1, b_m1, ALLOW_TF32), b_m2, b_g_2, ALLOW_TF32, SPLIT)
     _stored(g_x1, b_g_1, i_z, o_z, o_c, m_n, C, 1, DEGREES, IR_MUL)
     _stored(g_x2, b_g_2, i_z, o_z, o_c, m_n, C, 2, DEGREES, IR_MUL)
 
 
-def _is_hopper(device: torch.device) -> bool:
+def has_wide_mma(device: torch.device) -> bool:
     """Whether 64 columns or more are what its matrix units take at once; interpreted kernels take the same blocks."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def _tile(count: int, widest: int, points: int, dtype: torch.dtype, is_hopper: bool) -> dict:
-    """Columns and points of a block and the launch's options, by the factors and the widest of them and the result."""
+def _tile(count: int, results: int, widest: int, points: int, dtype: torch.dtype, is_hopper: bool) -> dict:
+    """Columns and points of a block and the launch's options, for so many factors and results, the widest of them."""
     if dtype == torch.float64 or widest > 64:
-        columns, size = 16, 16
+        columns, size, warps = 16, 16, 4 if dtype == torch.float64 else 8
     elif is_hopper:
-        columns, size = {16: (128, 32), 32: (64, 32), 64: (64, 16)}[widest]
+        columns, size, warps = {16: (128, 32, 4), 32: (64, 32, 4), 64: (64, 16, 4 * results)}[widest]
     else:
-        columns, size = {16: (64, 32), 32: (64, 16), 64: (32, 16)}[widest]
+        columns, size, warps = {16: (64 * results, 32, 4), 32: (64, 16, 4 * results), 64: (32, 16, 8)}[widest]
+        columns //= results
     while columns > 16 and 8 * count * columns * widest > (2**17 if is_hopper else 2**16):
         columns //= 2  # coefficients stay in shared memory, in two parts
-    return {"BN": columns, "BS": min(size, points), "num_warps": 4, "num_stages": 2, "maxnreg": 255}
+    stages = 1 if widest == 64 and results == 2 else 2  # two would take registers that are not there
+    return {"BN": columns, "BS": min(size, points), "num_warps": warps, "num_stages": stages, "maxnreg": 255}
 
 
 def _packed(values) -> int:
@@ -233,7 +236,8 @@ class _Call:
         xs, slots, offsets = zip(*(each for each in kept if each[1].power), strict=True)
         own, like, missing = self.slots[k], xs[0], MOST - len(xs)
         y, widths = like.new_empty(rows, channels * own.dim), [width(slot.dim) for slot in slots]
-        tile = _tile(len(xs), max(*widths, width(own.dim)), self.blocks.points, like.dtype, _is_hopper(like.device))
+        widest, is_hopper = max(*widths, width(own.dim)), has_wide_mma(like.device)
+        tile = _tile(len(xs), 1, widest, self.blocks.points, like.dtype, is_hopper)
         launch(point_product_kernel, (cdiv(rows * channels, tile["BN"]),), y, *xs, *[y] * missing, self.table,
                self.blocks.offsets[k], *offsets, *[0] * missing, rows * channels, self.blocks.points, channels,
                own.power, COUNT=len(xs), POWERS=_packed(slot.power for slot in slots), OUT_PARTS=own.parts, D=own.dim,
@@ -245,7 +249,7 @@ class _Call:
         rows, channels = g.shape[0], g.shape[1] // self.slots[0].dim
         tensors = [x.contiguous() for x in (g, *xs)]
         found = [g.new_empty(rows, channels * slot.dim) for slot in self.slots[1:]]
-        tile = _tile(3, max(self.blocks.widths), self.blocks.points, g.dtype, _is_hopper(g.device))
+        tile = _tile(3, 2, max(self.blocks.widths), self.blocks.points, g.dtype, has_wide_mma(g.device))
         launch(point_product_bwd_kernel, (cdiv(rows * channels, tile["BN"]),), *found, *tensors, self.table,
                *self.blocks.offsets, rows * channels, self.blocks.points, channels,
                **_options(tensors, self.slots, self.blocks.widths, rows, channels, self.points, self.ir_mul), **tile)
@@ -279,10 +283,11 @@ def _types(kind: str, names: str, integers: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), f"*{kind}") | table | dict.fromkeys(integers.split(), "i32")
 
 
-def _constants(degrees: list[int], widest: int, dtype: torch.dtype, parts: int, is_hopper: bool) -> tuple[dict, dict]:
+def _constants(degrees: list[int], results: int, widest: int, dtype: torch.dtype, parts: int,
+               is_hopper: bool) -> tuple[dict, dict]:
     """Constants and options of a launch with these factors."""
     widths = [width((degree + 1) ** 2) for degree in degrees]
-    tile = _tile(len(degrees), max(*widths, widest), 32, dtype, is_hopper)
+    tile = _tile(len(degrees), results, max(*widths, widest), 32, dtype, is_hopper)
     constants = {"DEGREES": _packed(degrees), "WIDTHS": _packed(w.bit_length() - 1 for w in widths), "SHARED_ROWS": 0,
                  "SHARED_CHANNELS": 0, "IN_PARTS": (1 << len(degrees)) - 1 if parts > 1 else 0, "PARTS": parts,
                  "IR_MUL": False, "IS_WIDE": False, "ACC": accumulator(dtype), "ALLOW_TF32": False,
@@ -296,7 +301,7 @@ def aot(kind: str, degree: int, out_degree: int, count: int = 2, powers: int = 0
     names = " ".join(["out", *(f"x{n}" for n in range(MOST))])
     signature = _types(kind, names, " ".join(["o_out", *(f"o{n}" for n in range(MOST)), "columns S C scale"]))
     more = {"COUNT": count, "POWERS": powers, "OUT_PARTS": 1, "D": d, "BO": width(d)}
-    each = [_constants([degree] * count, width(d), dtype, parts, is_hopper) for is_hopper in (False, True)]
+    each = [_constants([degree] * count, 1, width(d), dtype, parts, is_hopper) for is_hopper in (False, True)]
     return [AotCase(point_product_kernel, signature, constants | more, **options) for constants, options in each]
 
 
@@ -304,7 +309,7 @@ def aot_bwd(kind: str, degree: int, parts: int = 1) -> list[AotCase]:
     """Both gradients of a product of two fields of a degree, kept to it."""
     dtype = torch.float64 if kind == "fp64" else torch.float32
     signature = _types(kind, "g_x1 g_x2 g x1 x2", "o_g o1 o2 columns S C")
-    each = [_constants([degree] * 3, 16, dtype, parts, is_hopper) for is_hopper in (False, True)]
+    each = [_constants([degree] * 3, 2, 16, dtype, parts, is_hopper) for is_hopper in (False, True)]
     return [AotCase(point_product_bwd_kernel, signature, constants, **options) for constants, options in each]
 
 
