@@ -167,22 +167,19 @@ def read(case: AotCase, capability: int) -> str:
 
 
 def compile_case(case: AotCase, capabilities: Sequence[int] = CAPABILITIES) -> list[Report]:
-    """Compile one case for each sm_<capability> where it is launched and read what it gave; a second time Triton's
-    cache makes it quick."""
+    """Compile one case for each sm_<capability> and read what it gave; a second time Triton's cache makes it quick."""
     built, reports = {}, []
     for capability in capabilities:
-        if case.capabilities is not None and capability not in case.capabilities:
-            continue
         start = time.perf_counter()
-        like = SAME_PTX.get(capability, capability)
-        built[like] = compiled = built.get(like) or build(case, like)
+        like, one = SAME_PTX.get(capability, capability), case.at(capability)
+        built[like] = compiled = built.get(like) or build(one, like)
         usage = _cubin_usage(compiled.asm["cubin"])
         registers, spills = usage["REG"], 0
         if usage["STACK"] or like != capability:
             ptx = compiled.asm["ptx"].replace(f".target sm_{like}", f".target sm_{capability}")
             registers, spills = _assemble(ptx, capability)
         seconds = time.perf_counter() - start
-        shared, threads = compiled.metadata.shared, 32 * case.num_warps
+        shared, threads = compiled.metadata.shared, 32 * one.num_warps
         reports.append(Report(case.label, capability, registers, spills, shared, seconds, threads))
     return reports
 

@@ -174,8 +174,16 @@ class AotCase(NamedTuple):
     max_spill: int = 0  # bytes
     # At a launch Triton learns which arguments are divisible by 16; None stands for all pointers.
     divisible: tuple[str, ...] | None = None
-    # Where a launch takes these blocks; None for every GPU.
-    capabilities: tuple[int, ...] | None = None
+    # What a launch on sm_90 and newer takes in their place: constexprs, num_warps, num_stages.
+    hopper: dict[str, Any] = {}
+
+    def at(self, capability: int) -> "AotCase":
+        """The case as a launch on this GPU has it."""
+        if capability < 90 or not self.hopper:
+            return self
+        options = {name: value for name, value in self.hopper.items() if name in self._fields}
+        blocks = {name: value for name, value in self.hopper.items() if name not in self._fields}
+        return self._replace(constexprs={**self.constexprs, **blocks}, hopper={}, **options)
 
     @property
     def label(self) -> str:

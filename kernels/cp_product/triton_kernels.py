@@ -4,4 +4,4 @@ from ..sphere_product.triton_kernels import aot, backward, forward
 
 __all__ = ["backward", "forward"]
 
-AOT = aot("fp32", 3, 3, 3, 0x010101)
+AOT = [aot("fp32", 3, 3, 3, 0x010101)]

@@ -243,10 +243,10 @@ def sphere_activation_bwd_bwd_kernel(
 def _tile(dtype: torch.dtype, widest: int, order: int, is_hopper: bool) -> dict:
     """Elements and points of a block and the launch's options: fewer where coefficients or fields are many."""
     warps = 8 if order and widest > 32 else 4
-    if dtype == torch.float64 or order == 2 or widest > 64:
+    if dtype == torch.float64 or order == 2 or widest > 64 or order and widest == 64:
         elements, points = 16, 16
     elif is_hopper:
-        elements, points = {16: (64, 32), 32: (64, 32 >> order), 64: (64 >> order, 16)}[widest]
+        elements, points = {16: (64, 32), 32: (64, 32 >> order), 64: (64, 16)}[widest]
     else:
         elements, points = {16: (64, 32 >> order), 32: (64 >> order, 16), 64: (32, 16)}[widest]
     return {"BN": elements, "BS": points, "num_warps": warps, "num_stages": 2, "maxnreg": 255}
@@ -300,31 +300,27 @@ def second(c_x, c_x2, c_gate, g, x, x2, gate, into, back, ring, ir_mul, act, nee
     return tuple(found)
 
 
-def _aot(kernel, tensors: str, order: int, lmax: int, dtype=torch.float32, **flags) -> list[AotCase]:
+def _aot(kernel, tensors: str, order: int, lmax: int, dtype=torch.float32, **flags) -> AotCase:
     """The kernel for degree lmax in and out, everything present, SiLU."""
     d = (lmax + 1) ** 2
     kind = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
     signature = dict.fromkeys(tensors.split(), kind) | {"elements": "i64", "C": "i32"}
     if dtype == torch.bfloat16:
         signature |= {"into": "*fp32", "back": "*fp32"}
-    found = []
-    for is_hopper in (False, True):
-        tile = _tile(dtype, width(d), order, is_hopper)
-        constants = {"S": 2 * d + 3, "D": d, "E": d, "ACT": ACTIVATIONS.index("silu"), "HAS_X2": True, "HAS_GATE": True,
-                     **flags, "IR_MUL": True, "IS_WIDE": False, "BN": tile.pop("BN"), "BS": tile.pop("BS"),
-                     "BD": width(d), "BE": width(d), "ACC": accumulator(dtype), "ALLOW_TF32": False}
-        found.append(AotCase(kernel, signature, constants, **tile,
-                             capabilities=(90,) if is_hopper else (80, 86, 89)))
-    return found
+    tile, hopper = (_tile(dtype, width(d), order, is_hopper) for is_hopper in (False, True))
+    constants = {"S": 2 * d + 3, "D": d, "E": d, "ACT": ACTIVATIONS.index("silu"), "HAS_X2": True, "HAS_GATE": True,
+                 **flags, "IR_MUL": True, "IS_WIDE": False, "BN": tile.pop("BN"), "BS": tile.pop("BS"),
+                 "BD": width(d), "BE": width(d), "ACC": accumulator(dtype), "ALLOW_TF32": False}
+    return AotCase(kernel, signature, constants, **tile, hopper=hopper)
 
 
 _NEED = {"NEED_X": True, "NEED_X2": True, "NEED_GATE": True}
 AOT = [
-    *_aot(sphere_activation_fwd_kernel, "x x2 gate into back y", 0, 1, torch.float64),
-    *_aot(sphere_activation_fwd_kernel, "x x2 gate into back y", 0, 6),
-    *_aot(sphere_activation_bwd_kernel, "g x x2 gate into back g_x g_x2 g_gate", 1, 3, **_NEED),
-    *_aot(sphere_activation_bwd_kernel, "g x x2 gate into back g_x g_x2 g_gate", 1, 6, **_NEED),
-    *_aot(sphere_activation_bwd_kernel, "g x x2 gate into back g_x g_x2 g_gate", 1, 4, torch.bfloat16, **_NEED),
-    *_aot(sphere_activation_bwd_bwd_kernel, "c_x c_x2 c_gate g x x2 gate into back g_g g_x g_x2 g_gate", 2, 1, **_NEED,
-          NEED_G=True, HAS_C_X=True, HAS_C_X2=True, HAS_C_GATE=True),
+    _aot(sphere_activation_fwd_kernel, "x x2 gate into back y", 0, 1, torch.float64),
+    _aot(sphere_activation_fwd_kernel, "x x2 gate into back y", 0, 6),
+    _aot(sphere_activation_bwd_kernel, "g x x2 gate into back g_x g_x2 g_gate", 1, 3, **_NEED),
+    _aot(sphere_activation_bwd_kernel, "g x x2 gate into back g_x g_x2 g_gate", 1, 6, **_NEED),
+    _aot(sphere_activation_bwd_kernel, "g x x2 gate into back g_x g_x2 g_gate", 1, 4, torch.bfloat16, **_NEED),
+    _aot(sphere_activation_bwd_bwd_kernel, "c_x c_x2 c_gate g x x2 gate into back g_g g_x g_x2 g_gate", 2, 1, **_NEED,
+         NEED_G=True, HAS_C_X=True, HAS_C_X2=True, HAS_C_GATE=True),
 ]

@@ -192,8 +192,9 @@ def _tile(count: int, results: int, widest: int, points: int, dtype: torch.dtype
         columns //= results
     while columns > 16 and 8 * count * columns * widest > (2**17 if is_hopper else 2**16):
         columns //= 2  # coefficients stay in shared memory, in two parts
+    size = 16 if points % size else size
     stages = 1 if widest == 64 and results == 2 else 2  # two would take registers that are not there
-    return {"BN": columns, "BS": min(size, points), "num_warps": warps, "num_stages": stages, "maxnreg": 255}
+    return {"BN": columns, "BS": size, "num_warps": warps, "num_stages": stages, "maxnreg": 255}
 
 
 def _packed(values) -> int:
@@ -283,37 +284,37 @@ def _types(kind: str, names: str, integers: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), f"*{kind}") | table | dict.fromkeys(integers.split(), "i32")
 
 
-def _constants(degrees: list[int], results: int, widest: int, dtype: torch.dtype, parts: int,
-               is_hopper: bool) -> tuple[dict, dict]:
+def _constants(degrees: list[int], results: int, widest: int, dtype: torch.dtype, parts: int) -> tuple[dict, dict]:
     """Constants and options of a launch with these factors."""
     widths = [width((degree + 1) ** 2) for degree in degrees]
-    tile = _tile(len(degrees), results, max(*widths, widest), 32, dtype, is_hopper)
+    tile, hopper = (_tile(len(degrees), results, max(*widths, widest), 32, dtype, is_hopper)
+                    for is_hopper in (False, True))
     constants = {"DEGREES": _packed(degrees), "WIDTHS": _packed(w.bit_length() - 1 for w in widths), "SHARED_ROWS": 0,
                  "SHARED_CHANNELS": 0, "IN_PARTS": (1 << len(degrees)) - 1 if parts > 1 else 0, "PARTS": parts,
                  "IR_MUL": False, "IS_WIDE": False, "ACC": accumulator(dtype), "ALLOW_TF32": False,
                  **{name: tile.pop(name) for name in ("BN", "BS")}}
-    return constants, tile | {"capabilities": (90,) if is_hopper else (80, 86, 89)}
+    return constants, tile | {"hopper": hopper}
 
 
-def aot(kind: str, degree: int, out_degree: int, count: int = 2, powers: int = 0x0101, parts: int = 1) -> list[AotCase]:
+def aot(kind: str, degree: int, out_degree: int, count: int = 2, powers: int = 0x0101, parts: int = 1) -> AotCase:
     """A product of `count` fields of a degree, from and to float32 ("fp32"), float64 or bfloat16."""
     dtype, d = torch.float64 if kind == "fp64" else torch.float32, (out_degree + 1) ** 2
     names = " ".join(["out", *(f"x{n}" for n in range(MOST))])
     signature = _types(kind, names, " ".join(["o_out", *(f"o{n}" for n in range(MOST)), "columns S C scale"]))
-    more = {"COUNT": count, "POWERS": powers, "OUT_PARTS": 1, "D": d, "BO": width(d)}
-    each = [_constants([degree] * count, 1, width(d), dtype, parts, is_hopper) for is_hopper in (False, True)]
-    return [AotCase(point_product_kernel, signature, constants | more, **options) for constants, options in each]
+    constants, options = _constants([degree] * count, 1, width(d), dtype, parts)
+    constants |= {"COUNT": count, "POWERS": powers, "OUT_PARTS": 1, "D": d, "BO": width(d)}
+    return AotCase(point_product_kernel, signature, constants, **options)
 
 
-def aot_bwd(kind: str, degree: int, parts: int = 1) -> list[AotCase]:
+def aot_bwd(kind: str, degree: int, parts: int = 1) -> AotCase:
     """Both gradients of a product of two fields of a degree, kept to it."""
     dtype = torch.float64 if kind == "fp64" else torch.float32
     signature = _types(kind, "g_x1 g_x2 g x1 x2", "o_g o1 o2 columns S C")
-    each = [_constants([degree] * 3, 2, 16, dtype, parts, is_hopper) for is_hopper in (False, True)]
-    return [AotCase(point_product_bwd_kernel, signature, constants, **options) for constants, options in each]
+    constants, options = _constants([degree] * 3, 2, 16, dtype, parts)
+    return AotCase(point_product_bwd_kernel, signature, constants, **options)
 
 
-AOT = [case for found in (
+AOT = [
     *(aot("fp32", degree, degree) for degree in (2, 4, 6, 10)), aot("fp64", 3, 4, parts=2), aot("bf16", 2, 2, 1, 3),
     *(aot_bwd("fp32", degree) for degree in (2, 4, 6)), aot_bwd("fp64", 3, 2), aot_bwd("bf16", 3),
-) for case in found]
+]
