@@ -4,6 +4,7 @@ Through the dispatcher a call goes from Python to C++ and back for each of its k
 each time: for autograd, for the implementation, and both again for the gradient.
 """
 
+import operator
 from collections.abc import Callable
 
 import torch
@@ -16,12 +17,19 @@ from torch.compiler import is_compiling
 _TYPES = {"Tensor": (Tensor, torch.nn.Parameter), "int": (int,), "float": (float,), "bool": (bool,), "str": (str,),
           "List[int]": (tuple, list), "List[bool]": (tuple, list)}
 _ELEMENTS = {"List[int]": int, "List[bool]": bool}
+_form = operator.attrgetter("shape", "dtype")
 _keys_of, _any_requires_grad = torch._C._dispatch_keys, torch._C._any_requires_grad
 _included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
-_below_autograd, _function_mode = torch._C._AutoDispatchBelowAutograd, torch._C._is_torch_function_mode_enabled
+_function_mode = torch._C._is_torch_function_mode_enabled
 
 
 MOST = 256  # kinds of arguments that an operator remembers
+
+
+def _remember(where: dict, key, value) -> None:
+    if len(where) >= MOST:
+        where.clear()
+    where[key] = value
 
 
 def _bits(*keys: DispatchKey) -> int:
@@ -32,8 +40,10 @@ def _bits(*keys: DispatchKey) -> int:
 
 
 _PASSED = _bits(DispatchKey.BackendSelect, DispatchKey.ADInplaceOrView)  # keys for which our operators have no kernel
-_PLAIN = {_bits(DispatchKey.CPU, DispatchKey.AutogradCPU), _bits(DispatchKey.CUDA, DispatchKey.AutogradCUDA)}
+_AUTOGRAD = {_bits(DispatchKey.CPU, DispatchKey.AutogradCPU), _bits(DispatchKey.CUDA, DispatchKey.AutogradCUDA)}
 _BELOW = {_bits(DispatchKey.CPU), _bits(DispatchKey.CUDA)}  # autograd is excluded: inference mode, within an operator
+_PLAIN = _AUTOGRAD | _BELOW
+_ON_CUDA = {_bits(DispatchKey.CUDA, DispatchKey.AutogradCUDA), _bits(DispatchKey.CUDA)}
 
 
 class Operator:
@@ -52,7 +62,7 @@ class Operator:
     """
 
     def __init__(self, registered: torch._ops.OpOverload, choose: Callable, rule: Callable | None = None):
-        """`choose` as in `define`; `rule(run, arguments)` is run(*arguments) with its derivative, where it has one."""
+        """`choose` as in `define`; `rule(run, arguments)` is run(arguments) with its derivative, where it has one."""
         schema = registered._schema
         self.registered, self.name = registered, schema.name.split("::")[1]
         self._choose, self._several, self._rule = choose, len(schema.returns) > 1, rule
@@ -62,8 +72,9 @@ class Operator:
         self._known: set[tuple[type, ...]] = set()  # types of arguments that were taken
         self._runs: dict[tuple, Callable] = {}  # what `choose` found, by all that it may read
         self._tensors = [i for i, kind in enumerate(kinds) if kind in ("Tensor", "Optional[Tensor]")]
-        self._lists = [(i, _ELEMENTS[kind]) for i, kind in enumerate(kinds) if kind in _ELEMENTS]
-        self._others = [i for i in range(len(kinds)) if i not in (*self._tensors, *dict(self._lists))]
+        # with the tuples that were there: tables are made once
+        self._lists = [(i, _ELEMENTS[kind], {}) for i, kind in enumerate(kinds) if kind in _ELEMENTS]
+        self._others = [i for i, kind in enumerate(kinds) if i not in self._tensors and kind not in _ELEMENTS]
 
     def __call__(self, *arguments, **named):
         if (is_compiling() or named or _function_mode() or profiler._is_profiler_enabled
@@ -75,40 +86,32 @@ class Operator:
                 read.append(None)
             else:
                 keys |= _keys_of(x).raw_repr()
-                read += x.shape, x.dtype, x.device, x.requires_grad
+                read.append(_form(x))
         keys &= ~(_excluded().raw_repr() | _PASSED)
-        if keys in _PLAIN:
-            if torch.is_grad_enabled() and _any_requires_grad(*arguments):
-                if self._rule is not None:
-                    return self._rule(self._run(read, arguments), arguments)
-            else:
-                return self._run(read, arguments)(*arguments)
-        elif keys in _BELOW:
-            return self._run(read, arguments)(*arguments)
-        return self.registered(*arguments)
+        read.append(requires_grad := _any_requires_grad(*arguments))
+        recorded = requires_grad and keys in _AUTOGRAD and torch.is_grad_enabled()
+        if keys not in _PLAIN or recorded and self._rule is None:
+            return self.registered(*arguments)
+        if keys in _ON_CUDA:
+            read += [x.device for x in arguments if isinstance(x, Tensor)]
+        run = self._run(read, arguments)
+        return self._rule(run, arguments) if recorded else run(arguments)
 
     def _run(self, read: list, arguments: tuple) -> Callable:
         """What `choose` finds for arguments whose tensors are as `read` says; asked for once."""
         for i in self._others:
             read.append(arguments[i])
-        for i, _ in self._lists:
+        for i, _, _ in self._lists:
             read.append(tuple(arguments[i]))
         run = self._runs.get(key := tuple(read))
         if run is None:
-            run = self._below(self._choose(*arguments))
-            if len(self._runs) >= MOST:
-                self._runs.clear()
-            self._runs[key] = run
-        return run
+            compute, several = self._choose(*arguments), self._several
 
-    def _below(self, compute: Callable) -> Callable:
-        several = self._several
-
-        def run(*arguments):
-            with _below_autograd():  # what computes is not recorded
+            def run(arguments):
                 found = compute(*arguments[:-1])
-            return tuple(found) if several else found
+                return tuple(found) if several else found
 
+            _remember(self._runs, key, run)
         return run
 
     def _fits(self, arguments: tuple) -> bool:
@@ -118,9 +121,13 @@ class Operator:
             if len(types) != len(self._takes) or not all(map(tuple.__contains__, self._takes, types)):
                 return False
             self._known.add(types)
-        for i, kind in self._lists:
-            if list(map(type, arguments[i])).count(kind) != len(arguments[i]):
-                return False
+        for i, kind, seen in self._lists:
+            values = arguments[i]
+            if seen.get(id(values)) is not values:
+                if list(map(type, values)).count(kind) != len(values):
+                    return False
+                if type(values) is tuple:
+                    _remember(seen, id(values), values)
         return True
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from .calls import Operator
@@ -19,8 +20,8 @@ def define(schema: str, choose, fake, setup=None, backward=None, batched: tuple[
     Args:
         schema: name, arguments and returns, as torch.library.Library.define takes them.
         choose: checks the arguments and returns what computes, on every device: a function of all of them but
-            `backend`, the last. It reads shapes, dtypes, devices, requires_grad and what is no tensor, and its
-            function keeps no tensor: it is asked once for all arguments that are alike in these.
+            `backend`, the last. It reads shapes, dtypes, devices, whether anything requires grad and what is no
+            tensor, and its function keeps no tensor: it is asked once for all arguments that are alike in these.
         fake: same checks, shapes only.
         setup: setup_context(ctx, inputs, output), as in torch.autograd.Function.
         backward: the derivative; itself a composition of registered operators or plain torch.
@@ -40,7 +41,7 @@ def define(schema: str, choose, fake, setup=None, backward=None, batched: tuple[
 
 
 def _derivative(registered, setup, backward):
-    """Registers the derivative and returns rule(run, arguments): run(*arguments), recorded by autograd.
+    """Registers the derivative and returns rule(run, arguments): run(arguments), recorded by autograd.
 
     What torch.library.register_autograd does, for schemas without default values: that function looks for defaults of
     every argument at every call, a quarter of the time of a small one.
@@ -51,7 +52,7 @@ def _derivative(registered, setup, backward):
         @staticmethod
         def forward(ctx, *given):
             arguments, run = given[-2:]
-            output = run(*arguments)
+            output = run(arguments)
             setup(ctx, arguments, output)
             return output
 
@@ -59,7 +60,7 @@ def _derivative(registered, setup, backward):
         def backward(ctx, *cotangents):
             needs = ctx.needs_input_grad
             wanted = _wanted(ctx, needs)
-            if wanted == needs:
+            if wanted is needs:
                 return *backward(ctx, *cotangents)[:tensors], None, None
             try:
                 ctx.needs_input_grad = wanted
@@ -73,15 +74,16 @@ def _derivative(registered, setup, backward):
     def rule(run, arguments):
         return apply(*arguments[:tensors], arguments, run)
 
-    def below(keys, *arguments):
+    def below(keys, arguments):
         with torch._C._AutoDispatchBelowAutograd():
             return registered.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
     @torch.compiler.disable  # Dynamo would look into it where a graph breaks around the operator
     def call(keys, *arguments):
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            arguments = unwrap_dead_wrappers(arguments)  # as apply does with the tensors
             return Rule.apply(*arguments[:tensors], arguments, functools.partial(below, keys))
-        return below(keys, *arguments)
+        return below(keys, arguments)
 
     _library.impl(registered._schema.name, call, "Autograd", with_keyset=True)
     return rule
@@ -95,15 +97,16 @@ def _wanted(ctx, needs: tuple[bool, ...]) -> tuple[bool, ...]:
     nodes = [node for node, _ in ctx.next_functions if node is not None]  # of the arguments that require grad
     if len(nodes) == 1:
         return needs  # this node runs for it
-    runs = map(_runs, nodes)
-    return tuple([need and next(runs) for need in needs])
-
-
-def _runs(node) -> bool:
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # a leaf whose gradient is collected, or a pass that PyTorch's tracer drives
-        return True
+    runs = []
+    for node in nodes:
+        try:
+            runs.append(torch._C._will_engine_execute_node(node))
+        except RuntimeError:  # a leaf whose gradient is collected, or a pass that PyTorch's tracer drives
+            runs.append(True)
+    if all(runs):
+        return needs
+    found = iter(runs)
+    return tuple([need and next(found) for need in needs])
 
 
 def _vmap_rule(op, batched: tuple[int, ...]):

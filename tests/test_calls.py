@@ -188,6 +188,15 @@ def test_tensors_that_are_not_what_they_store(dispatched):
     assert dispatched == ["segment_sum"] * 3
 
 
+def test_the_derivative_of_what_a_transform_left_behind(dispatched):
+    x, y = draw(3, 4).requires_grad_(), draw(3, 4)
+    leaked = []
+    torch.func.grad(lambda x: (leaked.append(x * 2), x.sum())[1])(x)
+    [found] = torch.autograd.grad(sphere_product(leaked[0], y, table=TABLE).sin().sum(), x)
+    [expected] = torch.autograd.grad(sphere_product(x * 2, y, table=TABLE).sin().sum(), x)
+    assert torch.equal(found, expected) and dispatched[0] == "sphere_product"
+
+
 def test_transforms(dispatched):
     x, y = draw(2, 3, 4), draw(3, 4)
     mapped = torch.vmap(lambda x: sphere_product(x, y, table=TABLE))(x)

@@ -248,23 +248,38 @@ struct Product {
 
 using Optional = std::optional<Tensor>;
 
-std::vector<Slot> read_slots(const std::vector<int64_t>& values) {
-  std::vector<Slot> slots;
-  for (size_t i = 0; i + 5 <= values.size(); i += 5)
-    slots.push_back({values[i], values[i + 1], values[i + 2], values[i + 3], values[i + 4]});
+std::vector<Slot> read_slots(const int64_t* values, size_t count) {
+  std::vector<Slot> slots(count);
+  for (Slot& slot : slots) {
+    slot = {values[0], values[1], values[2], values[3], values[4]};
+    values += 5;
+  }
   return slots;
+}
+
+// C, that of the widest input; 0 where one has none.
+int64_t channels_of(const std::vector<Tensor>& xs, const std::vector<Slot>& slots) {
+  int64_t most = 0;
+  for (size_t i = 0; i < xs.size(); ++i) {
+    const int64_t own = xs[i].size(1) / slots[i + 1].dim();
+    if (!own) return 0;
+    most = std::max(most, own);
+  }
+  return most;
 }
 
 }  // namespace
 
+// read: the integers of grid and slots.
 // Bit k of `wanted`: slot 0 is the product of the inputs, slot k > 0 the gradient of the k-th, where g is the
 // product's. Returns what is wanted.
-static std::vector<Tensor> point_product(Optional g, std::vector<Tensor> xs, Tensor table, std::vector<int64_t> grid,
-                                         std::vector<int64_t> flat, bool ir_mul, int64_t wanted, int64_t channels) {
-  const std::vector<Slot> slots = read_slots(flat);
+static std::vector<Tensor> point_product(Optional g, std::vector<Tensor> xs, Tensor table, Tensor read, bool ir_mul,
+                                         int64_t wanted) {
+  const int64_t* grid = in<int64_t>(read);
+  const std::vector<Slot> slots = read_slots(grid + 4, xs.size() + 1);
   const Points points{grid[0], grid[1], grid[2], grid[3]};
   const Tensor matrices = dense(table);
-  const int64_t rows = xs[0].size(0);
+  const int64_t rows = xs[0].size(0), channels = channels_of(xs, slots);
   if (g) g = dense(*g);                   // [Z, C channels of d_0]
   for (Tensor& x : xs) x = dense(x);      // [Z or 1, C or 1 channels of d]
   std::vector<Tensor> found;
@@ -286,8 +301,7 @@ static std::vector<Tensor> point_product(Optional g, std::vector<Tensor> xs, Ten
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ace_fast_native, m) {
-  m.def("point_product(Tensor? g, Tensor[] xs, Tensor table, int[] grid, int[] slots, bool ir_mul, int wanted, "
-        "int channels) -> Tensor[]");
+  m.def("point_product(Tensor? g, Tensor[] xs, Tensor table, Tensor read, bool ir_mul, int wanted) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ace_fast_native, CPU, m) { m.impl("point_product", TORCH_BOX(&point_product)); }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...backend import pick
+from ..constant import plainly
 from ..define import check_tensors, define, fail, is_half, mask
 from .tables import FORMS, MOST, Points, Slot, unpack
 
@@ -19,20 +20,21 @@ _native = torch.ops.ace_fast_native
 
 
 @functools.cache
-def _dims(slots: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(slot.dim for slot in unpack(slots))
+@plainly()
+def _as_tensor(grid: Sequence[int], slots: Sequence[int]) -> Tensor:
+    """Both, one after the other: a tensor is handed to C++ in a tenth of a list's time."""
+    return torch.tensor([*grid, *slots], device="cpu")
 
 
 def _native_forward(x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul) -> Tensor:
     xs = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None]
-    each = [x.shape[1] // dim for x, dim in zip(xs, _dims(tuple(slots))[1:], strict=True)]
-    return _native.point_product(None, xs, table, grid, slots, ir_mul, 1, max(each) if min(each) else 0)[0]
+    return _native.point_product(None, xs, table, _as_tensor(tuple(grid), tuple(slots)), ir_mul, 1)[0]
 
 
 def _native_backward(g, x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul, needs) -> tuple[Tensor, ...]:
     xs = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None]
-    channels = g.shape[1] // _dims(tuple(slots))[0]
-    found = iter(_native.point_product(g, xs, table, grid, slots, ir_mul, mask(needs) << 1, channels))
+    read = _as_tensor(tuple(grid), tuple(slots))
+    found = iter(_native.point_product(g, xs, table, read, ir_mul, mask(needs) << 1))
     return tuple([next(found) if need else g.new_empty(0) for need in needs])
 
 
