@@ -273,7 +273,58 @@ def test_attention_vanishes_at_the_cutoff():
         (g,) = torch.autograd.grad(y, d, create_graph=True)
         assert y == 0 and abs(g) < 1e-13 and (not g.requires_grad or abs(torch.autograd.grad(g, d)[0]) < 1e-12)
     assert nn.polynomial_envelope(torch.zeros(1), 4.0) == 1
+    x = torch.linspace(0, 1, 9)
+    for p in (2, 5, 6):
+        plain = 1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
+        assert_close(nn.polynomial_envelope(3 * x, 3.0, p), plain, 16)
+    near = nn.polynomial_envelope(torch.tensor([1 - 2.0**-20, 1 - 2.0**-12], dtype=torch.float32), 1.0)
+    assert ((near.double() / (35 * torch.tensor([2.0**-60, 2.0**-36])) - 1).abs() < 2e-3).all()  # (1 - x)^3 C(7, 3)
     assert attention(torch.zeros(0, 2), torch.zeros(0), Graph(torch.zeros(2, 0, dtype=torch.int64), 3)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("excess", [30.0, 100.0, 800.0])
+def test_an_edge_at_the_cutoff_counts_for_nothing_whatever_its_logit(dtype, excess):
+    # two edges, and a third that lies at the cutoff or is not there
+    index, z = torch.tensor([[0, 2, 3], [1, 1, 1]]), torch.tensor([[0.0], [1.0], [excess]], dtype=dtype)
+    attention, without = nn.SmoothCutoffAttention(), Graph(index[:, :2], 4)
+    d = torch.tensor([1.0, 2.0, 4.0], dtype=dtype, requires_grad=True)
+    z.requires_grad_()
+
+    def found(graph, n):
+        alpha = attention(z[:n], nn.polynomial_envelope(d[:n], 4.0), graph)
+        first = torch.autograd.grad(alpha.pow(2).sum(), (z, d), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (z, d))
+        return [alpha[:2], *(g[:2] for g in (*first, *second))], [alpha[2:], *(g[2:] for g in (*first, *second))]
+
+    (there, gone), (want, _) = found(Graph(index, 4), 3), found(without, 2)
+    for one, other in zip(there, want, strict=True):
+        torch.testing.assert_close(one, other)
+    assert all((g == 0).all() for g in gone)
+    assert want[0].sum() > 0.5
+    # what is left of the others once it has come a little closer is continuous
+    c = torch.tensor([1.0, 1.0, 0.0], dtype=dtype)
+    for share in (1e-3, 1.0):  # of e^(z - m) c beside the others' 1 + e
+        c[2] = share * (1 + torch.e) * torch.exp(torch.tensor(-excess, dtype=torch.float64))
+        if c[2] > torch.finfo(dtype).tiny:
+            alpha = attention(z.detach(), c, Graph(index, 4))
+            torch.testing.assert_close(alpha[:2].sum().item(), 1 / (1 + share), rtol=1e-4, atol=0.0)
+
+
+def test_slopes_are_finite_where_nothing_counts():
+    graph = Graph(torch.tensor([[0, 2, 0], [1, 1, 2]]), 3)
+    for dtype in (torch.float32, torch.float64):
+        z = torch.tensor([[800.0], [0.0], [-800.0]], dtype=dtype, requires_grad=True)
+        c = torch.zeros(3, dtype=dtype, requires_grad=True)
+        alpha = nn.SmoothCutoffAttention()(z, c, graph)
+        slopes = torch.autograd.grad(alpha.sum(), (z, c), create_graph=True)
+        again = torch.autograd.grad(sum(g.sum() for g in slopes), (z, c))
+        assert not alpha.any() and all(g.isfinite().all() for g in (*slopes, *again))
+    # a slope of the envelope at the cutoff that is not 0 is seen by the others, as e^(z - m)
+    c = torch.tensor([1.0, 0.0, 1.0], requires_grad=True)
+    alpha = nn.SmoothCutoffAttention()(torch.tensor([[1.0], [3.0], [0.0]]), c, graph)
+    (slope,) = torch.autograd.grad(alpha[0].sum(), c)
+    assert_close(slope[1:], torch.tensor([-(torch.e**2), 0.0]), 16)
 
 
 LAYERS = {
@@ -400,7 +451,7 @@ def messages():
     yield "values", lambda: attention(one[None], one, graph, torch.zeros(1, 2)), r"values must be \[1, 1, \.\.\.\]"
     yield "attention's eps", lambda: nn.SmoothCutoffAttention(-1), r"eps must be 0 or more, got -1"
     yield "cutoff", lambda: nn.polynomial_envelope(one, 0.0), r"cutoff must be strictly positive, got 0\.0"
-    yield "p", lambda: nn.polynomial_envelope(one, 1.0, 1), r"p must be at least 2, got 1"
+    yield "p", lambda: nn.polynomial_envelope(one, 1.0, 1), r"p must be an integer of at least 2, got 1"
 
 
 MESSAGES = list(messages())

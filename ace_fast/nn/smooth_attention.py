@@ -5,7 +5,10 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..graph import Graph
+from ..kernels.define import integer
 from .tensor_product import check_floating, no_script, widened
+
+_STEEPEST = 20.0  # largest logit of an edge with c = 0, beyond that of the others: of weight 0, with a finite slope
 
 
 def polynomial_envelope(distance: Tensor, cutoff: float, p: int = 5) -> Tensor:
@@ -20,14 +23,16 @@ def polynomial_envelope(distance: Tensor, cutoff: float, p: int = 5) -> Tensor:
         Of the same shape. Source: DimeNet (Gasteiger et al. 2020), equation 8.
 
     Raises:
-        ValueError: a cutoff that is not positive, or p below 2.
+        ValueError: a cutoff that is not positive, or a p that is no integer from 2 on.
     """
     if not cutoff > 0:
         raise ValueError(f"polynomial_envelope: cutoff must be strictly positive, got {cutoff}")
-    if p < 2:
-        raise ValueError(f"polynomial_envelope: p must be at least 2, got {p}")
+    p = integer("polynomial_envelope", "p", p, 2)
     x = (distance / cutoff).clamp(max=1.0)
-    return 1 + x**p * (-(p + 1) * (p + 2) / 2 + x * (p * (p + 2) - x * (p * (p + 1) / 2)))
+    series = torch.zeros_like(x)  # of 1 / (1 - x)^3, to p terms: no difference of large terms at the cutoff
+    for k in range(p, 0, -1):
+        series = series * x + k * (k + 1) // 2
+    return (1 - x) ** 3 * series
 
 
 class SmoothCutoffAttention(nn.Module):
@@ -35,8 +40,10 @@ class SmoothCutoffAttention(nn.Module):
 
     .. math:: \alpha_e = c_e \frac{c_e\, e^{z_e - m}}{\sum_{e'} c_{e'}\, e^{z_{e'} - m} + \epsilon}
 
-    m is the largest z of the node, c = env(d). The inner envelope makes the sum smooth where an edge comes or goes, the
-    outer one the edge's own weight, also where it is a node's only edge: energies and forces are then continuous.
+    m is the largest z + log c of the node, c = env(d). The inner envelope makes the sum smooth where an edge comes or
+    goes, the outer one the edge's own weight, also where it is a node's only edge: energies and forces are then
+    continuous. EquiformerV3 takes the largest z: there an edge at the cutoff whose z is the largest by 30 or more
+    pushes the others below epsilon, and they jump when it leaves.
 
     Args:
         eps: added to the sum; a node whose edges all lie at the cutoff, or have logits of -inf, gets weights 0.
@@ -45,8 +52,9 @@ class SmoothCutoffAttention(nn.Module):
     Raises:
         ValueError: no Graph, or rows that are not the graph's edges.
 
-    Derivatives of any order in z, c and the values; m is a constant (alpha does not depend on it but for eps). bfloat16
-    is computed in float32 and rounded once. Source: EquiformerV3 (Liao et al. 2026), GraphSoftmax with exp_rescale.
+    Derivatives of any order in z, c and the values; m is a constant (alpha does not depend on it but for eps). Those in
+    c at c = 0 grow as e^(z - m); they are finite, with z - m taken as 20 at most. bfloat16 is computed in float32 and
+    rounded once. Source: EquiformerV3 (Liao et al. 2026), GraphSoftmax with exp_rescale.
 
     Example:
         >>> graph = ace_fast.Graph(torch.tensor([[0, 1, 2], [1, 2, 1]]), 3)
@@ -73,8 +81,12 @@ class SmoothCutoffAttention(nn.Module):
         values, [num_targets, H, ...]."""
         self._check(logits, envelope, graph, values)
         targets, c, z = graph.targets, widened(envelope)[:, None], widened(logits)
-        weight = c * torch.exp(z - _largest(z.detach(), targets))
-        total = functional.segment_sum(weight, targets, backend=self.backend) + self.eps
+        counts = c > 0
+        z = z + torch.where(counts, c, 1).log()
+        z = z - _largest(z.detach().masked_fill(~counts, -torch.inf), targets)  # of those that count at most 0
+        weight = torch.where(counts, 1, c) * z.clamp(max=_STEEPEST).exp()
+        total = functional.segment_sum(weight, targets, backend=self.backend)
+        total = torch.where(total < 0.5, 1, total + self.eps)  # at least 1, but where no edge counts
         alpha = c * weight / functional.gather(total, targets, backend=self.backend)
         if values is None:
             return alpha.to(logits.dtype)
