@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from dropin import assert_takes_bfloat16
 from e3nn import o3
 
 from ace_fast.nn import TDNTensorProduct, TensorProduct, cp
@@ -95,6 +96,13 @@ def test_fits_are_the_same_for_a_seed_and_kept(tmp_path, monkeypatch):
     assert torch.equal(first.B, cp.fit(1, rank=5, seed=3, cache=tmp_path).factors.B)
 
 
+def test_a_fit_is_the_callers_own():
+    first = cp.fit(1, rank=4).factors
+    kept = first.A.clone()
+    first.A.zero_()
+    assert torch.equal(cp.fit(1, rank=4).factors.A, kept) and kept.abs().max() > 0
+
+
 def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="cp.fit: factors could not be saved .* pass cache=, or set ACE_FAST_DATA"):
@@ -159,6 +167,67 @@ def test_layers_are_the_formula(case, trainable):
     tdn(x, y).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in tdn.parameters())
     assert len(list(tdn.parameters())) == 1 + 3 * trainable
+
+
+@QUIET
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("case", ["uuu", "uvu"])
+def test_layers_compile_to_one_graph(case, trainable):
+    tdn = TDNTensorProduct(*LAYERS[case], rank="exact", trainable=trainable)
+    inputs = [torch.randn(4, irreps.dim, requires_grad=True) for irreps in (tdn.irreps_in1, tdn.irreps_in2)]
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # within torch
+        whole = torch.compile(tdn, backend="aot_eager", fullgraph=True)
+        found = whole(*inputs)
+    want, wanted = tdn(*inputs), [*inputs, *tdn.parameters()]
+    assert len(wanted) == 3 + 3 * trainable
+    torch.testing.assert_close(found, want, rtol=1e-13, atol=1e-13)
+    slopes = [torch.autograd.grad(z.square().sum(), wanted) for z in (found, want)]
+    torch.testing.assert_close(*slopes, rtol=1e-13, atol=1e-13)
+
+
+@QUIET
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("case", ["uuu", "uvu"])
+def test_trainable_factors_stay_where_they_are(case, grad):
+    """On the meta device nothing can be copied to the host; nothing waits for a GPU there either."""
+    with torch.device("meta"):
+        tdn = TDNTensorProduct(*LAYERS[case], rank="exact", trainable=True)
+    assert {p.device.type for p in tdn.parameters()} == {"meta"} and len(list(tdn.parameters())) == 4
+    x, y = (torch.randn(4, irreps.dim, device="meta") for irreps in (tdn.irreps_in1, tdn.irreps_in2))
+    with torch.set_grad_enabled(grad):
+        assert tdn(x, y).shape == (4, tdn.irreps_out.dim)
+
+
+@QUIET
+@pytest.mark.parametrize("case", ["uuu", "one"])
+def test_factors_that_are_trained_and_frozen_give_the_same(case):
+    trained, frozen = (TDNTensorProduct(*LAYERS[case], rank="exact", trainable=train) for train in (True, False))
+    frozen.load_state_dict({"weight": trained.weight})
+    x, y = (torch.randn(4, irreps.dim) for irreps in (frozen.irreps_in1, frozen.irreps_in2))
+    want = frozen(x, y)
+    torch.testing.assert_close(trained(x, y), want, rtol=1e-13, atol=1e-13)
+    with torch.no_grad():
+        torch.testing.assert_close(trained(x, y), want, rtol=1e-13, atol=1e-13)
+        trained.A.mul_(2)
+        torch.testing.assert_close(trained(x, y), 2 * want, rtol=1e-13, atol=1e-13)
+    for factor in (trained.A, trained.B, trained.C):
+        factor.requires_grad_(False)
+    z = trained(x, y)
+    torch.testing.assert_close(z, 2 * want, rtol=1e-13, atol=1e-13)
+    assert torch.autograd.grad(z.sum(), trained.weight)[0].abs().max() > 0
+
+
+@QUIET
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("case", LAYERS)
+def test_layers_take_bfloat16_and_autocast(case, trainable):
+    tdn = TDNTensorProduct(*LAYERS[case], rank="exact", trainable=trainable)
+    x, y = (torch.randn(4, irreps.dim) for irreps in (tdn.irreps_in1, tdn.irreps_in2))
+    assert_takes_bfloat16(tdn, [x, y], exact=case != "uvu")  # where y's channels are mixed by a linear map of torch
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tdn(x.bfloat16(), y.float()).dtype == torch.float32
 
 
 @QUIET

@@ -181,7 +181,8 @@ def _fit(fields: tuple[Fields, Fields, Fields], rank: int | str | None, seed: in
     rank = integer("cp.fit", "rank", rank, 1, most, f"with {most} every map is exact; 'exact' needs no fit")
     seed = integer("cp.fit", "seed", seed)
     folder = Path(cache or os.environ.get("ACE_FAST_DATA") or Path.home() / ".cache" / "ace_fast")
-    found = _fitted(tuple(str(f.irreps) for f in fields), rank, seed, folder)
+    kept = _fitted(tuple(str(f.irreps) for f in fields), rank, seed, folder)
+    found = Factors(*(table.clone() for table in kept))  # the caller may write to them
     wanted = target(fields)
     made = found.tensor()
     return Fit(found, float((made - wanted).norm() / wanted.norm()), equivariance_error(fields, made), False)

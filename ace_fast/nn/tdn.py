@@ -76,7 +76,8 @@ class TDNTensorProduct(nn.Module):
         self.weight = nn.Parameter(torch.randn(self.weight_numel)) if internal_weights else None
         self._scale = two.channels**-0.5 if self.mode == "uvu" and two.channels else 1.0
         if trainable:
-            self.A, self.B, self.C = (nn.Parameter(t.to(torch.get_default_dtype())) for t in self.fit.factors)
+            self.A, self.B, self.C = (nn.Parameter(t.to(torch.get_default_device(), torch.get_default_dtype()))
+                                      for t in self.fit.factors)
             self.table = None
         else:
             self.table = self._made(self.fit.factors)
@@ -89,7 +90,8 @@ class TDNTensorProduct(nn.Module):
     def _made(self, tables: Factors) -> CPTable:
         """The operator's table of degrees 0..L; what the irreps lack has factors 0."""
         one, two, out = self._fields
-        return CPTable(_all_degrees(out, tables.A), _all_degrees(one, tables.B.T), _all_degrees(two, tables.C.T))
+        return CPTable(_all_degrees(out, tables.A), _all_degrees(one, tables.B.T), _all_degrees(two, tables.C.T),
+                       trainable=self.trainable)
 
     def __repr__(self) -> str:
         return (f"{type(self).__name__}({self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out} | rank "

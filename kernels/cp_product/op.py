@@ -6,8 +6,8 @@ from torch import Tensor
 from ..define import fail, no_forward_mode
 from ..sphere_product.op import LAYOUTS, arguments
 from ..sphere_product.product import CPU, check_inputs, register
-from ..sphere_product.reference import components, joined
-from ..sphere_product.tables import MOST, unpack
+from ..sphere_product.reference import channels_of, components, contract, joined
+from ..sphere_product.tables import MOST, Points, Slot
 from . import reference, triton_kernels
 from .table import CPTable
 
@@ -23,13 +23,18 @@ def _mixed(y: Tensor, weight: Tensor, d: int, layout: str) -> Tensor:
     return joined(components(y, d, ir_mul) @ weight.mT, ir_mul)
 
 
+def _autocast(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _check(x: Tensor, y: Tensor, weight: Tensor | None, table: CPTable, mode: str) -> None:
     op = "cp_product"
     if not isinstance(table, CPTable):
         fail(op, "table", "a CPTable", type(table).__name__)
     if mode not in MODES:
         fail(op, "mode", f"one of {MODES}", repr(mode))
-    cast = torch.is_autocast_enabled(x.device.type)  # to one dtype, by the operator
+    cast = _autocast(x)  # to one dtype
     for name, t in (("y", y), ("weight", weight)):
         if t is not None and (t.device != x.device or t.dtype != x.dtype and not cast):
             fail(op, name, f"{x.dtype} on {x.device} like x", f"{t.dtype} on {t.device}")
@@ -90,13 +95,25 @@ def cp_product(x: Tensor, y: Tensor, weight: Tensor | None = None, *, table: CPT
         else:
             y, weight = _mixed(y, weight, (table.degrees[2] + 1) ** 2, layout), None
     operands = [x, y] if weight is None else [x, y, weight if weight.dim() == 2 else weight[None]]
-    if table.trainable:
-        if layout not in LAYOUTS:
-            fail("cp_product", "layout", f"one of {LAYOUTS}", repr(layout))
-        if backend not in ("auto", *BACKENDS):
-            fail("cp_product", "backend", f"one of {['auto', *BACKENDS]}", repr(backend))
-        flat, grid, slots = table.flat(weight is not None, x.device)
-        check_inputs("cp_product", operands, unpack(slots)[1:], "reference")
-        given = *operands, *[None] * (MOST - len(operands))
-        return reference.forward(*given, flat, grid, slots, layout == "ir_mul")
-    return cp_product_op(*arguments("cp_product", operands, table.points(weight is not None), layout), backend)
+    if not table.trainable:
+        return cp_product_op(*arguments("cp_product", operands, table.points(weight is not None), layout), backend)
+    if layout not in LAYOUTS:
+        fail("cp_product", "layout", f"one of {LAYOUTS}", repr(layout))
+    if backend not in ("auto", *BACKENDS):
+        fail("cp_product", "backend", f"one of {['auto', *BACKENDS]}", repr(backend))
+    flat, points, slots = table.flat(weight is not None, x.device)
+    if flat.requires_grad:
+        return _differentiable(operands, flat, points, slots, layout == "ir_mul")
+    integers = list(points), [value for slot in slots for value in slot]
+    return cp_product_op(*operands, *(None,) * (MOST - len(operands)), flat, *integers, layout == "ir_mul", backend)
+
+
+def _differentiable(operands: list[Tensor], flat: Tensor, points: Points, slots: list[Slot], ir_mul: bool) -> Tensor:
+    """The product with gradients of the table, in plain torch; under autocast in float32, as the operator has it."""
+    if not _autocast(flat):
+        check_inputs("cp_product", operands, slots[1:], "reference")
+        channels = channels_of(operands, slots[1:])
+        return contract(0, [None, *operands], channels, flat, points, slots, ir_mul).contiguous()
+    with torch.autocast(flat.device.type, enabled=False):
+        wide = [x.float() if x.is_floating_point() and x.dtype != torch.float64 else x for x in operands]
+        return _differentiable(wide, flat, points, slots, ir_mul)

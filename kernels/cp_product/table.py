@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..define import fail
-from ..sphere_product.tables import Points, PointTable
+from ..sphere_product.tables import Points, PointTable, Slot
 
 
 class CPTable:
@@ -15,12 +15,14 @@ class CPTable:
     Args:
         out: A [(L3+1)^2, R]; in1: B [(L1+1)^2, R]; in2: C [(L2+1)^2, R], of any floating dtype. Where one requires
             grad, products differentiate with respect to it, in plain torch operations.
+        trainable: products read the factors at every call, where they lie; False: copies that are made here. None for
+            whether one requires grad.
 
     Raises:
         ValueError: other shapes, no full set of degrees, a rank above (L1+1)^2 (L2+1)^2 with which any map is exact.
     """
 
-    def __init__(self, out: Tensor, in1: Tensor, in2: Tensor):
+    def __init__(self, out: Tensor, in1: Tensor, in2: Tensor, *, trainable: bool | None = None):
         self.factors = {"out": out, "in1": in1, "in2": in2}
         for name, factor in self.factors.items():
             if factor.dim() != 2 or factor.shape[0] != isqrt(factor.shape[0]) ** 2 or not factor.shape[0]:
@@ -31,7 +33,9 @@ class CPTable:
         most = in1.shape[0] * in2.shape[0]
         if not 1 <= self.rank <= most:
             fail("CPTable", "the rank", f"from 1 to {most}, with which every map is exact", self.rank)
-        self.trainable = any(factor.requires_grad for factor in self.factors.values())
+        self.trainable = trainable
+        if trainable is None:
+            self.trainable = any(factor.requires_grad for factor in self.factors.values())
         self._tables = None if self.trainable else [self._points(weighted) for weighted in (False, True)]
 
     @property
@@ -54,13 +58,15 @@ class CPTable:
             found.append((0, 1, 0, torch.ones(self.rank, dtype=torch.float64, device="cpu")))
         return PointTable(Points(0, self.rank, 1, 1), found)
 
-    def flat(self, weighted: bool, device: torch.device) -> tuple[Tensor, list[int], list[int]]:
-        """What `PointTable.on` gives, differentiable with respect to the factors."""
-        with torch.no_grad():
-            _, grid, slots = self._points(weighted).on("cpu")
+    def flat(self, weighted: bool, device: torch.device) -> tuple[Tensor, Points, list[Slot]]:
+        """What `PointTable.on` gives, differentiable with respect to the factors; the integers as tuples with names."""
         kept = [factor.to(device, torch.float64).mT.flatten() for factor in self.factors.values()]
         kept += [torch.ones(self.rank, dtype=torch.float64, device=device)] * weighted
-        return torch.cat(kept), grid, slots
+        slots, offset = [], 0
+        for degree in (*self.degrees, *[0] * weighted):
+            slots.append(Slot(degree, 1, offset, 1, 0))
+            offset += self.rank * slots[-1].dim
+        return torch.cat(kept), Points(0, self.rank, 1, 1), slots
 
     def __repr__(self) -> str:
         out, in1, in2 = self.degrees
