@@ -33,9 +33,9 @@ struct Matrix {
 };
 
 struct Problem {
-  int64_t columns, tiles;
+  int64_t columns;
   const double* table;
-  int channels, factors, matrices, points, parts;
+  int tiles, channels, factors, matrices, points, parts;
   int blocks, chunk;       // blocks of points, of all parts; how many of them fit
   int signs;               // three bits a part: how derivatives change the parity of the product
   int width, step;         // columns of a tile; matrices of a block of points
@@ -49,7 +49,7 @@ struct Problem {
 struct Degrees {
   unsigned char* of;
   __device__ explicit Degrees(unsigned char* shared) : of(shared) {
-    for (int i = threadIdx.x; i < kComponents; i += blockDim.x) {
+    for (int i = threadIdx.x; i < kComponents; i += kThreads) {
       int l = 0;
       while ((l + 1) * (l + 1) <= i) ++l;
       of[i] = static_cast<unsigned char>(l);
@@ -62,9 +62,12 @@ struct Degrees {
 struct Tile {
   int64_t row;
   int channel, count;
-  __device__ Tile(const Problem& p, int64_t tile)
-      : row(tile * p.width / p.channels), channel(static_cast<int>(tile * p.width % p.channels)),
-        count(static_cast<int>(p.columns - tile * p.width < p.width ? p.columns - tile * p.width : p.width)) {}
+  __device__ Tile(const Problem& p, int tile) {
+    const int64_t first = int64_t(tile) * p.width;
+    row = first / p.channels;
+    channel = static_cast<int>(first - row * p.channels);
+    count = static_cast<int>(p.columns - first < p.width ? p.columns - first : p.width);
+  }
 };
 
 // Calls move(from, to, step, count, lane, lanes): `count` neighbours in global memory, `step` apart in shared memory,
@@ -76,7 +79,7 @@ __device__ __forceinline__ void walk(const Problem& p, const Tile& t, const Degr
   if (channels == C && C >= 8) {  // a warp takes what a row has of a degree, or of a component
     const int blocks = p.ir_mul ? dim : degrees.of[dim - 1] + 1, rows = (t.channel + t.count + C - 1) / C;
 #pragma unroll 1
-    for (int q = threadIdx.x / 32; q < rows * blocks; q += blockDim.x / 32) {
+    for (int q = threadIdx.x / 32; q < rows * blocks; q += kThreads / 32) {
       const int r = q / blocks, b = q - r * blocks, l = p.ir_mul ? degrees.of[b] : b, w = 2 * l + 1;
       const int first = r == 0 ? 0 : r * C - t.channel;  // the row's columns in the tile
       const int end = (r + 1) * C - t.channel < t.count ? (r + 1) * C - t.channel : t.count;
@@ -87,7 +90,7 @@ __device__ __forceinline__ void walk(const Problem& p, const Tile& t, const Degr
     }
     return;
   }
-  const int by_j = blockDim.x / dim, by_i = blockDim.x - by_j * dim;
+  const int by_j = kThreads / dim, by_i = kThreads - by_j * dim;
   int j = threadIdx.x / dim, i = threadIdx.x - j * dim;
 #pragma unroll 1
   while (j < t.count) {
@@ -148,19 +151,25 @@ template <int at_once>
 __device__ __forceinline__ void load_matrices(const Problem& p, int first, int count, float* m) {
   const int each = p.blocks / p.parts;
 #pragma unroll 1
-  for (int u = threadIdx.x / 32; u < count; u += blockDim.x / 32)
-#pragma unroll 1
-    for (int q = 0; q < p.matrices; ++q) {
-      const Matrix& from = p.from[q];
-      const int part = (first + u) / each, point = ((first + u) - part * each) * at_once;
-      const double* x = p.table + from.from + int64_t(from.parts > 1 ? part : 0) * p.points * from.dim;
-#pragma unroll
-      for (int s = 0; s < at_once; ++s)
-#pragma unroll 1
-        for (int i = lane_id(); i < from.dim; i += 32)
-          m[u * p.step + from.at + i * at_once + s] =
-              point + s < p.points ? static_cast<float>(x[int64_t(point + s) * from.dim + i]) : 0.0f;
+  for (int q = 0; q < p.matrices; ++q) {
+    const Matrix& from = p.from[q];
+#pragma unroll 8
+    for (int e = threadIdx.x; e < count * at_once * from.dim; e += kThreads) {
+      const int row = e / from.dim, i = e - row * from.dim, u = row / at_once, s = row % at_once;
+      const int part = (first + u) / each, point = (first + u - part * each) * at_once + s;
+      const int64_t at = (from.parts > 1 ? int64_t(part) * p.points : 0) + point;
+      m[u * p.step + from.at + i * at_once + s] =
+          point < p.points ? static_cast<float>(p.table[from.from + at * from.dim + i]) : 0.0f;
     }
+  }
+}
+
+// x, of which the compiler knows nothing: addresses made of it are made where they are used, and hold no registers before.
+__device__ __forceinline__ int opaque(int x) {
+#if !defined(ACE_EMULATE)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
 }
 
 // Values by parity to values at the eight images, and, since it is symmetric, back.

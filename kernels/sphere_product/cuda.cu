@@ -51,7 +51,9 @@ void place_columns(Problem& p, int64_t at, int results, bool over) {
   for (int n = 0; n < p.factors; at += p.width * p.factor[n++].dim) p.factor[n].at = static_cast<int>(at);
   if (over) at = first;
   for (int r = 0; r < results; at += p.width * p.result[r++].dim) p.result[r].at = static_cast<int>(at);
-  p.tiles = ceil_div(p.columns, p.width);
+  const int64_t tiles = ceil_div(p.columns, p.width);
+  STD_TORCH_CHECK(tiles < (int64_t(1) << 30), "sphere_product: too many rows and channels; split the input");
+  p.tiles = static_cast<int>(tiles);
 }
 
 // The widest tile with which as many blocks run as registers allow, but of few columns a narrower one, for more blocks.
@@ -92,16 +94,16 @@ bool launch_equal(Problem p, const Stream& stream) {
   place_matrices(p, 1);
   const int64_t matrices = p.points * p.step, processors = stream.multiprocessors();
   const int64_t most = stream.max_shared() / sizeof(float) - 256;
-  int64_t width = kThreads;
+  int64_t width = kThreads;  // of few columns less, whose points several threads share
   const auto fits = [&] { return matrices + width * columns <= most; };
-  while (width > 32 && (ceil_div(p.columns, width) < processors || !fits())) width /= 2;
+  while (width > 32 && (ceil_div(p.columns, width) < processors * kEqualBlocks<L, F> || !fits())) width /= 2;
   if (!fits()) return false;
   p.width = static_cast<int>(width);
   place_columns(p, matrices, F - 1, !kAhead<L>);
   const size_t bytes = (matrices + width * columns) * sizeof(float);
-  const int64_t resident = std::min<int64_t>(kThreads / width * kEqualBlocks<L, F>, 4 * (most + 256) / (bytes + 2048));
-  const int64_t blocks = std::min(p.tiles, processors * std::max<int64_t>(resident, 1));
-  stream.launch("equal_product_kernel", equal_product_kernel<L, F>, grid(blocks), dim3(width), bytes, p);
+  const int64_t resident = std::min<int64_t>(kEqualBlocks<L, F>, 4 * (most + 256) / (bytes + 2048));
+  const int64_t blocks = std::min<int64_t>(p.tiles, processors * std::max<int64_t>(resident, 1));
+  stream.launch("equal_product_kernel", equal_product_kernel<L, F>, grid(blocks), kThreads, bytes, p);
   return true;
 }
 

@@ -8,7 +8,7 @@ namespace ace::sphere {
 
 // Two tensors and a result, or g and two inputs with two results, up to these degrees: what registers hold.
 template <int F> constexpr int kEqualDegrees = F == 2 ? 7 : 5;
-template <int L, int F> constexpr int kEqualRegisters = (2 * F - 1) * (L + 1) * (L + 1) + 8 * F + 40;
+template <int L, int F> constexpr int kEqualRegisters = (2 * F - 1) * (L + 1) * (L + 1) + 8 * F + 36;
 template <int L, int F>
 constexpr int kEqualBlocks = 65536 / kThreads / kEqualRegisters<L, F> < 2   ? 2
                              : 65536 / kThreads / kEqualRegisters<L, F> > 8 ? 8
@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(kThreads, kEqualBlocks<L, F>) equal_product_ke
   ACE_SHARED(unsigned char, of, kComponents);
   const Degrees degrees(of);
   float* const shared = dynamic_shared<float>();
-  const int j = threadIdx.x;
-  const auto fetch = [&](int64_t tile) {
+  const int j = threadIdx.x % p.width, group = threadIdx.x / p.width;  // threads of a column share its points
+  const auto fetch = [&](int tile) {
     if (tile < p.tiles)
       for (int n = 0; n < F; ++n) copy_in(p, Tile(p, tile), degrees, p.factor[n], shared + p.factor[n].at);
     copy_commit();
@@ -32,21 +32,22 @@ __global__ void __launch_bounds__(kThreads, kEqualBlocks<L, F>) equal_product_ke
   fetch(blockIdx.x);
   load_matrices<1>(p, 0, p.points, shared);
 #pragma unroll 1
-  for (int64_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+  for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     copy_wait<0>();
     __syncthreads();
     float x[F][D], sum[R][D] = {};
+    const int into = opaque(j);
 #pragma unroll
     for (int n = 0; n < F; ++n)
 #pragma unroll
       for (int l = 0; l <= L; ++l)
 #pragma unroll
         for (int k = 0; k <= 2 * l; ++k)
-          x[n][l * l + k] = shared[p.factor[n].at + p.width * l * l + j * (2 * l + 1) + k];
+          x[n][l * l + k] = shared[p.factor[n].at + p.width * l * l + into * (2 * l + 1) + k];
     __syncthreads();
     if constexpr (kAhead<L>) fetch(tile + gridDim.x);
 #pragma unroll 1
-    for (int s = 0; s < p.points; ++s) {
+    for (int s = group; s < p.points; s += kThreads / p.width) {
       float u[F][kMirrors][1] = {}, v[R][kMirrors][1];
 #pragma unroll
       for (int n = 0; n < F; ++n) {
@@ -79,14 +80,21 @@ __global__ void __launch_bounds__(kThreads, kEqualBlocks<L, F>) equal_product_ke
           }
       }
     }
+    const int back = opaque(j);
+#pragma unroll 1
+    for (int g = 0; g < kThreads / p.width; ++g) {
+      if (g == group)
 #pragma unroll
-    for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int l = 0; l <= L; ++l)
+          for (int l = 0; l <= L; ++l)
 #pragma unroll
-        for (int k = 0; k <= 2 * l; ++k)
-          shared[p.result[r].at + p.width * l * l + j * (2 * l + 1) + k] = sum[r][l * l + k];
-    __syncthreads();
+            for (int k = 0; k <= 2 * l; ++k) {
+              float& y = shared[p.result[r].at + p.width * l * l + back * (2 * l + 1) + k];
+              y = g == 0 ? sum[r][l * l + k] : y + sum[r][l * l + k];
+            }
+      __syncthreads();
+    }
     for (int r = 0; r < R; ++r) copy_out(p, Tile(p, tile), degrees, p.result[r], shared + p.result[r].at);
     if constexpr (!kAhead<L>) {
       __syncthreads();

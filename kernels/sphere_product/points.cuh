@@ -83,14 +83,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<L>) point_product_kernel(ACE
   float* const shared = dynamic_shared<float>();
   const int j = threadIdx.x % p.width, group = threadIdx.x / p.width, groups = kThreads / p.width;
   float* const ys = shared + p.result[0].at;
-  for (int64_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+  for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const Tile t(p, tile);
     for (int n = 0; n < p.factors; ++n) copy_in(p, t, degrees, p.factor[n], shared + p.factor[n].at);
     copy_commit();
     float sum[(L + 1) * (L + 1)] = {};
     for (int first = 0; first < p.blocks; first += p.chunk) {
       const int count = p.blocks - first < p.chunk ? p.blocks - first : p.chunk;
-      if (p.chunk < p.blocks || tile == blockIdx.x) {
+      if (p.chunk < p.blocks || tile == static_cast<int>(blockIdx.x)) {
         if (first) __syncthreads();  // nobody reads the last ones
         load_matrices<kAtOnce>(p, first, count, shared);
       }
