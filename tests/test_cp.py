@@ -10,6 +10,7 @@ from dropin import assert_takes_bfloat16
 from e3nn import o3
 
 from ace_fast.nn import TDNTensorProduct, TensorProduct, cp
+from ace_fast.train import checkpoint
 
 TWO = "1x0e+1x1e+1x2e"
 
@@ -228,6 +229,64 @@ def test_layers_take_bfloat16_and_autocast(case, trainable):
     assert_takes_bfloat16(tdn, [x, y], exact=case != "uvu")  # where y's channels are mixed by a linear map of torch
     with torch.autocast("cpu", torch.bfloat16):
         assert tdn(x.bfloat16(), y.float()).dtype == torch.float32
+
+
+def fitted(trainable: bool = False, irreps: str = "2x0e+2x1e", **options):
+    return torch.nn.Sequential(TDNTensorProduct(irreps, irreps, irreps, trainable=trainable, **options))
+
+
+@QUIET
+@pytest.mark.parametrize("theirs, mine, message", [
+    ({"rank": 7}, {"rank": 7, "seed": 1}, "the map of rank 7, seed 1, got that of rank 7, seed 0, .* away; build"),
+    ({"rank": 7}, {"rank": "exact"}, "the map of rank exact, seed 0, got that of rank 7, seed 0, .* away"),
+    ({"rank": "exact"}, {"rank": 7, "trainable": True}, "the map of rank 7, seed 0, got that of rank exact, seed 0"),
+    ({"rank": 7, "trainable": True}, {"rank": 7}, "trainable False, got True; build it with trainable=True"),
+    ({"rank": 7}, {"rank": 7, "irreps": "2x1e+2x0e"}, r"degrees \['1e\+0e', .*, got \['0e\+1e', .*; build the"),
+    ({"rank": 7}, {"rank": 7, "irreps": "2x0e+2x1o"}, r"degrees \['0e\+1o', .*, got \['0e\+1e', .*; build the"),
+])
+def test_weights_of_another_map_are_refused(theirs, mine, message):
+    state = fitted(**theirs).state_dict()
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=f"TDNTensorProduct: the checkpoint must be of {message}"):
+            fitted(**mine).load_state_dict(state, strict=strict)
+
+
+@QUIET
+def test_weights_say_the_format_of_what_they_say():
+    state = fitted(rank=7).state_dict()
+    text = bytes(state["0._extra_state"].tolist()).replace(b'"format": 1', b'"format": 9')
+    state["0._extra_state"] = torch.tensor(list(text), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="the checkpoint must be of format 1, got 9; update ace_fast"):
+        fitted(rank=7).load_state_dict(state)
+
+
+@QUIET
+@pytest.mark.parametrize("trainable", [False, True])
+def test_weights_of_the_same_map_are_loaded(trainable, tmp_path):
+    layer = fitted(trainable, rank=7)
+    x, y = torch.randn(2, 3, 8)
+    want, state = layer[0](x, y), layer.state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    checkpoint.save_weights(tmp_path / "weights.safetensors", layer, {})
+    again = torch.load(tmp_path / "weights.pt", weights_only=True)
+    older = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+    cast = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
+    for kept in (state, again, older, cast):
+        other = fitted(trainable, rank=7, seed=int(trainable))  # what was trained is in the checkpoint
+        other.load_state_dict(kept, strict=True)
+        assert torch.equal(other[0](x, y), want)
+    other = fitted(trainable, rank=7)
+    checkpoint.load_weights(tmp_path / "weights.safetensors", other)
+    assert torch.equal(other[0](x, y), want)
+
+
+@QUIET
+def test_factors_of_one_map_are_one_map():
+    """A fit that is exact gives the map itself, from any seed and at any rank."""
+    layer, other = fitted(rank=8), fitted(rank=9, seed=2)
+    other.load_state_dict(layer.state_dict())
+    x, y = torch.randn(2, 3, 8)
+    torch.testing.assert_close(other[0](x, y), layer[0](x, y), rtol=1e-9, atol=1e-9)
 
 
 @QUIET

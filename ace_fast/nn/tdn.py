@@ -1,5 +1,6 @@
 """The product of tensor decomposition networks: all paths by factors of rank R, with weights that the paths share."""
 
+import json
 import os
 import warnings
 
@@ -8,11 +9,16 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..kernels.cp_product import CPTable
+from ..kernels.define import integer
 from . import cp
 from .fields import Factors, Fields
 from .tensor_product import as_rows, check_columns, no_script, weight_of_call
 
 EXACT_TO = 2  # degree to which the exact product was faster than factors of any rank
+_FORMAT = 1  # of what a checkpoint says of the map
+_LENGTH = 1024  # bytes of it, padded: maps of all ranks have the same shape there
+_PROBES = 16  # numbers that stand for the map
+_SAME = 1e-6  # relative difference up to which two maps are one
 
 
 class TDNTensorProduct(nn.Module):
@@ -39,6 +45,9 @@ class TDNTensorProduct(nn.Module):
     Attributes:
         fit: a `cp.Fit`: rank, error, equivariance_error.
         weight_numel: C, or C V where V is neither C nor 1.
+
+    A checkpoint says which map its weights belong to (`_extra_state`), and does not load into a layer of another one;
+    older ones, which do not say, load.
 
     Warns:
         UserWarning: degrees of at most 2, for which the exact product is faster.
@@ -68,6 +77,7 @@ class TDNTensorProduct(nn.Module):
         self.irreps_in1, self.irreps_in2, self.irreps_out = one.irreps, two.irreps, out.irreps
         self.layout, self.backend, self.trainable = layout, backend, trainable
         self.mode = "uuu" if two.channels in (1, one.channels) else "uvu"
+        self._seed = integer(name, "seed", seed)
         self.fit = cp.fit(*(f.irreps for f in self._fields), rank, seed=seed, cache=cache)
         self._warn(name)
         self._shape = (one.channels,) if self.mode == "uuu" else (one.channels, two.channels)
@@ -92,6 +102,42 @@ class TDNTensorProduct(nn.Module):
         one, two, out = self._fields
         return CPTable(_all_degrees(out, tables.A), _all_degrees(one, tables.B.T), _all_degrees(two, tables.C.T),
                        trainable=self.trainable)
+
+    def get_extra_state(self) -> Tensor:
+        """Which map the weights belong to, as JSON in bytes: the degrees, rank and seed of its fit and, of frozen
+        factors, numbers that depend on the map alone."""
+        about = {"format": _FORMAT, "degrees": ["+".join(map(str, f.irs)) for f in self._fields],
+                 "rank": "exact" if self.fit.exact else self.fit.rank, "seed": self._seed, "trainable": self.trainable,
+                 "map": [float(f"{value:.9e}") for value in _probed(self.fit.factors)]}
+        return torch.tensor(list(json.dumps(about).ljust(_LENGTH).encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raises ValueError where the weights of a checkpoint belong to another map than this layer's.
+
+        Factors that were trained are in the checkpoint; those that are frozen are compared, whatever their rank.
+        """
+        theirs = json.loads(bytes(state.tolist()))
+        mine = json.loads(bytes(self.get_extra_state().tolist()))
+        if theirs["format"] != _FORMAT:
+            self._refuse(f"format {_FORMAT}", theirs["format"], "update ace_fast")
+        for key, remedy in (("degrees", "build the layer with those"), ("trainable", "build it with trainable=True")):
+            if theirs[key] != mine[key] and (key == "degrees" or theirs[key]):
+                self._refuse(f"{key} {mine[key]}", theirs[key], remedy)
+        if not theirs["trainable"]:
+            one, two = (torch.tensor(about["map"], dtype=torch.float64, device="cpu") for about in (mine, theirs))
+            if not (away := float((one - two).norm() / two.norm())) <= _SAME:
+                self._refuse(f"the map of rank {mine['rank']}, seed {mine['seed']}",
+                             f"that of rank {theirs['rank']}, seed {theirs['seed']}, {away:.1g} away",
+                             "build the layer with that rank and seed, and cache= the folder of its fit where another "
+                             "machine made it")
+
+    def _refuse(self, expected: str, got, remedy: str) -> None:
+        raise ValueError(f"{type(self).__name__}: the checkpoint must be of {expected}, got {got}; {remedy}")
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
+        if (key := f"{prefix}_extra_state") in missing_keys:  # of a checkpoint that does not say
+            missing_keys.remove(key)
 
     def __repr__(self) -> str:
         return (f"{type(self).__name__}({self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out} | rank "
@@ -120,3 +166,14 @@ def _all_degrees(field: Fields, table: Tensor) -> Tensor:
     blocks = {ir.l: table[at:at + ir.dim] for ir, at in zip(field.irs, field.starts, strict=True)}
     return torch.cat([blocks[n] if n in blocks else table.new_zeros(2 * n + 1, table.shape[1])
                       for n in range(field.lmax + 1)])
+
+
+def _probed(tables: Factors) -> list[float]:
+    """What the bilinear map with these factors gives for a few fixed inputs, the same for any factors of the map."""
+    def waves(d: int, shift: float) -> Tensor:
+        angles = torch.arange(1, 1 + d * _PROBES, dtype=torch.float64, device="cpu").view(_PROBES, d)
+        return torch.cos(angles**2 * 0.7548776662466927 + shift)
+
+    A, B, C = tables
+    x, y, z = (waves(d, shift) for d, shift in zip((B.shape[1], C.shape[1], A.shape[0]), (0.0, 1.0, 2.0), strict=True))
+    return (((x @ B.T) * (y @ C.T)) @ A.T * z).sum(1).tolist()
