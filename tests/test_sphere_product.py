@@ -72,7 +72,7 @@ SHAPES = [((19, 1), (19, 1)), ((35, 3), (35, 3)), ((3, 21), (3, 21)), ((33, 3), 
 
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 @pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+@pytest.mark.parametrize("degree", [1, 2, 3, 4, 5])
 def test_terms_of_equal_degrees_are_the_product(degree, shapes, layout):
     """Their kernel is unrolled; the values, both derivatives and float32 are those of the grid."""
     inputs = [draw(rows, channels * (degree + 1) ** 2, seed=n) for n, (rows, channels) in enumerate(shapes)]
@@ -333,8 +333,9 @@ def test_cp_errors():
 
 
 def test_form_is_chosen_by_degree():
-    found = [FORMS[sphere_table((n, n), n).points.form] for n in (2, 4, 5, 11)]
-    assert found == ["sparse", "sparse", "mirrored", "separable"]
+    found = [FORMS[sphere_table((n, n), n).points.form] for n in (2, 4, 5, 6, 11)]
+    assert found == ["sparse", "sparse", "sparse", "mirrored", "separable"]
+    assert FORMS[sphere_table((5, 5), 4).points.form] == FORMS[sphere_table((5, 4), 5).points.form] == "mirrored"
     assert FORMS[sphere_table((1,), 1, powers=(2,)).points.form] == "mirrored"
     with pytest.raises(ValueError, match="form must be one for many inputs or powers, got 'sparse'"):
         sphere_table((1,), 1, powers=(2,), form="sparse")

@@ -8,6 +8,19 @@
 
 namespace ace::sphere {
 
+constexpr int kSums = kVectorBytes == 64 ? 25 : 10;  // vectors that stay in registers beside the factors of a pair
+
+// Forms x here and now. Without this the compiler puts off each sum to its end, and all products of pairs, which are in
+// several sums, go to the stack until then.
+template <class T>
+[[gnu::always_inline]] inline void keep([[maybe_unused]] Vec<T>& x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+}
+
 // The integrals of three harmonics of degrees 0..L that the rules of selection leave, some of which are zero
 // nevertheless. They are symmetric: one weight for i, j, k in any order.
 template <int L>
@@ -22,6 +35,7 @@ struct Integrals {
   struct Weights {
     int16_t of[dim][dim][dim] = {};  // 1 + which, 0 for none
     int count = 0, terms = 0, pairs = 0;  // different weights; ordered i, j, k; those with i >= j
+    int parities[dim] = {};
   };
 
   static constexpr Weights make() {
@@ -29,11 +43,12 @@ struct Integrals {
     for (int n = 0, i = 0; n <= L; ++n)
       for (int order = -n; order <= n; ++order, ++i) l[i] = n, m[i] = order;
     Weights w;
+    for (int i = 0; i < dim; ++i) w.parities[i] = parity(l[i], m[i]);
     for (int i = 0; i < dim; ++i)
       for (int j = 0; j <= i; ++j)
         for (int k = 0; k <= j; ++k) {
           const int a = m[i] < 0 ? -m[i] : m[i], b = m[j] < 0 ? -m[j] : m[j], c = m[k] < 0 ? -m[k] : m[k];
-          if (l[i] > l[j] + l[k] || parity(l[i], m[i]) ^ parity(l[j], m[j]) ^ parity(l[k], m[k])) continue;
+          if (l[i] > l[j] + l[k] || w.parities[i] ^ w.parities[j] ^ w.parities[k]) continue;
           if (a != b + c && b != a + c && c != a + b) continue;
           const int16_t which = ++w.count;
           for (int16_t* to : {&w.of[i][j][k], &w.of[i][k][j], &w.of[j][i][k], &w.of[j][k][i], &w.of[k][i][j],
@@ -47,19 +62,31 @@ struct Integrals {
   }
   static constexpr Weights weights = make();
 
-  // The terms in the order of i, j, k, all of them or those with i >= j.
+  // Into how many kinds the components fall by parity, so that no kind has more than kSums. Each pair adds to one kind.
+  static constexpr int split() {
+    for (int kinds = 1; kinds < kMirrors; kinds *= 2) {
+      int members[kMirrors] = {}, most = 0;
+      for (int parities : weights.parities) ++members[parities % kinds];
+      for (int some : members) most = some > most ? some : most;
+      if (most <= kSums) return kinds;
+    }
+    return kMirrors;
+  }
+
+  // The terms, all of them or those with i >= j, in the order of k's kind, i, j, k.
   template <int count>
-  static constexpr std::array<Term, count> list(bool all) {
+  static constexpr std::array<Term, count> list(bool all, int kinds) {
     std::array<Term, count> terms{};
-    for (int i = 0, n = 0; i < dim; ++i)
-      for (int j = 0; j < (all ? dim : i + 1); ++j)
-        for (int k = 0; k < dim; ++k)
-          if (const int16_t which = weights.of[i][j][k])
-            terms[n++] = {uint8_t(i), uint8_t(j), uint8_t(k), int16_t(which - 1)};
+    for (int kind = 0, n = 0; kind < kinds; ++kind)
+      for (int i = 0; i < dim; ++i)
+        for (int j = 0; j < (all ? dim : i + 1); ++j)
+          for (int k = 0; k < dim; ++k)
+            if (const int16_t which = weights.of[i][j][k]; which && weights.parities[k] % kinds == kind)
+              terms[n++] = {uint8_t(i), uint8_t(j), uint8_t(k), int16_t(which - 1)};
     return terms;
   }
-  static constexpr auto terms = list<weights.terms>(true);
-  static constexpr auto pairs = list<weights.pairs>(false);
+  static constexpr auto terms = list<weights.terms>(true, 1);
+  static constexpr auto pairs = list<weights.pairs>(false, split());
 };
 
 // z_k = sum over i >= j of (x_i y_j + x_j y_i) sum over k of w_ijk, of a vector of columns, [dim][lanes] each.
@@ -77,6 +104,7 @@ void multiply(const T* x, const T* y, const T* w, T* z) {
       if constexpr (i != j) product += load(x + j * V) * load(y + i * V);
     }
     sum[term.k] += product * w[term.weight];
+    keep<T>(sum[term.k]);
   };
   [&]<int... e>(std::integer_sequence<int, e...>) __attribute__((always_inline)) {
     (add(std::integral_constant<int, e>{}), ...);
@@ -95,6 +123,7 @@ class Gaunt {
       case 2: return of_degree<2>(table, slots, count);
       case 3: return of_degree<3>(table, slots, count);
       case 4: return of_degree<4>(table, slots, count);
+      case 5: return of_degree<5>(table, slots, count);
       default: return {};
     }
   }

@@ -19,6 +19,7 @@ MOST = 6  # different inputs of a product, those of its derivatives included
 MIRRORS = 8  # images of a point under x -> -x, y -> -y, z -> -z
 THETA, PHI = 4, 3  # how the derivatives change the parities of a component; see `parities`
 SPARSE_TO = 12  # degree that the grid of a product of two integrates, to which its few terms cost less than a grid
+UNROLLED_TO = 5  # degree of two fields and of their product to which its terms are unrolled when compiled (gaunt.h)
 SEPARABLE_FROM = 33  # from which two small steps along theta and phi cost less than one large
 
 
@@ -264,7 +265,8 @@ def _sphere_table(lmax_in: tuple[int, ...], lmax_out: int, powers: tuple[int, ..
         return _on_grid(grid, lmax_out, slots)
     if form == "auto":
         form = "separable" if degree >= SEPARABLE_FROM else "mirrored"
-        if len(lmax_in) == 2 and max(powers) == 1 and degree <= SPARSE_TO:
+        unrolled = {*lmax_in, lmax_out} == {lmax_out} and lmax_out <= UNROLLED_TO and not bracket
+        if len(lmax_in) == 2 and max(powers) == 1 and (degree <= SPARSE_TO or unrolled):
             form = "sparse"
     if form == "mirrored":
         return _on_octant(form, degree, lmax_out, slots)
