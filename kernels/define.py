@@ -188,14 +188,15 @@ def integer(op: str, argument: str, value, least: int = 0, most: int | None = No
 
 
 def is_half(op: str, argument: str, x: Tensor, backend: str) -> bool:
-    """Whether `x` is bfloat16, in an operator that takes it on GPUs and, anywhere, with plain torch and Triton.
+    """Whether `x` is bfloat16, in an operator that takes it on GPUs and, anywhere, with plain torch, Triton and
+    emulated CUDA.
 
     Raises:
         ValueError: it is, on the CPU.
     """
     if x.dtype != torch.bfloat16:
         return False
-    if not (x.is_cuda or backend in ("reference", "triton")):
+    if not (x.is_cuda or backend in ("reference", "triton", "cuda")):
         fail(op, argument, "float32 or float64 on the CPU", x.dtype, "cast it with .float()")
     return True
 

@@ -73,6 +73,8 @@ SMALL = [
            ir_mul=True),
     *_pair("vectors", "rows in whole vectors, one of them for all", sphere_table((5, 4), 5, form="mirrored"),
            [(3, 64), (1, 64)]),
+    *_pair("equal_degrees", "columns in registers, points shared by threads", sphere_table((6, 6), 6),
+           [(7, 5)] * 2, ir_mul=True),
     *_pair("high_degree", "one channel, matrices that fill the memory of a block",
            sphere_table((10, 1), 9, form="mirrored"), [(3, 1)] * 2),
     *_pair("matrices_by_parts", "matrices that come a few points at a time",
