@@ -5,7 +5,7 @@
 
 namespace {
 
-namespace sphere = ace::sphere;
+namespace sphere = ace::sphere_activation;
 using ace::ceil_div, ace::in, ace::out, ace::Scratch, ace::Tensor;
 using sphere::Layout, sphere::Points, sphere::Transform;
 using Maybe = std::optional<Tensor>;

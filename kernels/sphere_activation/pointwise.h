@@ -4,7 +4,7 @@
 #include "transform.h"
 #include "vector_math.h"
 
-namespace ace::sphere {
+namespace ace::sphere_activation {
 
 enum Activation { kNone, kSiLU, kReLU, kGELU, kTanh, kSigmoid, kSoftplus, kActivations };  // as in reference.py
 
@@ -131,4 +131,4 @@ Visit<T> visit_of(int64_t act) {
   return all[act];
 }
 
-}  // namespace ace::sphere
+}  // namespace ace::sphere_activation

@@ -5,7 +5,7 @@
 #include "native.h"
 #include "tensor_product/interleave.h"
 
-namespace ace::sphere {
+namespace ace::sphere_activation {
 
 template <class T> constexpr int64_t kLanes = gemm::kPanel<T>;  // elements of a block
 constexpr int64_t kRun = 3 * kTileRows;                         // points of a group that is no ring
@@ -248,4 +248,4 @@ class Transform {
   }
 };
 
-}  // namespace ace::sphere
+}  // namespace ace::sphere_activation
