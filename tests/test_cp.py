@@ -9,7 +9,9 @@ import torch
 from dropin import assert_takes_bfloat16
 from e3nn import o3
 
-from ace_fast.nn import TDNTensorProduct, TensorProduct, cp
+from ace_fast.nn import TDNTensorProduct, TensorProduct, cp, equivariance_error
+from ace_fast.nn.fields import Fields
+from ace_fast.nn.tdn import rank_to
 from ace_fast.train import checkpoint
 
 TWO = "1x0e+1x1e+1x2e"
@@ -141,7 +143,7 @@ LAYERS = {"uuu": ("3x0e+3x1e+3x2e", "3x2e+3x0e+3x1e", "3x1e+3x2e"), "one": ("3x0
           "uvu": ("3x0e+3x1e+3x2e", "2x0e+2x1e", "3x0e+3x1e+3x2e")}
 
 
-QUIET = pytest.mark.filterwarnings("ignore:TDNTensorProduct. for degrees of at most 2")
+QUIET = pytest.mark.filterwarnings("ignore:TDNTensorProduct. rank")
 
 
 @QUIET
@@ -316,13 +318,47 @@ def test_layers_are_copied():
     assert torch.equal(later(x, y), tdn(x, y))
 
 
-@pytest.mark.parametrize("lmax", [1, 2])
-def test_degrees_to_two_are_offered_with_a_warning(lmax):
-    with pytest.warns(UserWarning, match="for degrees of at most 2 the exact ace_fast.nn.TensorProduct is faster"):
-        TDNTensorProduct(f"2x{lmax}e", "1x0e", f"2x{lmax}e", rank="exact")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        TDNTensorProduct("2x0e+2x3e", "1x0e", "2x0e+2x3e", rank="exact")
+MEASURED = [  # L, rank (0: exact), channels, those of y, time over that of the exact product
+    (1, 7, 64, 64, 1.14), (2, 28, 16, 16, 1.44), (2, 30, 16, 16, 1.51), (2, 0, 16, 16, 2.28), (3, 63, 16, 16, 0.98),
+    (3, 63, 64, 64, 0.78), (3, 96, 16, 16, 1.46), (3, 0, 16, 16, 1.66), (4, 112, 16, 16, 0.69), (4, 0, 16, 16, 1.12),
+    (5, 175, 16, 16, 0.45), (5, 0, 16, 16, 0.66), (6, 252, 16, 16, 0.38), (6, 0, 16, 16, 0.51),
+    (2, 28, 16, 1, 2.75), (2, 0, 16, 1, 4.73), (3, 63, 16, 1, 1.91), (3, 0, 16, 1, 3.27), (4, 0, 16, 1, 1.92),
+    (2, 0, 16, 4, 1.04), (2, 28, 16, 4, 0.75), (2, 0, 16, 8, 0.62), (3, 0, 16, 4, 0.40)]
+
+
+def of_degrees(lmax: int, *channels: int) -> list[str]:
+    return ["+".join(f"{c}x{n}e" for n in range(lmax + 1)) for c in channels]
+
+
+@pytest.mark.parametrize("lmax, rank, channels, of_y, measured", MEASURED)
+def test_the_rank_that_is_faster_is_the_measured_one(lmax, rank, channels, of_y, measured):
+    fields = [Fields("", "", irreps) for irreps in of_degrees(lmax, channels, of_y, channels)]
+    rank = rank or {2: 54, 3: 114, 4: 186, 5: 258, 6: 366}[lmax]
+    assert (rank > rank_to(fields)) == (measured > 1)
+
+
+@pytest.mark.parametrize("irreps, rank, most", [
+    (of_degrees(1, 2, 2, 2), 7, 4), (of_degrees(2, 2, 2, 2), "exact", 22), (of_degrees(3, 2, 2, 2), "exact", 71),
+    (of_degrees(4, 2, 2, 2), "exact", 174), (of_degrees(1, 8, 1, 8), "exact", 2),
+    (("2x0e+2x3e", "1x0e", "2x0e+2x3e"), "exact", 0), (of_degrees(5, 2, 2, 2), "exact", None),
+    (of_degrees(1, 2, 2, 2), 4, None), (of_degrees(2, 8, 8, 8), 22, None), (of_degrees(2, 16, 8, 16), "exact", None)])
+def test_a_rank_at_which_the_exact_product_is_faster_has_a_warning(irreps, rank, most):
+    """That of the exact rank is 54, 114, 186 and 258 at L = 2 to 5."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        layer = TDNTensorProduct(*irreps, rank)
+    text = f"rank {layer.fit.rank} is above {most}, to which factors take less time than the exact ace_fast.nn.Tensor"
+    assert [text in str(w.message) and w.filename == __file__ for w in found] == [True] * (most is not None)
+
+
+@QUIET
+def test_the_error_of_trained_factors_is_measured():
+    tdn = TDNTensorProduct(*LAYERS["uuu"], rank="exact", trainable=True)
+    assert equivariance_error(tdn) < 1e-12 and equivariance_error(tdn.float()) > 1e-12
+    with torch.no_grad():
+        tdn.A += 0.1 * torch.randn_like(tdn.A)
+    assert equivariance_error(tdn) > 1e-2 > tdn.fit.equivariance_error
+    assert equivariance_error(tdn.double(), "cpu", torch.float64) == pytest.approx(equivariance_error(tdn))
 
 
 @pytest.mark.parametrize("irreps, message", [

@@ -154,7 +154,7 @@ LOW = {"grid": (lambda: GauntTensorProduct(FOUR, FOUR, FOUR + "+4x1e", odd_paths
        "TDN": (lambda: TDNTensorProduct("4x0e+4x1e+4x2e", "1x0e+1x1e", "4x0e+4x1e", rank="exact"), [36, 4])}
 
 
-@pytest.mark.filterwarnings("ignore:TDNTensorProduct. for degrees of at most 2")
+@pytest.mark.filterwarnings("ignore:TDNTensorProduct. rank")
 @pytest.mark.parametrize("make, widths", LOW.values(), ids=LOW)
 def test_bfloat16_and_autocast(make, widths):
     assert_takes_bfloat16(make(), [torch.randn(5, width) for width in widths])

@@ -2,7 +2,7 @@
 
 from . import cp
 from .affine_chain import AffineMaps, Moments, affine_chain, moments, moments_of_all
-from .choice import Choice, choose_product
+from .choice import Choice, choose_product, equivariance_error
 from .conv import TensorProductConv
 from .egnn import EGNN, EGNN_Layer
 from .gate import Gate
@@ -87,6 +87,7 @@ __all__ = [
     "affine_chain",
     "choose_product",
     "cp",
+    "equivariance_error",
     "mean_pool",
     "moments",
     "moments_of_all",

@@ -102,7 +102,7 @@ def candidates(irreps_in1, irreps_in2, irreps_out, ranks: Sequence[int] = (), *,
     for rank in ("exact", *ranks):
         def tdn(rank=rank):
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "TDNTensorProduct: for degrees")  # here it is measured
+                warnings.filterwarnings("ignore", "TDNTensorProduct: rank")  # here it is measured
                 return TDNTensorProduct(*given, rank, cache=cache, **options)
 
         if max(f.lmax for f in fields) <= 1:
@@ -140,8 +140,21 @@ def separable_maps(found: Sequence[tuple[int, int, int]]) -> int:
     return int(torch.linalg.matrix_rank(table.flatten(1))) if found else 0
 
 
-def equivariance_error(layer: nn.Module, device: str | torch.device, dtype: torch.dtype) -> float:
-    """||f(gx, gy) - g f(x, y)|| / ||f(x, y)|| of a product of two inputs for a fixed rotation g and normal rows."""
+def equivariance_error(layer: nn.Module, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+                       ) -> float:
+    """||f(gx, gy) - g f(x, y)|| / ||f(x, y)|| of a product of two inputs for a fixed rotation g and normal rows.
+
+    Args:
+        layer: with irreps_in1, irreps_in2 and irreps_out, called with two inputs.
+        device, dtype: of the inputs; None for those of the layer's first parameter, or torch's defaults.
+
+    Example:
+        >>> tp = ace_fast.nn.GauntTensorProduct("2x0e+2x1o", "2x0e+2x1o", "2x0e+2x1o")
+        >>> ace_fast.nn.equivariance_error(tp) < 1e-5
+        True
+    """
+    like = next(layer.parameters(), torch.empty(0))
+    device, dtype = like.device if device is None else device, like.dtype if dtype is None else dtype
     generator = torch.Generator("cpu").manual_seed(0)
     rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64, device="cpu"))
     rotation *= torch.linalg.det(rotation)

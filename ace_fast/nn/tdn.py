@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from . import cp
 from .fields import Factors, Fields
 from .tensor_product import as_rows, check_columns, no_script, weight_of_call
 
-EXACT_TO = 2  # degree to which the exact product was faster than factors of any rank
 _FORMAT = 1  # of what a checkpoint says of the map
 _LENGTH = 1024  # bytes of it, padded: maps of all ranks have the same shape there
 _PROBES = 16  # numbers that stand for the map
@@ -27,9 +27,10 @@ class TDNTensorProduct(nn.Module):
     .. math:: z^u_k = \sum_v w_{uv} \sum_r A_{kr} \Big(\sum_i B_{ri} x^u_i\Big) \Big(\sum_j C_{rj} y^v_j\Big)
 
     One weight for a channel (or pair of channels), which all paths share. The factors are fitted once by
-    `ace_fast.nn.cp.fit`. What the fit leaves is an error of equivariance, `equivariance_error`; with rank="exact" there
-    is none, and paths have fixed strengths of their own. To L = 2 the exact `TensorProduct`, with a weight for every
-    path, is faster (docs/products.md).
+    `ace_fast.nn.cp.fit`. What the fit leaves is an error of equivariance, `fit.equivariance_error`; with rank="exact"
+    there is none, and paths have fixed strengths of their own. On a CPU the exact `TensorProduct`, with a weight for
+    every path, is faster at every useful rank to L = 2, above rank 71 at L = 3 and above 174 at L = 4, of degrees 0..L
+    in as many channels (docs/products.md).
 
     Args:
         irreps_in1: C channels of each, each degree once. irreps_in2: C channels (channel u with u), or any V (all with
@@ -43,14 +44,15 @@ class TDNTensorProduct(nn.Module):
         backend: which implementation of the operator runs.
 
     Attributes:
-        fit: a `cp.Fit`: rank, error, equivariance_error.
+        fit: a `cp.Fit`: rank, factors and their errors, at the beginning where they are trained;
+            `ace_fast.nn.equivariance_error(layer)` measures what they have become.
         weight_numel: C, or C V where V is neither C nor 1.
 
     A checkpoint says which map its weights belong to (`_extra_state`), and does not load into a layer of another one;
     older ones, which do not say, load.
 
     Warns:
-        UserWarning: degrees of at most 2, for which the exact product is faster.
+        UserWarning: a rank at which the exact product is faster (on a CPU).
 
     Raises:
         ValueError: multiplicities that do not fit, a degree twice, a rank above d1 d2.
@@ -58,9 +60,10 @@ class TDNTensorProduct(nn.Module):
     Derivatives of any order. Source: Lin et al. 2025 (TDN), equation 5 and section 3.3.
 
     Example:
-        >>> tdn = ace_fast.nn.TDNTensorProduct("16x0e+16x1e+16x4e", "1x0e+1x1e+1x4e", "16x0e+16x4e", rank="exact")
-        >>> tdn(torch.randn(10, 208), torch.randn(10, 13)).shape
-        torch.Size([10, 160])
+        >>> irreps = "8x0e+8x1o+8x2e+8x3o+8x4e"
+        >>> tdn = ace_fast.nn.TDNTensorProduct(irreps, irreps, irreps, rank="exact")
+        >>> tdn(torch.randn(10, 200), torch.randn(10, 200)).shape
+        torch.Size([10, 200])
     """
 
     def __init__(self, irreps_in1, irreps_in2, irreps_out, rank: int | str | None = None, *, trainable: bool = False,
@@ -79,9 +82,9 @@ class TDNTensorProduct(nn.Module):
         self.mode = "uuu" if two.channels in (1, one.channels) else "uvu"
         self._seed = integer(name, "seed", seed)
         self.fit = cp.fit(*(f.irreps for f in self._fields), rank, seed=seed, cache=cache)
-        self._warn(name)
         self._shape = (one.channels,) if self.mode == "uuu" else (one.channels, two.channels)
         self.weight_numel = one.channels * (1 if self.mode == "uuu" else two.channels)
+        self._warn(name)
         self.internal_weights = internal_weights
         self.weight = nn.Parameter(torch.randn(self.weight_numel)) if internal_weights else None
         self._scale = two.channels**-0.5 if self.mode == "uvu" and two.channels else 1.0
@@ -93,9 +96,10 @@ class TDNTensorProduct(nn.Module):
             self.table = self._made(self.fit.factors)
 
     def _warn(self, name: str) -> None:
-        if max(f.lmax for f in self._fields) <= EXACT_TO:
-            warnings.warn(f"{name}: for degrees of at most {EXACT_TO} the exact ace_fast.nn.TensorProduct is faster, "
-                          "and has a weight for every path; see docs/products.md", stacklevel=3)
+        if self.weight_numel and self.fit.rank > (most := rank_to(self._fields)):
+            warnings.warn(f"{name}: rank {self.fit.rank} is above {most}, to which factors take less time than the "
+                          "exact ace_fast.nn.TensorProduct, which has a weight for every path; see docs/products.md",
+                          stacklevel=3)
 
     def _made(self, tables: Factors) -> CPTable:
         """The operator's table of degrees 0..L; what the irreps lack has factors 0."""
@@ -159,6 +163,20 @@ class TDNTensorProduct(nn.Module):
                                   backend=self.backend)
         z = out.rows([(z, (1.0,) * len(out.irs))], x)
         return z if len(lead) == 1 else z.reshape(*lead, out.dim)
+
+
+def rank_to(fields: tuple[Fields, Fields, Fields]) -> int:
+    """The largest rank R at which factors take less time than the exact product, on a CPU.
+
+    A column costs R (d1 + d2 + d3) by factors, of degrees 0..L, and (2 l1 + 1) (2 l2 + 1) (2 l3 + 1) for each path
+    exactly: what these count takes about the same time, as measured (docs/products.md). Where all channels of x share
+    those of y, y meets the coefficients once for all of them: half of it for each channel of y.
+    """
+    one, two, _ = fields
+    exact = sum(prod(field.irs[n].dim for field, n in zip(fields, path, strict=True)) for path in cp.allowed(fields))
+    if two.channels != one.channels:
+        exact = exact * two.channels // 2
+    return exact // sum((field.lmax + 1) ** 2 for field in fields)
 
 
 def _all_degrees(field: Fields, table: Tensor) -> Tensor:
