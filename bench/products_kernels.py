@@ -194,7 +194,7 @@ def flops(table: PointTable, x: Tensor, y: Tensor) -> float:
     inputs = {"x1": x, "x2": y, "grid": list(table.points), "slots": table.on(torch.device("cpu"))[2],
               "needs": [True, True]}
     columns = x.numel() / table.slots[1].dim
-    return sum(count(inputs) for count in of_points.FLOPS.values()) / columns
+    return (of_points.forward(inputs) + of_points.backward(inputs)) / columns
 
 
 def _drawn(shapes: Sequence[tuple[int, ...]], device: str, dtype: torch.dtype) -> list[Tensor]:

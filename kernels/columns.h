@@ -138,6 +138,19 @@ inline void with_components(int64_t d, F&& f) {
   }
 }
 
+// f<L>() for the degrees L whose components are unrolled, f<-1>() for others.
+template <class F>
+inline void with_degree(int64_t degree, F&& f) {
+  switch (degree) {
+    case 0: return f.template operator()<0>();
+    case 1: return f.template operator()<1>();
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    default: return f.template operator()<-1>();
+  }
+}
+
 // As `turn`, where the items lie one after the other, of D components, or of `cols` where D is 0.
 template <class T, int D, class To>
 inline void spread(const T* from, int64_t count, int64_t cols, To&& to) {
@@ -219,20 +232,66 @@ struct Field {
       }
   }
 
+  // Factors of degrees and channels [L + 1, channels] as those of a unit's columns, [L + 1][width].
+  void spread_weights(const T* weights, T* to) const {
+    for (int64_t l = 0; l <= degree; ++l)
+      for (int64_t j = 0; j < columns.width(); ++j) {
+        const int64_t c = shares_channels() ? 0 : columns.by_rows() ? j / lanes<T> : j;
+        *to++ = c < channels ? weights[l * channels + c] : T(0);
+      }
+  }
+
+  // Of units of a block: to = y times such factors, where `to` is given; and the gradient of the factors, sums
+  // [L + 1][width] += x y summed over the components of a degree and over units, where x is.
+  template <bool kScale, bool kSum>
+  [[gnu::noinline]] void weigh(const T* y, int64_t units, const T* weights, T* to, const T* x, T* sums) const {
+    with_degree(degree, [&]<int L>() {
+      const int64_t last = L < 0 ? degree : L, vectors = columns.vectors(), apart = step;
+      const int64_t* place = at.data();
+      for (int64_t u = 0; u < units; ++u)
+        for (int64_t v = 0; v < vectors; ++v) {
+          const int64_t column = (u * vectors + v) * apart;
+#pragma GCC unroll 5
+          for (int64_t l = 0; l <= last; ++l) {
+            const int64_t w = (l * vectors + v) * lanes<T>;
+            Vec<T> sum{}, weight{};
+            if constexpr (kScale) weight = load(weights + w);
+            if constexpr (kSum) sum = load(sums + w);
+#pragma GCC unroll 9
+            for (int64_t i = l * l; i < (l + 1) * (l + 1); ++i) {
+              const Vec<T> value = load(y + place[i] + column);
+              if constexpr (kSum) sum += load(x + place[i] + column) * value;
+              if constexpr (kScale) store(to + place[i] + column, value * weight);
+            }
+            if constexpr (kSum) store(sums + w, sum);
+          }
+        }
+    });
+  }
+
+  // Sums of a unit's columns over them to y [L + 1, channels].
+  void finish_weights(const T* sums, T* y) const {
+    for (int64_t l = 0; l <= degree; ++l)
+      for (int64_t c = 0; c < channels; ++c) *y++ = total(sums + l * columns.width(), c);
+  }
+
   // Sums over rows to y, a row that all share.
   void finish(const T* sums, T* y) const {
     const int64_t width = columns.width();
     for (int64_t l = 0, i = 0; l <= degree; ++l)
       for (int64_t m = -l; m <= l; ++m, ++i)
-        for (int64_t c = 0; c < channels; ++c) {
-          const T* at = sums + i * width;
-          y[columns.index(l, m, c, channels)] = shares_channels() ? sum(at, columns.vectors(), lanes<T>)
-              : columns.by_rows() ? sum(at + c * lanes<T>, 1, lanes<T>) : at[c];
-        }
+        for (int64_t c = 0; c < channels; ++c)
+          y[columns.index(l, m, c, channels)] = total(sums + i * width, c);
   }
 
  private:
   std::vector<int64_t> order_;  // where the elements of a row go where lanes are rows
+
+  // Of a unit's columns [width], those of channel c.
+  T total(const T* x, int64_t c) const {
+    if (shares_channels()) return sum(x, columns.vectors(), lanes<T>);
+    return columns.by_rows() ? sum(x + c * lanes<T>, 1, lanes<T>) : x[c];
+  }
 
   static T sum(const T* x, int64_t count, int64_t step) {  // of vectors
     Vec<T> lanewise{};

@@ -192,6 +192,15 @@ def test_counts_of_products_at_points():
     # g, both inputs; a product and a way back for each gradient
     assert of("dense", needs=[True] * 2) == 10 * 144 + 15 * 324 + 2 * 10 * 18 + 15 * 324
     assert of("dense", needs=[True, False]) == 10 * 144 + 5 * 324 + 10 * 18 + 10 * 324
+    # 40 + 90 + 45 components with weights; what returns takes them too; a product and a sum for their gradients, for
+    # which the result is formed again
+    weighted = lambda *needs: counts.FLOPS["weighted_sphere_product" + "_bwd" * bool(needs)](  # noqa: E731
+        inputs | dict(zip(("grid", "slots"), sphere_table((2, 2), 1, form="dense").on("cpu")[1:], strict=True))
+        | {"needs": needs})
+    assert weighted() == of("dense") + 175
+    assert weighted(True, False, False) == of("dense", needs=[True, False]) + 40 + 45 + 90
+    whole = of("dense", needs=[True] * 2) + 10 * 18 + 10 * 144 + 175 + 2 * 175
+    assert weighted(True, True, True) == whole + 135 and weighted(False, False, True) == whole
     terms = sphere_table((2, 2), 1, form="sparse").points.size  # two products and a sum of each
     assert terms == 1 + 3 + 5 + 3 * (1 + 1) + 2 * 11  # 0: 000 110 220; 1: 011 101 121 211
     assert of("sparse") == 10 * 3 * terms

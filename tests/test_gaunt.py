@@ -100,6 +100,47 @@ def test_weights_scale_their_degrees_and_may_be_of_every_row():
         GauntTensorProduct(*CASES["natural"][:3])(*[torch.zeros(1, 27)] * 2, weight)
 
 
+def derivatives(function, inputs):
+    """Values, first and second derivatives."""
+    z = function(*inputs)
+    first = torch.autograd.grad(z.sin().sum(), inputs, create_graph=True)
+    return z, *first, *torch.autograd.grad(sum(x.sin().sum() for x in first), inputs)
+
+
+def assert_shared_weights_are_those_of_every_row(layer, xs):
+    """Weights that all rows share are multiplied in the operator, those of every row before and behind it."""
+    inputs = [x.requires_grad_() for x in (*xs, torch.randn(layer.weight_numel))]
+    count = len(xs[0])
+    shared = derivatives(lambda *xs: layer(*xs[:-1], weight=xs[-1]), inputs)
+    own = derivatives(lambda *xs: layer(*xs[:-1], weight=xs[-1].expand(count, -1)), inputs)
+    for one, other in zip(shared, own, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("case", [*CASES, "scalars", "wide"])
+def test_weights_in_the_operator_are_those_outside(case, layout):
+    more = {"scalars": ("3x0e", "1x0e", "3x0e", False), "wide": ("20x0e+20x1o", "20x1o+20x2e", "20x1o+20x0e", False)}
+    *irreps, odd = (CASES | more)[case]
+    for count in (7, 1, 0):
+        tp = GauntTensorProduct(*irreps, odd_paths=odd, layout=layout, internal_weights=False)
+        assert_shared_weights_are_those_of_every_row(tp, rows(tp, count))
+    if case == "wide":
+        several = GauntMultiProduct([*irreps[:2], "1x0e+1x1o"], irreps[2], layout=layout, internal_weights=False)
+        assert_shared_weights_are_those_of_every_row(several, [torch.randn(5, i.dim) for i in several.irreps_in])
+
+
+def test_weights_in_the_operator_save_operations():
+    """No tensor of all rows is multiplied by weights or constants of unit variance."""
+    tp = GauntTensorProduct(*CASES["no_parity"][:3], odd_paths=True)
+    x, y = (x.requires_grad_() for x in rows(tp, 50))
+    for layer in (tp, GauntTensorProduct(*CASES["no_parity"][:3], odd_paths=True, internal_weights=None)):
+        with torch.profiler.profile(record_shapes=True) as profile:
+            layer(x, y).sum().backward()
+        products = [event.input_shapes for event in profile.events() if event.name == "aten::mul"]
+        assert not [shapes for shapes in products if any(len(shape) == 2 for shape in shapes)]
+
+
 def test_second_derivatives():
     *irreps, odd = CASES["cross"]
     for method in ("grid", "fourier"):
@@ -259,6 +300,17 @@ def test_types_choose_weights():
                            (types - 1, r"types must be in 0\.\.2, got -1")):
         with pytest.raises(ValueError, match=message):
             many(x, wrong)
+
+
+@pytest.mark.parametrize("irreps", [NATURAL, "3x0e+3x1o+3x1e"])
+def test_powers_of_one_type_are_those_of_any(irreps):
+    """Weights that all rows share are multiplied in the operator, those of types before and behind it."""
+    many = drawn(GauntManyBody(irreps, irreps, 3))
+    inputs = torch.randn(4, many.irreps_in.dim).requires_grad_(), many.weight
+    shared, typed = (derivatives(lambda x, _, types=types: many(x, types), inputs)
+                     for types in (None, torch.zeros(4, dtype=torch.int64)))
+    for one, other in zip(shared, typed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_second_derivatives_of_powers():

@@ -148,6 +148,11 @@ def degrees_from_zero(who: str, argument: str, irreps, layout: str) -> Fields:
     return field
 
 
+def present(signs: tuple[float, ...]) -> tuple[float, ...]:
+    """1 for the slots that are part of a product."""
+    return tuple(float(sign != 0) for sign in signs)
+
+
 def _sum(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
     return sum(parts[1:], parts[0]) if parts else like.new_zeros(like.shape[0], width)
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from .. import functional
 from ..kernels.constant import Constant, plainly
 from ..kernels.sphere_product import grids
-from .fields import KINDS, Fields, couples, degree_scales, highest, paths, terms, variances
+from .field_weights import FieldWeights
+from .fields import KINDS, Fields, couples, degree_scales, highest, paths, present, terms, variances
 from .gaunt_fourier import Torus
 from .tensor_product import as_rows, check_columns, no_script, weight_of_call
 
@@ -74,8 +75,8 @@ class GauntTensorProduct(nn.Module):
             docs/products.md.
         odd_paths: adds the antisymmetric paths.
         internal_weights: the layer has `weight`, [weight_numel], from 1; False: the call takes [weight_numel] or
-            [..., weight_numel], as from a network of the distance; None: no weights at all, which takes half the time
-            or less and loses nothing between linear maps of the channels.
+            [..., weight_numel], as from a network of the distance; None: no weights at all, which loses nothing between
+            linear maps of the channels. Weights of every row take more time than the product.
         grid: of the grid method: "gauss" (the fastest), "lebedev", "auto" (fewer points of these two), a `Grid` or
             (rings, points a ring), as in `sphere_table`.
         layout: of inputs and result, "mul_ir" or "ir_mul".
@@ -126,6 +127,7 @@ class GauntTensorProduct(nn.Module):
         gains = sum((variances(self._fields, kind) for kind in kinds),
                     torch.zeros(len(out.irs), dtype=torch.float64, device="cpu"))
         self._plans = [self._plan(kind, gains.clamp(min=1e-30).rsqrt().tolist()) for kind in kinds]
+        self._fused = method != "fourier" and all(term[3].exist for plan in self._plans for term in plan.products)
 
     @plainly()
     def _plan(self, kind: str, gains: list[float]) -> "_Plan":
@@ -138,7 +140,8 @@ class GauntTensorProduct(nn.Module):
         products = []
         for term in terms(self._fields, kind):
             degrees = highest(self._fields, term)
-            products.append((term.signs, degrees, self._table(degrees, kind == "bracket")))
+            products.append((term.signs, degrees, self._table(degrees, kind == "bracket"),
+                             FieldWeights(self._fields, term.signs, degrees, scales)))
         return _Plan(constants, products)
 
     def _table(self, degrees: tuple[int, int, int], bracket: bool):
@@ -161,10 +164,30 @@ class GauntTensorProduct(nn.Module):
         name = type(self).__name__
         check_columns(name, x=(x, self._dims[0]), y=(y, self._dims[1]))
         (x, y), weight, lead = as_rows(name, weight_of_call(self, x, weight), x=x, y=y)
-        parts = [self._product(plan, x, y, scales)
-                 for plan, scales in zip(self._plans, self._scales(x, weight), strict=True)]
+        if self._fused and weight.dim() == 1:
+            parts = self._at_once(x, y, weight)
+        else:
+            parts = [self._product(plan, x, y, scales)
+                     for plan, scales in zip(self._plans, self._scales(x, weight), strict=True)]
         out = sum(parts[1:], parts[0]) if parts else x.new_zeros(x.shape[0], self._dims[2])
         return out if len(lead) == 1 else out.reshape(*lead, self._dims[2])
+
+    def _at_once(self, x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
+        """Every kind of product of rows, with weights that all rows share in the operator: [Z, irreps_out.dim]."""
+        one, two, out = self._fields
+        given = weight.split(sum(self._counts)) if self.weight_numel else [None] * len(self._plans)
+        dtype = torch.promote_types(x.dtype, weight.dtype)
+        x, y, parts = x.to(dtype), y.to(dtype), []
+        for plan, own in zip(self._plans, given, strict=True):
+            found = []
+            for signs, degrees, table, weights in plan.products:
+                there = [present(of) for of in signs]
+                f, g = one.field(x, there[0], degrees[0]), two.field(y, there[1], degrees[1])
+                z = functional.sphere_product(f, g, table=table, weights=weights.of(own, x), layout=self.layout,
+                                              backend=self.backend)
+                found.append((z, there[2]))
+            parts.append(out.rows(found, x))
+        return parts
 
     def _scales(self, like: Tensor, weight: Tensor) -> list[list[Tensor | None]]:
         """For every kind of product the factors of in1, in2 and out, of each slot and channel, [..., slots C]; None for
@@ -181,7 +204,7 @@ class GauntTensorProduct(nn.Module):
         """One kind of product of rows: [Z, irreps_out.dim]."""
         one, two, out = self._fields
         x, y, found = one.scaled(x, scales[0]), two.scaled(y, scales[1]), []
-        for signs, degrees, table in plan.products:
+        for signs, degrees, table, _ in plan.products:
             f, g = one.field(x, signs[0], degrees[0]), two.field(y, signs[1], degrees[1])
             if self.method == "fourier":
                 z = table(f, g, self.layout == "ir_mul")
@@ -195,4 +218,4 @@ class _Plan(NamedTuple):
     """How one kind of product runs."""
 
     constants: list[Constant | None]  # factors of every slot and channel of in1, in2, out; None for ones
-    products: list[tuple]  # (signs, degrees, table) of every term
+    products: list[tuple]  # (signs, degrees, table, weights) of every term

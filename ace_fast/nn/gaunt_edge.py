@@ -101,7 +101,7 @@ class GauntEdgeProduct(GauntTensorProduct):
         if scales[1] is not None:
             filters = filters * scales[1].unflatten(-1, (two.lmax + 1, two.channels))  # [E, L2 + 1, C]
         x, found, ir_mul = one.scaled(x, scales[0]), [], self.layout == "ir_mul"
-        for signs, degrees, zonal in plan.products:
+        for signs, degrees, zonal, _ in plan.products:
             f = one.field(x, signs[0], degrees[0])
             f = components(f, (degrees[0] + 1) ** 2, ir_mul).transpose(0, 1)  # [d, E, C]
             z = self._frame.back(zonal(self._frame.into(f, waves), filters), waves)

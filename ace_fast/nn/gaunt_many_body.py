@@ -14,7 +14,8 @@ from .. import functional
 from ..kernels.constant import Constant, plainly
 from ..kernels.define import integer
 from ..kernels.sphere_product.tables import MOST
-from .fields import Fields, Ir
+from .field_weights import FieldWeights
+from .fields import Fields, Ir, present
 from .tensor_product import as_rows, check_columns, no_script, weight_of_call
 
 
@@ -65,7 +66,11 @@ class GauntManyBody(nn.Module):
         self._counts = [f.channels * len(f.irs) for f in (one, out)]
         self.weight = nn.Parameter(torch.ones(num_types, correlation * sum(self._counts)))
         self._signs = [_signs((one,) * n, out) for n in range(1, correlation + 1)]
-        self._gains = [_gains((one,) * n, out, self._moment(n), correlation) for n in range(1, correlation + 1)]
+        gains = [_gains((one,) * n, out, self._moment(n), correlation) for n in range(1, correlation + 1)]
+        self._gains = [_of_rows(out, gain) for gain in gains]
+        self._weights = [[FieldWeights((one, out), (signs[0], back), (one.lmax, out.lmax), ([1.0] * len(one.irs), gain))
+                          for signs, back in products] for products, gain in zip(self._signs, gains, strict=True)]
+        self._fused = all(weights.exist for products in self._weights for weights in products)
         self._tables = [functional.sphere_table((one.lmax,), out.lmax, powers=(n,)) for n in range(1, correlation + 1)]
 
     def _check_reachable(self, name: str) -> None:
@@ -103,6 +108,8 @@ class GauntManyBody(nn.Module):
             raise ValueError(f"{name}: types must be int64 {list(lead)}, got {types.dtype} {list(types.shape)}")
         self._check_types(types)
         x = x.reshape(prod(lead), x.shape[-1])
+        if types is None and self._fused:
+            return self._at_once(x).reshape(*lead, out.dim)
         weight = self.weight[0] if types is None else self.weight.index_select(0, types.reshape(-1))
         parts = weight.unflatten(-1, (self.correlation, sum(self._counts)))
         z = x.new_zeros(x.shape[0], out.dim)
@@ -114,6 +121,21 @@ class GauntManyBody(nn.Module):
                                                 backend=self.backend), back) for signs, back in self._signs[n]]
             z = z + out.rows(found, x) * (behind * gain.on(x.device).to(x.dtype))
         return z.reshape(*lead, out.dim)
+
+    def _at_once(self, x: Tensor) -> Tensor:
+        """The sum of all powers of rows, with the weights that all rows share in the operator: [Z, irreps_out.dim]."""
+        one, out = self._fields
+        x = x.to(torch.promote_types(x.dtype, self.weight.dtype))
+        z = x.new_zeros(x.shape[0], out.dim)
+        for table, own, products, signs in zip(self._tables, self.weight[0].split(sum(self._counts)), self._weights,
+                                               self._signs, strict=True):
+            found = []
+            for weights, (before, behind) in zip(products, signs, strict=True):
+                f = one.field(x, present(before[0]), one.lmax)
+                found.append((functional.sphere_product(f, table=table, weights=weights.of(own, x), layout=self.layout,
+                                                        backend=self.backend), present(behind)))
+            z = z + out.rows(found, x)
+        return z
 
     def _check_types(self, types: Tensor | None) -> None:
         # on a GPU reading them would wait for it; index_select raises there
@@ -178,7 +200,11 @@ class GauntMultiProduct(nn.Module):
         self.weight_numel = 0 if internal_weights is None else sum(self._counts)
         self.weight = nn.Parameter(torch.ones(self.weight_numel)) if internal_weights else None
         self._signs = _signs(ins, out)
-        self._gain = _gains(ins, out, prod)
+        gain = _gains(ins, out, prod)
+        self._gain = _of_rows(out, gain)
+        self._weights = [FieldWeights(self._fields, (*signs, back), [f.lmax for f in self._fields],
+                                      [*([1.0] * len(f.irs) for f in ins), gain]) for signs, back in self._signs]
+        self._fused = all(weights.exist for weights in self._weights)
         self._table = functional.sphere_table([f.lmax for f in ins], out.lmax)
 
     def __repr__(self) -> str:
@@ -197,6 +223,8 @@ class GauntMultiProduct(nn.Module):
         named = {f"inputs[{n}]": x for n, x in enumerate(inputs)}
         check_columns(name, **{key: (x, f.dim) for (key, x), f in zip(named.items(), ins, strict=True)})
         xs, weight, lead = as_rows(name, weight_of_call(self, inputs[0], weight), **named)
+        if self._fused and weight.dim() == 1:
+            return self._at_once(xs, weight).reshape(*lead, out.dim)
         scales = weight.split(self._counts, -1) if self.weight_numel else [None] * len(self._fields)
         xs = [f.scaled(x, scale) for f, x, scale in zip(ins, xs, scales, strict=False)]
         found = [(functional.sphere_product(*(f.field(x, s, f.lmax) for f, x, s in zip(ins, xs, signs, strict=True)),
@@ -204,6 +232,18 @@ class GauntMultiProduct(nn.Module):
                  for signs, back in self._signs]
         gain = self._gain.on(xs[0].device).to(xs[0].dtype)
         return (out.rows(found, xs[0]) * out.scaled(gain, scales[-1])).reshape(*lead, out.dim)
+
+
+    def _at_once(self, xs: Sequence[Tensor], weight: Tensor) -> Tensor:
+        """The product of rows, with the weights that all rows share in the operator: [Z, irreps_out.dim]."""
+        *ins, out = self._fields
+        dtype, own = torch.promote_types(xs[0].dtype, weight.dtype), weight if self.weight_numel else None
+        xs, found = [x.to(dtype) for x in xs], []
+        for weights, (signs, back) in zip(self._weights, self._signs, strict=True):
+            fields = [f.field(x, present(s), f.lmax) for f, x, s in zip(ins, xs, signs, strict=True)]
+            found.append((functional.sphere_product(*fields, table=self._table, weights=weights.of(own, xs[0]),
+                                                    layout=self.layout, backend=self.backend), present(back)))
+        return out.rows(found, xs[0])
 
 
 def _check_channels(who: str, ins: Sequence[Fields], out: Fields) -> None:
@@ -245,9 +285,8 @@ def _signs(ins: Sequence[Fields], out: Fields) -> list[tuple[list[tuple[float, .
 
 @plainly()
 def _gains(ins: Sequence[Fields], out: Fields, moment: Callable[[list[np.ndarray]], np.ndarray], share: int = 1
-           ) -> Constant:
-    """What makes the mean square of every slot of the output 1 / share for normal inputs, for every number of a row; 0
-    where the product has none.
+           ) -> list[float]:
+    """What makes the mean square of every slot of the output 1 / share for normal inputs; 0 where the product has none.
 
     The covariance of a field, and with it that of a product, is a function of the angle between two points alone.
 
@@ -264,4 +303,10 @@ def _gains(ins: Sequence[Fields], out: Fields, moment: Callable[[list[np.ndarray
         value = plain if whole else (plain + ir.sign * mixed) / 2
         square = 2 * pi * float((weights * zonal[:, ir.l] * value).sum())
         found.append((square * share) ** -0.5 if square > 1e-9 else 0.0)
-    return Constant(out.spread(torch.tensor(found, dtype=torch.float64, device="cpu").repeat_interleave(out.channels)))
+    return found
+
+
+@plainly()
+def _of_rows(out: Fields, gains: list[float]) -> Constant:
+    """A factor of every slot as factors of a row."""
+    return Constant(out.spread(torch.tensor(gains, dtype=torch.float64, device="cpu").repeat_interleave(out.channels)))

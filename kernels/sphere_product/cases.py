@@ -4,14 +4,15 @@ import torch
 
 from ..cases import Axis, Case
 from . import cuda_kernels, reference
-from .op import sphere_product_bwd, sphere_product_op
+from .op import sphere_product_bwd, sphere_product_op, weighted_sphere_product_bwd, weighted_sphere_product_op
 from .tables import MOST, PointTable, sphere_table
 
 INPUTS = tuple(f"x{n}" for n in range(1, MOST + 1))
 
 
-def inputs_of(table: PointTable, shapes, ir_mul: bool, needs=None):
-    """`shapes`: (rows, channels) of every input; needs: of the gradient, None for the operator itself."""
+def inputs_of(table: PointTable, shapes, ir_mul: bool, needs=None, weighted: bool = False):
+    """`shapes`: (rows, channels) of every input; needs: of the gradient, None for the operator itself, the last of the
+    weights where there are any."""
     flat, grid, slots = table.on("cpu")
     values = flat.tolist()  # a tensor of its own where the case is made, which may be without memory
 
@@ -20,29 +21,43 @@ def inputs_of(table: PointTable, shapes, ir_mul: bool, needs=None):
         dims = [(degree + 1) ** 2 for degree in (table.lmax_out, *table.lmax_in)]
         xs = [draw(rows, channels * d) for (rows, channels), d in zip(shapes, dims[1:], strict=True)]
         found = dict(zip(INPUTS, [*xs, *[None] * (MOST - len(xs))], strict=True))
+        channels = [c for _, c in shapes]
+        out = max(channels) if min(channels) else 0
+        if weighted:
+            degrees = *table.lmax_in, table.lmax_out
+            number = sum((degree + 1) * c for degree, c in zip(degrees, [*channels, out], strict=True))
+            found["weights"] = torch.randn(number, generator=g, dtype=torch.float64)
         found |= {"table": torch.tensor(values, dtype=torch.float64), "grid": grid, "slots": slots, "ir_mul": ir_mul}
         if needs is None:
             return found
-        channels = [c for _, c in shapes]
-        g_z = draw(shapes[0][0], dims[0] * (max(channels) if min(channels) else 0))
-        return {"g": g_z} | found | {"needs": [*needs, *[False] * (MOST - len(needs))]}
+        of_inputs, of_weights = needs[:len(shapes)], needs[len(shapes):]
+        g_z = draw(shapes[0][0], dims[0] * out)
+        return {"g": g_z} | found | {"needs": [*of_inputs, *[False] * (MOST - len(of_inputs)), *of_weights]}
 
     return make
 
 
-def pair(ops, name: str, note: str, table: PointTable, shapes, ir_mul: bool = False, needs=None) -> list[Case]:
+def pair(ops, name: str, note: str, table: PointTable, shapes, ir_mul: bool = False, needs=None,
+         weighted: bool = False) -> list[Case]:
     """A product and its gradient."""
-    given, needs = INPUTS[:len(shapes)], [True] * len(shapes) if needs is None else needs
+    given = *INPUTS[:len(shapes)], *["weights"] * weighted
+    needs = [True] * len(given) if needs is None else needs
+    forward, backward = ((reference.weighted_forward, reference.weighted_backward) if weighted else
+                         (reference.forward, reference.backward))
     refused = cuda_kernels.refuses(torch.float32, *table.on("cpu")[1:]) != ""
     by = {"refused_by": ("cuda",) * refused, "no_float64": ("cuda",) * (not refused)}
     return [
-        Case(name, ops[0], reference.forward, inputs_of(table, shapes, ir_mul), given, note, **by),
-        Case(name, ops[1], reference.backward, inputs_of(table, shapes, ir_mul, needs), ("g", *given), note, **by),
+        Case(name, ops[0], forward, inputs_of(table, shapes, ir_mul, None, weighted), given, note, **by),
+        Case(name, ops[1], backward, inputs_of(table, shapes, ir_mul, needs, weighted), ("g", *given), note, **by),
     ]
 
 
 def _pair(*args, **options) -> list[Case]:
     return pair((sphere_product_op, sphere_product_bwd), *args, **options)
+
+
+def _weighted(*args, **options) -> list[Case]:
+    return pair((weighted_sphere_product_op, weighted_sphere_product_bwd), *args, **options, weighted=True)
 
 
 def _large(degree: int, channels: int, rows: int = 10_000, form: str = "auto") -> list[Case]:
@@ -82,6 +97,22 @@ SMALL = [
     *_pair("long_sum", "a filter that all rows share: its gradient sums over them", sphere_table((1, 1), 2,
            form="mirrored"), [(271, 1), (1, 1)]),
     *_pair("empty", "no rows; a filter's gradient is zero", sphere_table((1, 1), 1), [(0, 3), (1, 1)]),
+    *_weighted("tiny", "two rows, one channel, unrolled terms", sphere_table((1, 1), 1), [(2, 1)] * 2),
+    *_weighted("odd", "lanes are rows, the last fill no vector; mirrored", sphere_table((2, 3), 2, form="mirrored"),
+               [(19, 3)] * 2),
+    *_weighted("both_branches", "lanes are channels; in two steps, one channel for all", sphere_table((3, 2), 4,
+               form="separable"), [(3, 19), (3, 1)]),
+    *_weighted("powers", "a square times an input", sphere_table((2, 1), 1, powers=(2, 1)), [(5, 2)] * 2),
+    *_weighted("weights_alone", "no gradient of an input; terms of a list", sphere_table((1, 2), 2), [(3, 17)] * 2,
+               ir_mul=True, needs=[False, False, True]),
+    *_weighted("inputs_alone", "no gradient of the weights", sphere_table((2, 2), 2), [(3, 17)] * 2,
+               needs=[True, False, False]),
+    *_weighted("bracket", "two parts with derivatives, channels side by side", sphere_table((2, 2), 3, bracket=True,
+               form="mirrored"), [(3, 17)] * 2, ir_mul=True),
+    *_weighted("three", "three inputs, one of degree 0, one channel for all", sphere_table((1, 2, 0), 2, form="dense"),
+               [(4, 5), (4, 1), (4, 5)]),
+    *_weighted("long_sum", "a filter of one channel that all rows share", sphere_table((1, 1), 1), [(271, 2), (1, 1)]),
+    *_weighted("empty", "no rows; the weights' gradient is zero", sphere_table((1, 1), 1), [(0, 3), (1, 1)]),
 ]
 LARGE = [
     *(case for degree in (1, 2, 3, 4, 6) for case in _large(degree, 1)),

@@ -37,6 +37,11 @@ def forward(inputs: dict[str, Any]) -> int:
     return to + columns * (each + transform(points, slots[0]))
 
 
+def _needed(wanted: list[int], slots: list[Slot]) -> list[int]:
+    """The inputs at the points that some gradient is made of."""
+    return [n for n, slot in enumerate(slots[1:]) if wanted != [n] or slot.power > 1]
+
+
 def backward(inputs: dict[str, Any]) -> int:
     """g and the inputs to the points; for each gradient wanted as many products as forward, and back."""
     points, slots, own, columns = _read(inputs)
@@ -45,11 +50,34 @@ def backward(inputs: dict[str, Any]) -> int:
     wanted = [n for n, need in enumerate(inputs["needs"][:len(own)]) if need]
     if not wanted:
         return 0
-    read = [n for n, slot in enumerate(slots[1:]) if wanted != [n] or slot.power > 1]
+    read = _needed(wanted, slots)
     to = columns * transform(points, slots[0]) + sum(own[n] * transform(points, slots[1 + n]) for n in read)
     each = total * (factors - 1 + 2 * (points.form == 3))
     return to + sum(columns * each + own[n] * transform(points, slots[1 + n]) for n in wanted)
 
 
-FLOPS = {"sphere_product": forward, "sphere_product_bwd": backward}
+def weighted_forward(inputs: dict[str, Any]) -> int:
+    """Every component of every slot times its weight too."""
+    _, slots, own, columns = _read(inputs)
+    return forward(inputs) + sum(n * slot.dim for n, slot in zip([columns, *own], slots, strict=True))
+
+
+def weighted_backward(inputs: dict[str, Any]) -> int:
+    """g, the inputs and what returns times their weights; for the gradient of these every slot's return, multiplied
+    by what is given and summed."""
+    points, slots, own, columns = _read(inputs)
+    *needs, of_weights = inputs["needs"]
+    values = [n * slot.dim for n, slot in zip([columns, *own], slots, strict=True)]
+    wanted = [n for n, need in enumerate(needs[:len(own)]) if need]
+    if not of_weights:
+        factors = values[:1] + [values[1 + n] for n in (*_needed(wanted, slots), *wanted)]
+        return backward(inputs) + (sum(factors) if wanted else 0)
+    total = backward(inputs | {"needs": [True] * len(own)}) + forward(inputs)
+    total -= sum(n * transform(points, slot) for n, slot in zip(own, slots[1:], strict=True))  # they are there already
+    return total + sum(values) + sum(values[1 + n] for n in wanted) + 2 * sum(values)
+
+
+FLOPS = {"sphere_product": forward, "sphere_product_bwd": backward, "weighted_sphere_product": weighted_forward,
+         "weighted_sphere_product_bwd": weighted_backward}
 NEEDS = {"sphere_product": tuple(f"x{n}" for n in range(1, MOST + 1))}
+NEEDS["weighted_sphere_product"] = *NEEDS["sphere_product"], "weights"

@@ -1,9 +1,11 @@
 """Products at points: every input goes to the points by its matrix, they are multiplied there, and the result returns.
 
 z = M_0^T prod_n (M_n x_n)^p_n is the gradient, with respect to slot 0, of the form
-<1, (M_0 g) prod_n (M_n x_n)^p_n>; the gradients of the inputs are those with respect to theirs.
+<1, (M_0 g) prod_n (M_n x_n)^p_n>; the gradients of the inputs are those with respect to theirs. With weights w of
+degrees and channels, (w x)_lmc = w_lc x_lmc, the form has w_0 g and w_n x_n in place of g and x_n.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -115,4 +117,55 @@ def backward(g, x1, x2, x3, x4, x5, x6, table, grid, slots, ir_mul, needs) -> tu
         if needs[n]:
             y = contract(n + 1, [g, *xs], g.shape[1] // slots[0].dim, table, Points(*grid), slots, ir_mul)
             found[n] = reduce(y, x.shape, slots[n + 1].dim, ir_mul).contiguous()
+    return tuple(found)
+
+
+def weight_counts(xs: Sequence[Tensor], slots: Sequence[Slot], channels: int) -> list[int]:
+    """How many weights every slot has, L + 1 degrees by its channels: each input in order, and then the result."""
+    each = [*(x.shape[1] // slot.dim for x, slot in zip(xs, slots[1:], strict=True)), channels]
+    return [(slot.degree + 1) * c for slot, c in zip([*slots[1:], slots[0]], each, strict=True)]
+
+
+def _factors(xs: list[Tensor], weights: Tensor, slots: Sequence[Slot], channels: int, ir_mul: bool) -> list[Tensor]:
+    """The weights of every input and of the result as factors of a row, [1, C d]."""
+    found = []
+    for w, slot in zip(weights.split(weight_counts(xs, slots, channels)), [*slots[1:], slots[0]], strict=True):
+        degrees = w.view(slot.degree + 1, w.numel() // (slot.degree + 1)).split(1)
+        found.append(joined(torch.cat([one.expand(2 * n + 1, -1) for n, one in enumerate(degrees)])[None], ir_mul))
+    return found
+
+
+def _degree_sums(x: Tensor, slot: Slot, ir_mul: bool) -> Tensor:
+    """Rows [Z, C d] summed over rows and over the components of a degree, [(L + 1) C]."""
+    degrees = components(x.sum(0, True), slot.dim, ir_mul)[0].split([2 * n + 1 for n in range(slot.degree + 1)])
+    return torch.cat([part.sum(0) for part in degrees])
+
+
+def weighted_forward(x1, x2, x3, x4, x5, x6, weights, table, grid, slots, ir_mul, *, product=forward) -> Tensor:
+    """`forward` of the inputs times their weights, times those of the result.
+
+    Args:
+        weights: `weight_counts` of them.
+        product: a backend's `forward`.
+    """
+    xs, read = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None], unpack(slots)
+    *before, last = _factors(xs, weights, read, channels_of(xs, read[1:]), ir_mul)
+    scaled = [x * w for x, w in zip(xs, before, strict=True)]
+    return product(*scaled, *[None] * (MOST - len(xs)), table, grid, slots, ir_mul) * last
+
+
+def weighted_backward(g, x1, x2, x3, x4, x5, x6, weights, table, grid, slots, ir_mul, needs, *, product=forward,
+                      gradient=backward) -> tuple[Tensor, ...]:
+    """g [Z, C d_0] -> gradients of the six inputs and of the weights, empty [0] where not in `needs`."""
+    xs, read = [x for x in (x1, x2, x3, x4, x5, x6) if x is not None], unpack(slots)
+    *before, last = _factors(xs, weights, read, g.shape[1] // read[0].dim, ir_mul)
+    static = *[x * w for x, w in zip(xs, before, strict=True)], *[None] * (MOST - len(xs)), table, grid, slots, ir_mul
+    inner = gradient(g * last, *static, [(need or needs[MOST]) and n < len(xs) for n, need in enumerate(needs[:MOST])])
+    found = [g.new_empty(0) for _ in range(MOST + 1)]
+    for n, w in enumerate(before):
+        if needs[n]:
+            found[n] = inner[n] * w
+    if needs[MOST]:
+        pairs = [*zip(xs, inner, read[1:], strict=False), (g, product(*static), read[0])]
+        found[MOST] = torch.cat([_degree_sums(x * y, slot, ir_mul) for x, y, slot in pairs])
     return tuple(found)
