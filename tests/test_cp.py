@@ -231,6 +231,10 @@ def test_layers_take_bfloat16_and_autocast(case, trainable):
     assert_takes_bfloat16(tdn, [x, y], exact=case != "uvu")  # where y's channels are mixed by a linear map of torch
     with torch.autocast("cpu", torch.bfloat16):
         assert tdn(x.bfloat16(), y.float()).dtype == torch.float32
+    tdn.bfloat16().backend = "auto"  # which on a CPU does not take it, whether gradients are wanted or not
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="must be float32 or float64 on the CPU"):
+            tdn(x.bfloat16(), y.bfloat16())
 
 
 def fitted(trainable: bool = False, irreps: str = "2x0e+2x1e", **options):

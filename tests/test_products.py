@@ -7,7 +7,14 @@ import torch
 from e3nn import o3
 
 from ace_fast import functional
-from ace_fast.nn import GauntTensorProduct, TDNTensorProduct, TensorProduct, choice, choose_product
+from ace_fast.nn import (
+    GauntTensorProduct,
+    TDNTensorProduct,
+    TensorProduct,
+    choice,
+    choose_product,
+    equivariance_error,
+)
 from ace_fast.report import rows
 from bench import (
     captured,
@@ -36,7 +43,7 @@ def _quick(monkeypatch):
 MEASURE = choice.measure
 
 
-def test_candidates_say_what_they_can_express():
+def test_candidates_say_what_they_can_express(tmp_path):
     found, reasons = choice.candidates(PLAIN, PLAIN, PLAIN)
     assert {c.name: (c.paths, c.maps) for c in found} == {
         "clebsch_gordan": (15, 15), "gaunt_grid": (11, 7), "gaunt_fourier": (11, 7), "gaunt_bracket": (15, 11),
@@ -49,6 +56,8 @@ def test_candidates_say_what_they_can_express():
     found, reasons = choice.candidates("1x0e+1x1e", "1x1e", "1x1e")
     assert [c.name for c in found] == ["clebsch_gordan", "gaunt_grid", "gaunt_fourier", "gaunt_bracket"]
     assert reasons["tdn_exact"] == "for degrees of at most 1 the exact product is faster"
+    found, _ = choice.candidates("1x0e+1x1e", "1x0e+1x1e", "1x0e+1x1e", [8], cache=tmp_path)  # asked for
+    assert found[-1].name == "tdn_8" and equivariance_error(found[-1].make(), "cpu", torch.float32) < 1e-5
 
 
 @pytest.mark.parametrize("odd", [False, True])

@@ -105,8 +105,8 @@ def candidates(irreps_in1, irreps_in2, irreps_out, ranks: Sequence[int] = (), *,
                 warnings.filterwarnings("ignore", "TDNTensorProduct: rank")  # here it is measured
                 return TDNTensorProduct(*given, rank, cache=cache, **options)
 
-        if max(f.lmax for f in fields) <= 1:
-            reasons[f"tdn_{rank}"] = "for degrees of at most 1 the exact product is faster"
+        if rank == "exact" and max(f.lmax for f in fields) <= 1:
+            reasons["tdn_exact"] = "for degrees of at most 1 the exact product is faster"
         else:
             _try(found, reasons, f"tdn_{rank}", tdn, every, 1)
     return found, reasons

@@ -103,17 +103,18 @@ def cp_product(x: Tensor, y: Tensor, weight: Tensor | None = None, *, table: CPT
         fail("cp_product", "backend", f"one of {['auto', *BACKENDS]}", repr(backend))
     flat, points, slots = table.flat(weight is not None, x.device)
     if flat.requires_grad:
-        return _differentiable(operands, flat, points, slots, layout == "ir_mul")
+        return _differentiable(operands, flat, points, slots, layout == "ir_mul", backend)
     integers = list(points), [value for slot in slots for value in slot]
     return cp_product_op(*operands, *(None,) * (MOST - len(operands)), flat, *integers, layout == "ir_mul", backend)
 
 
-def _differentiable(operands: list[Tensor], flat: Tensor, points: Points, slots: list[Slot], ir_mul: bool) -> Tensor:
+def _differentiable(operands: list[Tensor], flat: Tensor, points: Points, slots: list[Slot], ir_mul: bool,
+                    backend: str) -> Tensor:
     """The product with gradients of the table, in plain torch; under autocast in float32, as the operator has it."""
     if not _autocast(flat):
-        check_inputs("cp_product", operands, slots[1:], "reference")
+        check_inputs("cp_product", operands, slots[1:], backend)
         channels = channels_of(operands, slots[1:])
         return contract(0, [None, *operands], channels, flat, points, slots, ir_mul).contiguous()
     with torch.autocast(flat.device.type, enabled=False):
         wide = [x.float() if x.is_floating_point() and x.dtype != torch.float64 else x for x in operands]
-        return _differentiable(wide, flat, points, slots, ir_mul)
+        return _differentiable(wide, flat, points, slots, ir_mul, backend)
