@@ -1,6 +1,6 @@
 // What the kernels of products at points are given, and columns (a row and channel each) between global and shared
-// memory. There component (l, m) of column j lies at width l^2 + j (2l + 1) + l + m, as in a row of mul_ir: neighbours
-// are an odd number apart, so that the lanes of a warp meet in no bank.
+// memory. There component (l, m) of column j lies at width l^2 + j (2l + 1) + l + m, as a row of mul_ir has it, or at
+// width (l^2 + l + m) + j, in planes, as ir_mul has it: an odd number from its neighbours: lanes meet in no bank.
 #pragma once
 
 #include "native.cuh"
@@ -8,7 +8,7 @@
 
 namespace ace::sphere {
 
-constexpr int kThreads = 128, kDegrees = 10;
+constexpr int kThreads = 128, kDegrees = 10, kFewChannels = 8;
 constexpr int kFactors = 7, kMatrices = 9, kComponents = (kDegrees + 1) * (kDegrees + 1);  // factors: six inputs and g
 
 // What is multiplied at the points: x [rows, channels of dim], to a power.
@@ -35,11 +35,11 @@ struct Matrix {
 struct Problem {
   int64_t columns;
   const double* table;
-  int tiles, channels, factors, matrices, points, parts;
+  int tiles, channels, factors, matrices, points, rings, parts;
   int blocks, chunk;       // blocks of points, of all parts; how many of them fit
   int signs;               // three bits a part: how derivatives change the parity of the product
   int width, step;         // columns of a tile; matrices of a block of points
-  bool ir_mul, half;
+  bool ir_mul, planes, half;
   Factor factor[kFactors];
   Result result[2];
   Matrix from[kMatrices];
@@ -76,7 +76,7 @@ template <class Move>
 __device__ __forceinline__ void walk(const Problem& p, const Tile& t, const Degrees& degrees, int64_t row, int channels,
                                      int dim, Move&& move) {
   const int C = p.channels;
-  if (channels == C && C >= 8) {  // a warp takes what a row has of a degree, or of a component
+  if (channels == C && C >= kFewChannels) {  // a warp takes what a row has of a degree, or of a component
     const int blocks = p.ir_mul ? dim : degrees.of[dim - 1] + 1, rows = (t.channel + t.count + C - 1) / C;
 #pragma unroll 1
     for (int q = threadIdx.x / 32; q < rows * blocks; q += kThreads / 32) {
@@ -108,9 +108,35 @@ __device__ __forceinline__ bool aligned(const void* a, const void* b, int count)
   return ((reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b)) & 15) == 0 && count % 4 == 0;
 }
 
+// Calls move(from, to, count) for the parts of a tile's planes, `count` neighbours both in global and in shared memory.
+template <class Move>
+__device__ __forceinline__ void walk_planes(const Problem& p, const Tile& t, int64_t row, int channels, int dim,
+                                            bool vectors, Move&& move) {
+  const int count = vectors ? 4 : 1, j = threadIdx.x * count % p.width;
+  if (j >= t.count) return;
+  const int r = (t.channel + j) / p.channels, c = channels == 1 ? 0 : t.channel + j - r * p.channels;
+  const int64_t from = (t.row + r) * row + c;
+#pragma unroll 4
+  for (int i = threadIdx.x * count / p.width; i < dim; i += kThreads * count / p.width)
+    move(from + int64_t(i) * channels, i * p.width + j, count);
+}
+
+__device__ __forceinline__ bool in_vectors(const Problem& p, const void* x, int channels) {
+  return !p.half && channels % 4 == 0 && (reinterpret_cast<uintptr_t>(x) & 15) == 0;
+}
+
 // Starts the copies of a factor's columns.
 __device__ __forceinline__ void copy_in(const Problem& p, const Tile& t, const Degrees& degrees, const Factor& f,
                                         float* xs) {
+  if (p.planes) {
+    walk_planes(p, t, f.row, f.channels, f.dim, in_vectors(p, f.x, f.channels), [&](int64_t from, int to, int count) {
+      const float* x = static_cast<const float*>(f.x) + from;
+      if (p.half) xs[to] = float_of(uint32_t(static_cast<const uint16_t*>(f.x)[from]) << 16);
+      else if (count == 4) copy_async<16>(xs + to, x);
+      else copy_async<4>(xs + to, x);
+    });
+    return;
+  }
   walk(p, t, degrees, f.row, f.channels, f.dim, [&](int64_t from, int to, int step, int count, int lane, int lanes) {
     const float* x = static_cast<const float*>(f.x) + from;
     if (p.half) {
@@ -129,6 +155,16 @@ __device__ __forceinline__ void copy_in(const Problem& p, const Tile& t, const D
 
 __device__ __forceinline__ void copy_out(const Problem& p, const Tile& t, const Degrees& degrees, const Result& result,
                                          const float* ys) {
+  if (p.planes) {
+    walk_planes(p, t, int64_t(p.channels) * result.dim, p.channels, result.dim, in_vectors(p, result.y, p.channels),
+                [&](int64_t from, int to, int count) {
+                  float* y = static_cast<float*>(result.y) + from;
+                  if (p.half) static_cast<uint16_t*>(result.y)[from] = static_cast<uint16_t>(pack_bf16(ys[to], 0.0f));
+                  else if (count == 4) store_pack(y, load_pack<4>(ys + to));
+                  else *y = ys[to];
+                });
+    return;
+  }
   walk(p, t, degrees, int64_t(p.channels) * result.dim, p.channels, result.dim,
        [&](int64_t from, int to, int step, int count, int lane, int lanes) {
          float* y = static_cast<float*>(result.y) + from;
@@ -164,12 +200,31 @@ __device__ __forceinline__ void load_matrices(const Problem& p, int first, int c
   }
 }
 
-// x, of which the compiler knows nothing: addresses made of it are made where they are used, and hold no registers before.
+// x, of which the compiler knows nothing: addresses of it are made where they are used, and hold no registers before.
 __device__ __forceinline__ int opaque(int x) {
 #if !defined(ACE_EMULATE)
   asm volatile("" : "+r"(x));
 #endif
   return x;
+}
+
+// A result's columns in shared memory: the sums of the threads of a column, added in order. Ends with a barrier.
+template <int L>
+__device__ __forceinline__ void add_columns(const Problem& p, const Result& result,
+                                            const float (&sum)[(L + 1) * (L + 1)], float* shared, int j, int group) {
+#pragma unroll 1
+  for (int g = 0; g < kThreads / p.width; ++g) {
+    if (g == group)
+#pragma unroll
+      for (int l = 0; l <= L; ++l) {
+        if (l * l >= result.dim) break;
+        float* y = shared + result.at + p.width * l * l + (p.planes ? j : j * (2 * l + 1));
+        const int step = p.planes ? p.width : 1;
+#pragma unroll
+        for (int k = 0; k <= 2 * l; ++k, y += step) *y = g == 0 ? sum[l * l + k] : *y + sum[l * l + k];
+      }
+    __syncthreads();
+  }
 }
 
 // Values by parity to values at the eight images, and, since it is symmetric, back.

@@ -1,6 +1,7 @@
 // sphere_product on CUDA: what a launch is given, and how its block is divided.
 #include "equal.cuh"
 #include "points.cuh"
+#include "rings.cuh"
 
 #include <algorithm>
 #include <optional>
@@ -11,7 +12,7 @@ using namespace ace;
 using namespace ace::sphere;
 using Ints = std::vector<int64_t>;
 
-constexpr int64_t kMirroredForm = 1;  // in the table's integers
+enum Form : int64_t { kDense, kMirrored, kSeparable, kSparse };  // as in tables.py
 
 struct Slot {
   int64_t degree, power, offset, parts, twist;
@@ -35,13 +36,21 @@ int matrix_of(Problem& p, const Slot& slot) {
 
 int64_t aligned(int64_t words) { return ceil_div(words, 4) * 4; }
 
-// Places the matrices of a block of points one after the other, `at_once` values a component.
-void place_matrices(Problem& p, int at_once) {
+// Places the matrices one after the other, each of size(matrix) values; `step` for all.
+template <class Size>
+void place_matrices(Problem& p, Size&& size) {
   p.step = 0;
-  for (int q = 0; q < p.matrices; ++q)
-    p.from[q].at = std::exchange(p.step, static_cast<int>(p.step + aligned(p.from[q].dim * at_once)));
+  for (int q = 0; q < p.matrices; ++q) {
+    p.from[q].at = p.step;
+    p.step += static_cast<int>(aligned(size(p.from[q])));
+  }
   for (int n = 0; n < p.factors; ++n) p.factor[n].matrix = p.from[p.factor[n].matrix].at;
   for (Result& result : p.result) result.matrix = p.from[result.matrix].at;
+}
+
+// Those of a block of points, `at_once` values a component.
+void place_blocks(Problem& p, int at_once) {
+  place_matrices(p, [&](const Matrix& m) { return m.dim * at_once; });
   p.blocks = static_cast<int>(ceil_div(p.points, at_once)) * p.parts;
 }
 
@@ -60,7 +69,7 @@ void place_columns(Problem& p, int64_t at, int results, bool over) {
 // Matrices that do not fit come a few points at a time.
 template <int L>
 void launch(Problem& p, const Stream& stream) {
-  place_matrices(p, kAtOnce);
+  place_blocks(p, kAtOnce);
   int64_t columns = 0;
   for (int n = 0; n < p.factors; ++n) columns += p.factor[n].dim;
   columns = std::max<int64_t>(columns, p.result[0].dim);
@@ -87,24 +96,47 @@ void launch(Problem& p, int64_t degree, const Stream& stream) {
   launch<10>(p, stream);
 }
 
-// Returns whether it fits.
-template <int L, int F>
-bool launch_equal(Problem p, const Stream& stream) {
-  constexpr int64_t columns = (L + 1) * (L + 1) * (kAhead<L> ? 2 * F - 1 : F);
-  place_matrices(p, 1);
-  const int64_t matrices = p.points * p.step, processors = stream.multiprocessors();
-  const int64_t most = stream.max_shared() / sizeof(float) - 256;
-  int64_t width = kThreads;  // of few columns less, whose points several threads share
+// Launches a kernel whose matrices all fit beside `columns` values a column; of few columns a block takes less at a
+// time, and several threads share one. Returns whether it fits. `over`: results lie in the place of the columns.
+template <class Kernel>
+bool launch_whole(Problem& p, const Stream& stream, const char* name, Kernel* kernel, int64_t matrices,
+                  int64_t columns, int64_t resident, int results, bool over) {
+  const int64_t most = stream.max_shared() / sizeof(float) - 256, processors = stream.multiprocessors();
+  int64_t width = kThreads;
   const auto fits = [&] { return matrices + width * columns <= most; };
-  while (width > 32 && (ceil_div(p.columns, width) < processors * kEqualBlocks<L, F> || !fits())) width /= 2;
+  while (width > 32 && (ceil_div(p.columns, width) < processors * resident || !fits())) width /= 2;
   if (!fits()) return false;
   p.width = static_cast<int>(width);
-  place_columns(p, matrices, F - 1, !kAhead<L>);
+  place_columns(p, matrices, results, over);
   const size_t bytes = (matrices + width * columns) * sizeof(float);
-  const int64_t resident = std::min<int64_t>(kEqualBlocks<L, F>, 4 * (most + 256) / (bytes + 2048));
-  const int64_t blocks = std::min<int64_t>(p.tiles, processors * std::max<int64_t>(resident, 1));
-  stream.launch("equal_product_kernel", equal_product_kernel<L, F>, grid(blocks), kThreads, bytes, p);
+  resident = std::max<int64_t>(1, std::min<int64_t>(resident, 4 * (most + 256) / (bytes + 2048)));
+  stream.launch(name, kernel, grid(std::min<int64_t>(p.tiles, processors * resident)), kThreads, bytes, p);
   return true;
+}
+
+template <int L, int F>
+bool launch_equal(Problem p, const Stream& stream) {
+  place_blocks(p, 1);
+  return launch_whole(p, stream, "equal_product_kernel", equal_product_kernel<L, F>, p.points * p.step,
+                      (L + 1) * (L + 1) * (kAhead<L> ? 2 * F - 1 : F), kEqualBlocks<L, F>, F - 1, !kAhead<L>);
+}
+
+template <int L>
+bool launch_rings(Problem p, const Stream& stream) {
+  const int around = p.points / p.rings;
+  place_matrices(p, [&](const Matrix&) { return p.rings * kLegendreRow<L> + around * kFourierRow<L>; });
+  const auto kernel = p.planes ? ring_product_kernel<L, true> : ring_product_kernel<L, false>;
+  return launch_whole(p, stream, "ring_product_kernel", kernel, p.step, 2 * (L + 1) * (L + 1), kRingBlocks<L>, 1, true);
+}
+
+bool launch_rings(const Problem& p, int64_t degree, const Stream& stream) {
+  switch (degree) {
+    case 6: return launch_rings<6>(p, stream);
+    case 7: return launch_rings<7>(p, stream);
+    case 8: return launch_rings<8>(p, stream);
+    case 9: return launch_rings<9>(p, stream);
+    default: return false;
+  }
 }
 
 template <int F>
@@ -135,8 +167,10 @@ struct Product {
     Problem p{};
     p.table = in<double>(table);
     p.columns = rows * channels, p.channels = static_cast<int>(channels);
-    p.points = static_cast<int>(grid[1] * grid[2]), p.parts = static_cast<int>(grid[3]);
-    p.ir_mul = ir_mul, p.half = given[0].scalar_type() == ScalarType::BFloat16;
+    p.points = static_cast<int>(grid[1] * grid[2]), p.rings = static_cast<int>(grid[1]);
+    p.parts = static_cast<int>(grid[3]);
+    p.ir_mul = ir_mul, p.planes = ir_mul && channels >= kFewChannels;
+    p.half = given[0].scalar_type() == ScalarType::BFloat16;
     return p;
   }
 
@@ -155,7 +189,7 @@ struct Product {
     return y;
   }
 
-  // Two fields of a degree kept to it, and nothing else.
+  // Two fields of a degree kept to it, and nothing else: what takes planes.
   bool equal() const {
     const auto same = [&](const Slot& s) { return s.degree == slots[0].degree && s.power == 1 && s.twist == 0; };
     return slots.size() == 3 && grid[3] == 1 && std::all_of(slots.begin(), slots.end(), same);
@@ -173,13 +207,19 @@ struct Product {
       add_factor(p, n, slots[n].power - (n == k));
       degree = std::max(degree, slots[n].degree);
     }
-    if (!(equal() && launch_equal<2>(p, degree, stream))) launch(p, degree, stream);
+    if (grid[0] == kSeparable) {
+      STD_TORCH_CHECK(equal() && launch_rings(p, degree, stream), "sphere_product: no separable points of this kind");
+      return y;
+    }
+    if (equal() && launch_equal<2>(p, degree, stream)) return y;
+    p.planes = false;
+    launch(p, degree, stream);
     return y;
   }
 
   // The gradients of both inputs; none where that is no work of one launch.
   std::vector<Tensor> both(const Stream& stream) const {
-    if (!equal() || slots[0].degree < 1 || slots[0].degree > kEqualDegrees<3>) return {};
+    if (grid[0] != kMirrored || !equal() || slots[0].degree < 1 || slots[0].degree > kEqualDegrees<3>) return {};
     Problem p = problem();
     std::vector<Tensor> found{add_result(p, 0, 1), add_result(p, 1, 2)};
     for (size_t n = 0; n < 3; ++n) add_factor(p, n, 1);
@@ -194,7 +234,8 @@ struct Product {
 // product's. Returns what is wanted for all rows [Z] and channels [C], whether an input shares them or not.
 static std::vector<Tensor> point_product(std::optional<Tensor> g, std::vector<Tensor> xs, Tensor table, Ints grid,
                                          Ints flat, bool ir_mul, int64_t wanted, int64_t channels) {
-  STD_TORCH_CHECK(grid[0] == kMirroredForm && xs.size() < kFactors, "sphere_product: a table of another form");
+  const bool known = grid[0] == kMirrored || grid[0] == kSeparable;
+  STD_TORCH_CHECK(known && xs.size() < kFactors, "sphere_product: a table of another form");
   std::vector<Tensor> given(1, g ? dense(*g) : xs[0]);
   for (const Tensor& x : xs) given.push_back(dense(x));
   const Product product{read_slots(flat), given, g.has_value(), dense(table), grid, xs[0].size(0), channels, ir_mul};

@@ -1,11 +1,12 @@
-"""The CUDA backend: float32 and bfloat16 products on mirrored points; what inputs share is summed afterwards."""
+"""The CUDA backend: float32 and bfloat16 products on mirrored points, of two fields of a degree that are kept to it on
+separable ones too; what inputs share is summed afterwards."""
 
 import torch
 from torch import Tensor
 
 from ..define import mask
 from .reference import channels_of, reduce
-from .tables import FORMS, MOST, unpack
+from .tables import FORMS, GPU_SEPARABLE, MOST, unpack
 
 _cuda = torch.ops.ace_fast_cuda
 MOST_DEGREE = 10
@@ -16,9 +17,13 @@ def refuses(dtype: torch.dtype, grid, slots) -> str:
     """Why the kernels do not take such a product; empty where they do."""
     if dtype == torch.float64:
         return "its tensors are float64"
-    if FORMS[grid[0]] != "mirrored":
-        return f"its table is {FORMS[grid[0]]}, not mirrored"
-    slots = unpack(slots)
+    form, slots = FORMS[grid[0]], unpack(slots)
+    if form == "separable":
+        equal = len(slots) == 3 and len({slot._replace(offset=0, power=slot.power, twist=0) for slot in slots}) == 1
+        if not equal or slots[0].degree not in GPU_SEPARABLE or slots[0].power != 1 or grid[3] != 1:
+            return "its table is separable and no product of two fields of a degree of 6 to 9 kept to it"
+    elif form != "mirrored":
+        return f"its table is {form}, not mirrored"
     if max(slot.degree for slot in slots) > MOST_DEGREE:
         return f"its degrees are {[slot.degree for slot in slots]}, at most {MOST_DEGREE} are taken"
     if sum(slot.dim for slot in slots) > COMPONENTS:

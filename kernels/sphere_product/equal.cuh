@@ -40,10 +40,12 @@ __global__ void __launch_bounds__(kThreads, kEqualBlocks<L, F>) equal_product_ke
 #pragma unroll
     for (int n = 0; n < F; ++n)
 #pragma unroll
-      for (int l = 0; l <= L; ++l)
+      for (int l = 0; l <= L; ++l) {
+        const float* from = shared + p.factor[n].at + p.width * l * l + (p.planes ? into : into * (2 * l + 1));
+        const int step = p.planes ? p.width : 1;
 #pragma unroll
-        for (int k = 0; k <= 2 * l; ++k)
-          x[n][l * l + k] = shared[p.factor[n].at + p.width * l * l + into * (2 * l + 1) + k];
+        for (int k = 0; k <= 2 * l; ++k, from += step) x[n][l * l + k] = *from;
+      }
     __syncthreads();
     if constexpr (kAhead<L>) fetch(tile + gridDim.x);
 #pragma unroll 1
@@ -80,21 +82,8 @@ __global__ void __launch_bounds__(kThreads, kEqualBlocks<L, F>) equal_product_ke
           }
       }
     }
-    const int back = opaque(j);
-#pragma unroll 1
-    for (int g = 0; g < kThreads / p.width; ++g) {
-      if (g == group)
 #pragma unroll
-        for (int r = 0; r < R; ++r)
-#pragma unroll
-          for (int l = 0; l <= L; ++l)
-#pragma unroll
-            for (int k = 0; k <= 2 * l; ++k) {
-              float& y = shared[p.result[r].at + p.width * l * l + back * (2 * l + 1) + k];
-              y = g == 0 ? sum[r][l * l + k] : y + sum[r][l * l + k];
-            }
-      __syncthreads();
-    }
+    for (int r = 0; r < R; ++r) add_columns<L>(p, p.result[r], sum[r], shared, opaque(j), group);
     for (int r = 0; r < R; ++r) copy_out(p, Tile(p, tile), degrees, p.result[r], shared + p.result[r].at);
     if constexpr (!kAhead<L>) {
       __syncthreads();

@@ -82,7 +82,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<L>) point_product_kernel(ACE
   const Degrees degrees(of);
   float* const shared = dynamic_shared<float>();
   const int j = threadIdx.x % p.width, group = threadIdx.x / p.width, groups = kThreads / p.width;
-  float* const ys = shared + p.result[0].at;
   for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const Tile t(p, tile);
     for (int n = 0; n < p.factors; ++n) copy_in(p, t, degrees, p.factor[n], shared + p.factor[n].at);
@@ -104,19 +103,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<L>) point_product_kernel(ACE
         from_points<L>(sum, v, p.result[0].dim, m + p.result[0].matrix);
       }
     }
-    for (int g = 0; g < groups; ++g) {
-      __syncthreads();  // before the first: nobody reads the columns
-      if (g != group) continue;
-#pragma unroll
-      for (int l = 0; l <= L; ++l) {
-        if (l * l >= p.result[0].dim) break;
-        float* y = ys + p.width * l * l + j * (2 * l + 1);
-#pragma unroll
-        for (int k = 0; k <= 2 * l; ++k) y[k] = g == 0 ? sum[l * l + k] : y[k] + sum[l * l + k];
-      }
-    }
-    __syncthreads();
-    copy_out(p, t, degrees, p.result[0], ys);
+    __syncthreads();  // nobody reads the columns
+    add_columns<L>(p, p.result[0], sum, shared, j, group);
+    copy_out(p, t, degrees, p.result[0], shared + p.result[0].at);
     __syncthreads();
   }
 }

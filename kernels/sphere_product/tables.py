@@ -21,6 +21,7 @@ THETA, PHI = 4, 3  # how the derivatives change the parities of a component; see
 SPARSE_TO = 12  # degree that the grid of a product of two integrates, to which its few terms cost less than a grid
 UNROLLED_TO = 5  # degree of two fields and of their product to which its terms are unrolled when compiled (gaunt.h)
 SEPARABLE_FROM = 33  # from which two small steps along theta and phi cost less than one large
+GPU_SEPARABLE = range(6, 10)  # degrees of two fields and their product for which a GPU takes two steps
 
 
 class Slot(NamedTuple):
@@ -114,7 +115,7 @@ class PointTable:
         points: the form and the counts of points.
         factors: of the result and of each input: (degree, power, twist, matrix), the matrix flat or [parts, ...] as
             `Points.form` says; one that is given twice is kept once.
-        gpu: the same product in a form that GPUs take, dense or mirrored, where this one is another.
+        gpu: the same product in the form that GPUs take, where this one is another.
 
     Raises:
         ValueError: a matrix whose length does not fit its degree and the points.
@@ -263,14 +264,16 @@ def _sphere_table(lmax_in: tuple[int, ...], lmax_out: int, powers: tuple[int, ..
         else:
             grid = grids.exact(degree, grid)
         return _on_grid(grid, lmax_out, slots)
+    equal = lmax_in == (lmax_out,) * 2 and powers == (1, 1) and not bracket
+    on_gpu = "separable" if equal and lmax_out in GPU_SEPARABLE and form != "mirrored" else "mirrored"
     if form == "auto":
         form = "separable" if degree >= SEPARABLE_FROM else "mirrored"
         unrolled = {*lmax_in, lmax_out} == {lmax_out} and lmax_out <= UNROLLED_TO and not bracket
         if len(lmax_in) == 2 and max(powers) == 1 and (degree <= SPARSE_TO or unrolled):
             form = "sparse"
-    if form == "mirrored":
+    if form == on_gpu:
         return _on_octant(form, degree, lmax_out, slots)
-    gpu = _sphere_table(lmax_in, lmax_out, powers, "gauss", "mirrored", bracket)
+    gpu = _sphere_table(lmax_in, lmax_out, powers, "gauss", on_gpu, bracket)
     if form == "sparse":
         return _sparse(_sphere_table(lmax_in, lmax_out, powers, "gauss", "dense", bracket), gpu)
     return _on_octant(form, degree, lmax_out, slots, gpu)
