@@ -164,7 +164,8 @@ class SEGNN(Branched):
         task: "graph" (one output a graph) or "node".
         additional_message_irreps: of the additional edge features, or None.
         relaxed: adds two branches and two gammas to every layer.
-        product: "clebsch_gordan", or "gaunt": products on the sphere (`O3GauntProduct`) where features meet attributes.
+        product: "clebsch_gordan", or "gaunt": products on the sphere (`O3GauntProduct`) where features meet attributes,
+            with antisymmetric paths where the irreps have any.
         backend: which implementation of the operators runs.
 
     Raises:

@@ -41,6 +41,21 @@ def _gains() -> tuple[float, float]:
         return float(normalize2mom(nn.functional.silu).cst), float(normalize2mom(torch.sigmoid).cst)
 
 
+def fan_in_of(name: str, irreps_in1: o3.Irreps, irreps_in2: o3.Irreps, irreps_out: o3.Irreps) -> list[int]:
+    """Numbers summed up in each slice of a fully connected product: sum of U V over its paths.
+
+    Raises:
+        ValueError: an output slice that no path reaches.
+    """
+    found = []
+    for mul, ir in irreps_out:
+        found.append(sum(m * n for m, a in irreps_in1 for n, b in irreps_in2 if ir in a * b))
+        if mul and not found[-1]:
+            raise ValueError(f"{name}: every slice of irreps_out must be reachable from {irreps_in1} x {irreps_in2}, "
+                             f"got {mul}x{ir}; drop it or raise the degrees of irreps_in2")
+    return found
+
+
 class O3TensorProduct(nn.Module):
     r"""Fully connected tensor product, rescaled as `torch.nn.Linear`, with a bias on the even scalars.
 
@@ -71,7 +86,7 @@ class O3TensorProduct(nn.Module):
         self.tp_rescale = tp_rescale
         self.backend = backend
         self.tp = FullyConnectedTensorProduct(self.irreps_in1, self.irreps_in2, self.irreps_out, backend=backend)
-        fan_in = self._fan_in()
+        fan_in = fan_in_of(type(self).__name__, self.irreps_in1, self.irreps_in2, self.irreps_out)
         # the rescaling is part of the coefficients, not a pass over the output
         paths = [
             (*ins[:5], ins.path_weight * (sqrt(fan_in[ins.i_out]) if tp_rescale else 1.0))
@@ -83,21 +98,8 @@ class O3TensorProduct(nn.Module):
         self.gate_table: GateTable | None = None
         self._initialise(fan_in)
 
-    def _fan_in(self) -> dict[int, int]:
-        """Numbers summed up in each output slice: sum of U V over its paths."""
-        fan_in: dict[int, int] = {}
-        for ins in self.tp.instructions:
-            fan_in[ins.i_out] = fan_in.get(ins.i_out, 0) + ins.path_shape[0] * ins.path_shape[1]
-        for k, (mul, ir) in enumerate(self.irreps_out):
-            if mul and not fan_in.get(k):
-                raise ValueError(
-                    f"{type(self).__name__}: every slice of irreps_out must be reachable from {self.irreps_in1} x "
-                    f"{self.irreps_in2}, got {mul}x{ir}; drop it or raise the degrees of irreps_in2"
-                )
-        return fan_in
-
     @torch.no_grad()
-    def _initialise(self, fan_in: dict[int, int]) -> None:
+    def _initialise(self, fan_in: list[int]) -> None:
         for ins, block in zip(self.tp.instructions, self.tp.weight_views(), strict=True):
             bound = 1 / sqrt(fan_in[ins.i_out]) if self.tp_rescale and fan_in[ins.i_out] else 1.0
             block.uniform_(-bound, bound)
