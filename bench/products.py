@@ -24,7 +24,7 @@ from .products_cases import Case
 from .products_kernels import Work
 
 FITTED_MOST = 6  # fits to there take two minutes, once; one at L = 10 takes five
-EXACT_RANKS = {2: 30, 3: 96}  # found by fits; see ace_fast.nn.cp
+EXACT_RANKS = {1: 8, 2: 30, 3: 96}  # found by fits; see ace_fast.nn.cp
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the equivariance error of an exact product
 ROUNDS = 40  # of a fast version; the shares of a budget limit slow ones
 BUDGET_S = {"layers": 12.0, "grid": 6.0, "cp": 8.0, "forms": 3.0}  # of timing for a case
@@ -37,7 +37,7 @@ VERSIONS = {"fast": "clebsch_gordan", "eager": "e3nn"}  # of rows: ours and its 
 
 def ranks(lmax: int) -> tuple[int, ...]:
     """Of the fitted CP factors: TDN's 7 L^2, and the smallest known to be exact."""
-    if not 2 <= lmax <= FITTED_MOST:
+    if lmax > FITTED_MOST:
         return ()
     return tuple(dict.fromkeys((7 * lmax**2, EXACT_RANKS.get(lmax, 7 * lmax**2))))
 

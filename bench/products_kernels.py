@@ -123,7 +123,7 @@ def factors(case: Case, device: str, dtype: torch.dtype, compiled: bool) -> Work
         return o3.TensorProduct(*[irreps] * 3, paths_of(irreps), **own)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of L = 1 and 2, where the exact product is faster: this shows it
+        warnings.simplefilter("ignore", UserWarning)  # of where the exact product is faster: this shows it
         layers = {"fast": TDNTensorProduct(*[irreps] * 3, **free),
                   "clebsch_gordan": TensorProduct(*[irreps] * 3, paths_of(irreps), **own),
                   "eager": plain_e3nn(e3nn, device)}
