@@ -26,7 +26,13 @@ const T* in(const Tensor& x) { return static_cast<const T*>(x.const_data_ptr());
 template <class T>
 T* out(const Tensor& x) { return static_cast<T*>(x.mutable_data_ptr()); }
 
-inline Tensor empty(const Tensor& like, std::vector<int64_t> size) { return torch::stable::new_empty(like, size); }
+// torch::stable::new_empty, which would look the operator up by its name in the dispatcher.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), size.data(), size.size(), nullptr, nullptr,
+                                                          nullptr, 0, nullptr, &made));
+  return Tensor(made);
+}
 
 // Calls f.template operator()<float or double>(); the Python side has already refused other dtypes.
 template <class F>
