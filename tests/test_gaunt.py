@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from dropin import assert_takes_bfloat16, relaid
@@ -39,6 +40,36 @@ def rows(layer, count):
 def turn(irreps, improper=True):
     rotation = o3.matrix_x(torch.tensor(0.3)) @ o3.matrix_y(torch.tensor(1.3))
     return irreps.D_from_matrix(-rotation if improper else rotation).T
+
+
+def harmonics_at_points():
+    """Weights [S] of points r [S, 3] that integrate degree 9, and Y_l(r) [S, 2l + 1] with gradients [2l + 1, S, 3]."""
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(6))
+    phi = torch.arange(12) * (torch.pi / 6)
+    flat = (1 - nodes.square()).sqrt()[:, None]
+    r = torch.stack([flat * phi.sin(), nodes[:, None].expand(-1, 12), flat * phi.cos()], -1).flatten(0, 1)
+    r.requires_grad_()
+    found = []
+    for n in range(4):
+        y = o3.spherical_harmonics(n, r, True, "integral") + 0 * r[:, :1]
+        found.append((y.detach(), torch.stack([torch.autograd.grad(part.sum(), r, retain_graph=True)[0]
+                                               for part in y.unbind(1)])))
+    return (weights * torch.pi / 6).repeat_interleave(12), r.detach(), found
+
+
+@pytest.mark.parametrize("method", ["grid", "fourier"])
+def test_signs_are_those_of_the_formulas(method):
+    weights, r, harmonics = harmonics_at_points()
+    for one, (f, df) in enumerate(harmonics):
+        for two, (g, dg) in enumerate(harmonics):
+            for out in range(abs(one - two), min(one + two, 3) + 1):
+                tp = GauntTensorProduct(f"1x{one}e", f"1x{two}e", f"1x{out}e", method, odd_paths=True)
+                got = tp(torch.eye(2 * one + 1)[:, None], torch.eye(2 * two + 1)[None])
+                at = torch.einsum("si,sj->ijs", f, g)
+                if (one + two + out) % 2:  # r . (grad F x grad G)
+                    at = (torch.linalg.cross(df[:, None], dg[None]) * r).sum(-1)
+                want = torch.einsum("s,ijs,sk->ijk", weights, at, harmonics[out][0])
+                torch.testing.assert_close(got / got.norm(), want / want.norm(), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("method", ["grid", "fourier"])
@@ -239,6 +270,27 @@ def test_grids_give_the_same(grid):
     plain = GauntTensorProduct(NATURAL, NATURAL, NATURAL)
     other = GauntTensorProduct(NATURAL, NATURAL, NATURAL, grid=grid)
     torch.testing.assert_close(other(x, y), plain(x, y), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", ["lebedev", "auto", (8, 16)])
+def test_many_bodies_and_several_inputs_take_grids(grid):
+    x, y, z = torch.randn(3, 3, 18)
+    irreps = "2x0e+2x1o+2x2e"
+    plain, other = (GauntMultiProduct([irreps] * 3, irreps, **options) for options in ({}, {"grid": grid}))
+    torch.testing.assert_close(other(x, y, z), plain(x, y, z), rtol=1e-12, atol=1e-12)
+    many = [GauntManyBody(irreps, irreps, 3, **options) for options in ({}, {"grid": grid})]
+    torch.testing.assert_close(many[1](x), many[0](x), rtol=1e-12, atol=1e-12)
+    if grid == "lebedev":
+        assert other._table.points.size == many[1]._tables[2].points.size == 38  # for degree 8; Gauss-Legendre: 45
+
+
+@pytest.mark.parametrize("make", [lambda grid: GauntManyBody("1x0e+1x1o", "1x0e", 2, grid=grid),
+                                  lambda grid: GauntMultiProduct(["1x1o", "1x1o"], "1x0e", grid=grid)])
+def test_errors_of_grids(make):
+    with pytest.raises(ValueError, match=r"^Gaunt\w+: grid must be one of .*, got 'square'"):
+        make("square")
+    with pytest.raises(ValueError, match="grid: a product of degrees .* must have at least"):
+        make((1, 2))
 
 
 def test_the_automatic_grid_has_the_fewest_points():
@@ -472,7 +524,13 @@ def test_an_edge_of_length_zero_has_harmonics_of_degree_zero():
     y = torch.cat([torch.ones(3, 2), torch.zeros(3, 16)], 1)
     z = edge(x, vectors)
     torch.testing.assert_close(z, plain(x, y), rtol=1e-12, atol=1e-12)
-    assert not torch.autograd.grad(z.sum(), vectors)[0].any()
+    (first,) = torch.autograd.grad(z.sum(), vectors, create_graph=True)
+    assert not first.any() and not torch.autograd.grad(first.square().sum() + first.sum(), vectors)[0].any()
+    beside = torch.cat([vectors[:1], torch.randn(2, 3)]).detach().requires_grad_()
+    grads = [torch.autograd.grad(edge(x, beside).square().sum(), beside, create_graph=True)[0]]
+    for _ in range(2):
+        grads += torch.autograd.grad(grads[-1].square().sum(), beside, create_graph=True)
+    assert all(g.isfinite().all() and not g[0].any() and g[1:].any() for g in grads)
     assert edge(x, torch.full((3, 3), torch.nan)).isnan().any(1).all()
     with torch.device("meta"):
         later = GauntEdgeProduct("2x0e+2x1o", 2, "2x0e+2x1o")
@@ -488,12 +546,16 @@ def test_edges_take_weights_of_every_edge_and_differentiate_twice():
     assert torch.autograd.gradgradcheck(edge, inputs, fast_mode=True)
     x, vectors, weight = inputs
     torch.testing.assert_close(edge(x, vectors, weight)[1], edge(x[1:], vectors[1:], weight[1])[0])
-    for wrong, message in ((weight[:1], r"weight must be \[6\] or \[2, 6\], got \[1, 6\]"),
+    assert torch.equal(edge(x, vectors, weight[:1]), edge(x, vectors, weight[0]))
+    lead = edge(x[:, None], vectors[None, :1].expand(1, 5, 3), weight[:, None])
+    assert lead.shape == (2, 5, 4)
+    torch.testing.assert_close(lead[1, 3], edge(x[1], vectors[0], weight[1]))
+    for wrong, message in ((torch.ones(3, 6), r"leading dimensions of x, vectors and weight must broadcast"),
                            (None, r"weight must be \[6\] or")):
         with pytest.raises(ValueError, match=message):
             edge(x, vectors, wrong)
-    with pytest.raises(ValueError, match=r"x and vectors must be \[E, 4\] and \[E, 3\], got \[2, 4\] and \[1, 3\]"):
-        edge(x, vectors[:1], weight)
+    with pytest.raises(ValueError, match="leading dimensions of x, vectors and weight must broadcast, got .*3, 3"):
+        edge(x, vectors[:1].expand(3, 3), weight)
     with pytest.raises(ValueError, match="lmax_filter must be an integer of at least 0, got -1"):
         GauntEdgeProduct("1x0e", -1, "1x0e")
     with pytest.raises(ValueError, match="lmax_filter must be an integer of at least 0, got 1.5"):

@@ -17,7 +17,7 @@ from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.reference import components, joined
 from .fields import Fields
 from .gaunt import GauntTensorProduct
-from .tensor_product import check_columns, weight_of_call, widened, without_autocast
+from .tensor_product import as_rows, check_columns, weight_of_call, widened, without_autocast
 
 _NEAR = 0.8  # cosine to the y axis from which an edge is seen along the x axis, where its frame has no singularity
 
@@ -28,7 +28,8 @@ class GauntEdgeProduct(GauntTensorProduct):
     .. math:: z = \mathrm{GauntTensorProduct}(x, Y(\hat r))
 
     with Y of degrees 0..lmax_filter, normalization "component", the same in every channel, and weights for every degree
-    and channel. Plain torch, O(L^3) a channel and edge; a vector of length 0 has the harmonics 1, 0, 0, ...
+    and channel. Plain torch, O(L^3) a channel and edge; a vector of length 0 has the harmonics 1, 0, 0, ...,
+    whatever its components, so its derivatives are 0.
 
     Args:
         irreps_in, irreps_out: of one multiplicity C, the same; each irrep once.
@@ -67,26 +68,21 @@ class GauntEdgeProduct(GauntTensorProduct):
         return _Zonal(degrees, bracket)
 
     def forward(self, x: Tensor, vectors: Tensor, weight: Tensor | None = None) -> Tensor:
-        """x [E, irreps_in.dim], vectors [E, 3] -> [E, irreps_out.dim]; weight [weight_numel] or [E, weight_numel] where
-        internal_weights is False."""
+        """x [..., irreps_in.dim], vectors [..., 3] -> [..., irreps_out.dim], leading dimensions broadcast; weight
+        [weight_numel] or [..., weight_numel] where internal_weights is False."""
         name = type(self).__name__
         check_columns(name, x=(x, self._dims[0]), vectors=(vectors, 3))
-        if x.dim() != 2 or vectors.shape[:-1] != x.shape[:-1]:
-            raise ValueError(f"{name}: x and vectors must be [E, {self._dims[0]}] and [E, 3], got {list(x.shape)} and "
-                             f"{list(vectors.shape)}")
-        weight = weight_of_call(self, x, weight)
-        if weight.dim() > 1 and weight.shape != (x.shape[0], self.weight_numel):
-            n = self.weight_numel
-            raise ValueError(f"{name}: weight must be [{n}] or [{x.shape[0]}, {n}], got {list(weight.shape)}")
+        (x, vectors), weight, lead = as_rows(name, weight_of_call(self, x, weight), x=x, vectors=vectors)
         dtype = torch.promote_types(x.dtype, weight.dtype)
         with without_autocast(x):
-            return self._rows(widened(x), widened(vectors), widened(weight)).to(dtype)
+            z = self._rows(widened(x), widened(vectors), widened(weight)).to(dtype)
+        return z if len(lead) == 1 else z.reshape(*lead, self._dims[2])
 
     def _rows(self, x: Tensor, vectors: Tensor, weight: Tensor) -> Tensor:
         """All kinds of product, [E, irreps_out.dim]."""
-        length = vectors.norm(dim=1, keepdim=True)
-        there = length != 0  # NaN is: it has to come out
-        unit = torch.where(there, vectors, self._axis.on(x.device).to(vectors.dtype)) / torch.where(there, length, 1)
+        there = vectors.detach().norm(dim=1, keepdim=True) != 0  # NaN is: it has to come out
+        vectors = torch.where(there, vectors, self._axis.on(x.device).to(vectors.dtype))
+        unit = vectors / vectors.norm(dim=1, keepdim=True)
         waves = self._frame.waves(unit.to(x.dtype))
         found = [self._seen(plan, x, waves, there.to(x.dtype), scales)
                  for plan, scales in zip(self._plans, self._scales(x, weight), strict=True)]

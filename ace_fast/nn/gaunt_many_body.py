@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..kernels.constant import Constant, plainly
 from ..kernels.define import integer
+from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.tables import MOST
 from .field_weights import FieldWeights
 from .fields import Fields, Ir, present
@@ -31,6 +32,7 @@ class GauntManyBody(nn.Module):
         irreps_in, irreps_out: of one multiplicity C, the same; each irrep once.
         correlation: nu, the highest power, 1 to 6.
         num_types: sets of weights; rows choose by `types` (of elements).
+        grid: of the products, as in `GauntTensorProduct`; a grid that is given is that of every power.
         layout: of inputs and result, "mul_ir" or "ir_mul".
         backend: which implementation of the operator runs.
 
@@ -40,7 +42,8 @@ class GauntManyBody(nn.Module):
     For normal inputs and weights of 1 every power has a mean square of 1 / nu.
 
     Raises:
-        ValueError: multiplicities that differ, an output that no power reaches, correlation outside 1..6.
+        ValueError: multiplicities that differ, an output that no power reaches, correlation outside 1..6, a
+            grid that is too small.
 
     Derivatives of any order. Source: Luo, Chen, Krishnapriyan 2024, section 3.3; Batatia et al. 2022 (MACE).
 
@@ -50,7 +53,8 @@ class GauntManyBody(nn.Module):
         torch.Size([10, 128])
     """
 
-    def __init__(self, irreps_in, irreps_out, correlation, *, num_types=1, layout="mul_ir", backend="auto"):
+    def __init__(self, irreps_in, irreps_out, correlation, *, num_types=1, grid="gauss", layout="mul_ir",
+                 backend="auto"):
         super().__init__()
         name = type(self).__name__
         correlation = integer(name, "correlation", correlation, 1, MOST)
@@ -71,7 +75,9 @@ class GauntManyBody(nn.Module):
         self._weights = [[FieldWeights((one, out), (signs[0], back), (one.lmax, out.lmax), ([1.0] * len(one.irs), gain))
                           for signs, back in products] for products, gain in zip(self._signs, gains, strict=True)]
         self._fused = all(weights.exist for products in self._weights for weights in products)
-        self._tables = [functional.sphere_table((one.lmax,), out.lmax, powers=(n,)) for n in range(1, correlation + 1)]
+        grid = grids.given(name, grid)
+        self._tables = [functional.sphere_table((one.lmax,), out.lmax, powers=(n,), grid=grid)
+                        for n in range(1, correlation + 1)]
 
     def _check_reachable(self, name: str) -> None:
         one, out = self._fields
@@ -161,6 +167,7 @@ class GauntMultiProduct(nn.Module):
         irreps_out: C of each.
         internal_weights: the layer has `weight`, [weight_numel], from 1; False: the call takes [weight_numel] or
             [..., weight_numel]; None: no weights at all.
+        grid: of the product, as in `GauntTensorProduct`.
         layout: of inputs and result, "mul_ir" or "ir_mul".
         backend: which implementation of the operator runs.
 
@@ -170,7 +177,8 @@ class GauntMultiProduct(nn.Module):
     The result has unit variance for independent normal inputs and weights of 1.
 
     Raises:
-        ValueError: no sequence of one to six irreps, multiplicities that differ, an output that no couplings reach.
+        ValueError: no sequence of one to six irreps, multiplicities that differ, an output that no couplings reach, a
+            grid that is too small.
 
     Derivatives of any order. Source: Luo, Chen, Krishnapriyan 2024, section 3.3; Xie et al. 2025 (on a grid).
 
@@ -180,7 +188,8 @@ class GauntMultiProduct(nn.Module):
         torch.Size([10, 72])
     """
 
-    def __init__(self, irreps_in, irreps_out, *, internal_weights=True, layout="mul_ir", backend="auto"):
+    def __init__(self, irreps_in, irreps_out, *, internal_weights=True, grid="gauss", layout="mul_ir",
+                 backend="auto"):
         super().__init__()
         name = type(self).__name__
         if isinstance(irreps_in, str | o3.Irreps) or not isinstance(irreps_in, Sequence) or not (
@@ -205,7 +214,7 @@ class GauntMultiProduct(nn.Module):
         self._weights = [FieldWeights(self._fields, (*signs, back), [f.lmax for f in self._fields],
                                       [*([1.0] * len(f.irs) for f in ins), gain]) for signs, back in self._signs]
         self._fused = all(weights.exist for weights in self._weights)
-        self._table = functional.sphere_table([f.lmax for f in ins], out.lmax)
+        self._table = functional.sphere_table([f.lmax for f in ins], out.lmax, grid=grids.given(name, grid))
 
     def __repr__(self) -> str:
         return (f"{type(self).__name__}({' x '.join(map(str, self.irreps_in))} -> {self.irreps_out} | "
