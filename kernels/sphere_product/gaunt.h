@@ -141,16 +141,16 @@ class Gaunt {
     for (const Slot& slot : slots)
       if (slot.degree != L) return {};
     std::vector<double> found(Known::weights.count, 0.0);
-    std::vector<bool> seen(found.size());
+    std::vector<char> seen(found.size());
+    const double *i = table + slots[0].offset, *j = table + slots[1].offset, *k = table + slots[2].offset;
     int64_t e = 0;
     for (const auto& term : Known::terms) {  // sorted, as the table is
-      const bool listed = e < count && table[slots[0].offset + e] == term.i && table[slots[1].offset + e] == term.j &&
-                          table[slots[2].offset + e] == term.k;
-      double value = listed;
-      for (const Slot& slot : slots) value *= listed ? table[slot.offset + count + e] : 1;
-      if (seen[term.weight] && std::abs(value - found[term.weight]) > 1e-12 * std::abs(value)) return {};
-      if (!seen[term.weight]) found[term.weight] = value;
-      seen[term.weight] = true;
+      const bool listed = e < count && i[e] == term.i && j[e] == term.j && k[e] == term.k;
+      const double value = listed ? i[count + e] * j[count + e] * k[count + e] : 0;
+      double& weight = found[term.weight];
+      if (seen[term.weight] && std::abs(value - weight) > 1e-12 * std::abs(value)) return {};
+      if (!seen[term.weight]) weight = value;
+      seen[term.weight] = 1;
       e += listed;
     }
     if (e < count) return {};
