@@ -372,7 +372,7 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once(backend, case):
 
 
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
-@pytest.mark.parametrize("rows, channels", [(1800, 1), (40, 50)])
+@pytest.mark.parametrize("rows, channels", [(1800, 1), (40, 50), (40, 64)])
 @pytest.mark.parametrize("lmax_in, lmax_out, form", [
     ((2, 2), 2, "mirrored"), ((4, 4), 4, "mirrored"), ((6, 6), 6, "mirrored"), ((7, 7), 7, "mirrored"),
     ((1, 2), 2, "mirrored"), ((6, 6), 6, "separable"), ((9, 9), 9, "separable"),

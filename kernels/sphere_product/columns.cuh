@@ -49,7 +49,7 @@ struct Problem {
 struct Degrees {
   unsigned char* of;
   __device__ explicit Degrees(unsigned char* shared) : of(shared) {
-    for (int i = threadIdx.x; i < kComponents; i += kThreads) {
+    for (int i = threadIdx.x; i < kComponents; i += blockDim.x) {
       int l = 0;
       while ((l + 1) * (l + 1) <= i) ++l;
       of[i] = static_cast<unsigned char>(l);
@@ -79,7 +79,7 @@ __device__ __forceinline__ void walk(const Problem& p, const Tile& t, const Degr
   if (channels == C && C >= kFewChannels) {  // a warp takes what a row has of a degree, or of a component
     const int blocks = p.ir_mul ? dim : degrees.of[dim - 1] + 1, rows = (t.channel + t.count + C - 1) / C;
 #pragma unroll 1
-    for (int q = threadIdx.x / 32; q < rows * blocks; q += kThreads / 32) {
+    for (int q = threadIdx.x / 32; q < rows * blocks; q += blockDim.x / 32) {
       const int r = q / blocks, b = q - r * blocks, l = p.ir_mul ? degrees.of[b] : b, w = 2 * l + 1;
       const int first = r == 0 ? 0 : r * C - t.channel;  // the row's columns in the tile
       const int end = (r + 1) * C - t.channel < t.count ? (r + 1) * C - t.channel : t.count;
@@ -90,7 +90,7 @@ __device__ __forceinline__ void walk(const Problem& p, const Tile& t, const Degr
     }
     return;
   }
-  const int by_j = kThreads / dim, by_i = kThreads - by_j * dim;
+  const int by_j = blockDim.x / dim, by_i = blockDim.x % dim;
   int j = threadIdx.x / dim, i = threadIdx.x - j * dim;
 #pragma unroll 1
   while (j < t.count) {
@@ -117,7 +117,7 @@ __device__ __forceinline__ void walk_planes(const Problem& p, const Tile& t, int
   const int r = (t.channel + j) / p.channels, c = channels == 1 ? 0 : t.channel + j - r * p.channels;
   const int64_t from = (t.row + r) * row + c;
 #pragma unroll 4
-  for (int i = threadIdx.x * count / p.width; i < dim; i += kThreads * count / p.width)
+  for (int i = threadIdx.x * count / p.width; i < dim; i += blockDim.x * count / p.width)
     move(from + int64_t(i) * channels, i * p.width + j, count);
 }
 
@@ -125,9 +125,25 @@ __device__ __forceinline__ bool in_vectors(const Problem& p, const void* x, int 
   return !p.half && channels % 4 == 0 && (reinterpret_cast<uintptr_t>(x) & 15) == 0;
 }
 
+// Whether a tile is a row of mul_ir, which lies in shared memory as it does in global memory.
+__device__ __forceinline__ bool is_row(const Problem& p, int channels) {
+  return p.width == p.channels && channels == p.channels && !p.ir_mul && !p.half;
+}
+
 // Starts the copies of a factor's columns.
 __device__ __forceinline__ void copy_in(const Problem& p, const Tile& t, const Degrees& degrees, const Factor& f,
                                         float* xs) {
+  if (is_row(p, f.channels)) {
+    const float* x = static_cast<const float*>(f.x) + t.row * f.row;
+    const int count = p.width * f.dim;
+    if (aligned(x, xs, count))
+#pragma unroll 4
+      for (int e = 4 * threadIdx.x; e < count; e += 4 * blockDim.x) copy_async<16>(xs + e, x + e);
+    else
+#pragma unroll 4
+      for (int e = threadIdx.x; e < count; e += blockDim.x) copy_async<4>(xs + e, x + e);
+    return;
+  }
   if (p.planes) {
     walk_planes(p, t, f.row, f.channels, f.dim, in_vectors(p, f.x, f.channels), [&](int64_t from, int to, int count) {
       const float* x = static_cast<const float*>(f.x) + from;
@@ -155,6 +171,17 @@ __device__ __forceinline__ void copy_in(const Problem& p, const Tile& t, const D
 
 __device__ __forceinline__ void copy_out(const Problem& p, const Tile& t, const Degrees& degrees, const Result& result,
                                          const float* ys) {
+  if (is_row(p, p.channels)) {
+    const int count = p.width * result.dim;
+    float* y = static_cast<float*>(result.y) + t.row * count;
+    if (aligned(y, ys, count))
+#pragma unroll 4
+      for (int e = 4 * threadIdx.x; e < count; e += 4 * blockDim.x) store_pack(y + e, load_pack<4>(ys + e));
+    else
+#pragma unroll 4
+      for (int e = threadIdx.x; e < count; e += blockDim.x) y[e] = ys[e];
+    return;
+  }
   if (p.planes) {
     walk_planes(p, t, int64_t(p.channels) * result.dim, p.channels, result.dim, in_vectors(p, result.y, p.channels),
                 [&](int64_t from, int to, int count) {
@@ -190,7 +217,7 @@ __device__ __forceinline__ void load_matrices(const Problem& p, int first, int c
   for (int q = 0; q < p.matrices; ++q) {
     const Matrix& from = p.from[q];
 #pragma unroll 8
-    for (int e = threadIdx.x; e < count * at_once * from.dim; e += kThreads) {
+    for (int e = threadIdx.x; e < count * at_once * from.dim; e += blockDim.x) {
       const int row = e / from.dim, i = e - row * from.dim, u = row / at_once, s = row % at_once;
       const int part = (first + u) / each, point = (first + u - part * each) * at_once + s;
       const int64_t at = (from.parts > 1 ? int64_t(part) * p.points : 0) + point;
@@ -213,7 +240,7 @@ template <int L>
 __device__ __forceinline__ void add_columns(const Problem& p, const Result& result,
                                             const float (&sum)[(L + 1) * (L + 1)], float* shared, int j, int group) {
 #pragma unroll 1
-  for (int g = 0; g < kThreads / p.width; ++g) {
+  for (int g = 0; g < static_cast<int>(blockDim.x) / p.width; ++g) {
     if (g == group)
 #pragma unroll
       for (int l = 0; l <= L; ++l) {

@@ -96,21 +96,27 @@ void launch(Problem& p, int64_t degree, const Stream& stream) {
   launch<10>(p, stream);
 }
 
-// Launches a kernel whose matrices all fit beside `columns` values a column; of few columns a block takes less at a
-// time, and several threads share one. Returns whether it fits. `over`: results lie in the place of the columns.
+// Launches a kernel whose matrices all fit beside `columns` values a column, `most` blocks of kThreads at once on a
+// multiprocessor. A tile is a row where as many threads run so; of few columns it is narrow, and several threads share
+// one. Returns whether it fits. `over`: results lie in the place of the columns.
 template <class Kernel>
-bool launch_whole(Problem& p, const Stream& stream, const char* name, Kernel* kernel, int64_t matrices,
-                  int64_t columns, int64_t resident, int results, bool over) {
-  const int64_t most = stream.max_shared() / sizeof(float) - 256, processors = stream.multiprocessors();
-  int64_t width = kThreads;
-  const auto fits = [&] { return matrices + width * columns <= most; };
-  while (width > 32 && (ceil_div(p.columns, width) < processors * resident || !fits())) width /= 2;
-  if (!fits()) return false;
+bool launch_whole(Problem& p, const Stream& stream, const char* name, Kernel* kernel, int64_t matrices, int64_t columns,
+                  int64_t most, int results, bool over) {
+  const int64_t memory = stream.max_shared(), processors = stream.multiprocessors();
+  const auto bytes = [&](int64_t width) { return (matrices + width * columns) * int64_t(sizeof(float)); };
+  const auto resident = [&](int64_t width, int64_t threads) {
+    return std::min(most * kThreads / threads, memory / (bytes(width) + 2048));
+  };
+  const bool many = p.columns >= kThreads * processors * most, rows = p.channels == 32 || p.channels == 64;
+  int64_t width = kThreads, threads = kThreads;
+  if (many && rows && resident(p.channels, p.channels) * p.channels >= resident(width, width) * width)
+    width = threads = p.channels;
+  while (width > 32 && (ceil_div(p.columns, width) < processors * most || bytes(width) > memory - 1024)) width /= 2;
+  if (bytes(width) > memory - 1024) return false;
   p.width = static_cast<int>(width);
   place_columns(p, matrices, results, over);
-  const size_t bytes = (matrices + width * columns) * sizeof(float);
-  resident = std::max<int64_t>(1, std::min<int64_t>(resident, 4 * (most + 256) / (bytes + 2048)));
-  stream.launch(name, kernel, grid(std::min<int64_t>(p.tiles, processors * resident)), kThreads, bytes, p);
+  const int64_t blocks = std::min(int64_t(p.tiles), processors * std::max<int64_t>(resident(width, threads), 1));
+  stream.launch(name, kernel, grid(blocks), dim3(threads), bytes(width), p);
   return true;
 }
 

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, kEqualBlocks<L, F>) equal_product_ke
     __syncthreads();
     if constexpr (kAhead<L>) fetch(tile + gridDim.x);
 #pragma unroll 1
-    for (int s = group; s < p.points; s += kThreads / p.width) {
+    for (int s = group; s < p.points; s += blockDim.x / p.width) {
       float u[F][kMirrors][1] = {}, v[R][kMirrors][1];
 #pragma unroll
       for (int n = 0; n < F; ++n) {

@@ -31,9 +31,9 @@ __device__ __forceinline__ void load_factors(const Problem& p, float* to) {
     const double* from = p.table + p.from[q].from;
     float* const m = to + p.from[q].at;
 #pragma unroll 4
-    for (int e = threadIdx.x; e < p.rings * D; e += kThreads)
+    for (int e = threadIdx.x; e < p.rings * D; e += blockDim.x)
       m[e / D * kLegendreRow<L> + e % D] = static_cast<float>(from[e]);
-    for (int e = threadIdx.x; e < around * kOrders<L>; e += kThreads)
+    for (int e = threadIdx.x; e < around * kOrders<L>; e += blockDim.x)
       m[p.rings * kLegendreRow<L> + e / kOrders<L> * kFourierRow<L> + e % kOrders<L>] =
           static_cast<float>(from[p.rings * D + e]);
   }
@@ -47,16 +47,20 @@ __global__ void __launch_bounds__(kThreads, kRingBlocks<L>) ring_product_kernel(
   float* const shared = dynamic_shared<float>();
   const int j = threadIdx.x % p.width, group = threadIdx.x / p.width;  // threads of a column share its rings
   const int around = p.points / p.rings;
+  const auto fetch = [&](int tile) {
+    for (int n = 0; n < F && tile < p.tiles; ++n)
+      copy_in(p, Tile(p, tile), degrees, p.factor[n], shared + p.factor[n].at);
+    copy_commit();
+  };
+  fetch(blockIdx.x);
   load_factors<L>(p, shared);
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-    for (int n = 0; n < F; ++n) copy_in(p, Tile(p, tile), degrees, p.factor[n], shared + p.factor[n].at);
-    copy_commit();
     copy_wait<0>();
     __syncthreads();
     float sum[D] = {};
 #pragma unroll 1
-    for (int t = group; t < p.rings; t += kThreads / p.width) {
+    for (int t = group; t < p.rings; t += blockDim.x / p.width) {
       Ring<L> h[F] = {}, back = {};
 #pragma unroll
       for (int n = 0; n < F; ++n) {
@@ -117,6 +121,7 @@ __global__ void __launch_bounds__(kThreads, kRingBlocks<L>) ring_product_kernel(
     add_columns<L>(p, p.result[0], sum, shared, opaque(j), group);
     copy_out(p, Tile(p, tile), degrees, p.result[0], shared + p.result[0].at);
     __syncthreads();
+    fetch(tile + gridDim.x);
   }
 }
 
