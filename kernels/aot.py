@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import inspect
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,36 @@ def with_ones(case: AotCase) -> AotCase:
     return case._replace(signature=signature, constexprs={**case.constexprs, **dict.fromkeys(ones, 1)}, divisible=None)
 
 
+def in_float64(case: AotCase) -> AotCase:
+    """The case with float64 for float32 throughout, and with float constants that float32 does not hold."""
+    def constant(value):
+        return triton_common.tl.float64 if value == triton_common.tl.float32 else (
+            value / 3 if isinstance(value, float) else value)
+
+    signature = {name: kind.replace("*fp32", "*fp64") for name, kind in case.signature.items()}
+    return case._replace(signature=signature, constexprs={k: constant(v) for k, v in case.constexprs.items()})
+
+
+def rounded(ttir: str) -> list[str]:
+    """The lines of a float64 case, as `read` gives it with its passes, in which float64 comes from float32.
+
+    Those are conversions, and constants with more than 12 and at most the 24 binary digits of float32: Triton makes
+    float32 of a plain number that is bound to a name, and 3.6 of one that is compared or an argument of tl.fma.
+    """
+    found = []
+    for line in ttir.splitlines():
+        constants = re.findall(r"-?\d\.\d+(?:[eE][-+]\d+)?", line) if re.search(r"arith\.constant.*f64", line) else ()
+        if re.search(r"arith\.extf.*f64", line) or any(12 < _digits(float(value)) <= 24 for value in constants):
+            found.append(line.split(" loc(")[0].strip())
+    return found
+
+
+def _digits(value: float) -> int:
+    """Binary digits of a number; none of a whole one, which float32 holds as well."""
+    fraction = struct.unpack("<Q", struct.pack("<d", value))[0] & (1 << 52) - 1 | 1 << 52
+    return 0 if value.is_integer() else 54 - (fraction & -fraction).bit_length()
+
+
 def _cubin_usage(cubin: bytes) -> dict[str, int]:
     """Registers, stack and shared memory as written in the compiled file."""
     with tempfile.TemporaryDirectory() as folder:
@@ -148,8 +179,10 @@ def build(case: AotCase, capability: int):
         return triton_common.triton.compile(_source(case), target=target, options=options)
 
 
-def read(case: AotCase, capability: int) -> str:
+def read(case: AotCase, capability: int, passes: bool = False) -> str:
     """What Triton reads in a case, before any pass: enough to find what its language does not take.
+
+    With `passes` it is what Triton makes of that for every GPU: functions are inlined, constants folded.
 
     Raises:
         as `build`.
@@ -163,7 +196,12 @@ def read(case: AotCase, capability: int) -> str:
         backend.load_dialects(context)
         parsed = backend.parse_options(options)
         functions = backend.get_codegen_implementation(parsed), backend.get_module_map()
-        return str(_source(case).make_ir(target, parsed, *functions, context))
+        source, stages = _source(case), {}
+        module = source.make_ir(target, parsed, *functions, context)
+        if passes:
+            backend.add_stages(stages, parsed, source.language)
+            module = stages["ttir"](module, {})
+        return str(module)
 
 
 def compile_case(case: AotCase, capabilities: Sequence[int] = CAPABILITIES) -> list[Report]:

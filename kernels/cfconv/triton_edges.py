@@ -38,6 +38,18 @@ def along(move, b_i, b_j, m_e, b_d, b_x, b_y, b_z):
 
 
 @triton.jit
+def outside(b_d, CUTOFF: tl.constexpr):
+    """Whether a distance has reached the cutoff; Triton 3.6 rounds a plain number that is compared to float32."""
+    return b_d >= tl.full(b_d.shape, CUTOFF, b_d.dtype)
+
+
+@triton.jit
+def _fma(a, C: tl.constexpr, b):
+    """a C + b, rounded once; tl.fma of Triton 3.6 rounds a plain number to float32."""
+    return tl.fma(a, tl.full(a.shape, C, a.dtype), b)
+
+
+@triton.jit
 def sin_cos(z):
     """Sine and cosine, off by a few eps of max(1, |z|), as z itself is.
 
@@ -45,9 +57,9 @@ def sin_cos(z):
     """
     b_k = tl.floor(z * 0.6366197723675814 + 0.5)  # quarter turns
     if z.dtype == tl.float64:
-        r = tl.fma(b_k, -6.123233995736766e-17, tl.fma(b_k, -1.5707963267948966, z))
+        r = _fma(b_k, -6.123233995736766e-17, _fma(b_k, -1.5707963267948966, z))
     else:
-        r = tl.fma(b_k, 4.371139000186241e-08, tl.fma(b_k, -1.5707963705062866, z))
+        r = _fma(b_k, 4.371139000186241e-08, _fma(b_k, -1.5707963705062866, z))
     w = r * r
     b_s = 1.0 / 6227020800.0 - w * (1.0 / 1307674368000.0)
     b_s = 1.0 / 120.0 - w * (1.0 / 5040.0 - w * (1.0 / 362880.0 - w * (1.0 / 39916800.0 - w * b_s)))

@@ -5,7 +5,7 @@ q = weight2^T m: derivatives in d need P', P'' and one product with m, and nothi
 """
 
 from ..triton_common import dot, sigmoid, softplus, tl, triton
-from .triton_edges import along, at_nodes, cut, deal, ends, finish, geometry, message, pull, sin_cos, span
+from .triton_edges import along, at_nodes, cut, deal, ends, finish, geometry, message, outside, pull, sin_cos, span
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def cfconv_fwd_kernel(
             if CHANGE:
                 b_s1 = dot(b_a1 * b_p1, b_w2, b_s1, TF32)
         b_s += tl.load(bias2 + o_f, mask=o_f < F, other=0.0)[None, :]
-        m_in = m_e & ~(b_d >= CUTOFF)  # NaN stays
+        m_in = m_e & ~outside(b_d, CUTOFF)  # NaN stays
         m, p_j = m_in[:, None] & (o_f < F)[None, :], b_j[:, None] * F + o_f[None, :]
         b_c, b_c1, b_c2 = cut(b_d, m_in, CUTOFF)
         b_m = tl.zeros([BE, BF], dtype=ACC)
@@ -189,8 +189,8 @@ def cfconv_bwd_kernel_pos(
         if SECOND:
             b_t, u_x, u_y, u_z = along(move, b_i, b_j, m_e, b_d, b_x, b_y, b_z)
         b_gd, b_gt = _slopes(x, g, c_x, weight1, bias1, weight2, bias2, centre, scale, b_i, b_j, b_d, b_t,
-                             m_e & ~(b_d >= CUTOFF), G, H, F, KIND, ACTIVATION, ALPHA, CUTOFF, TO, FROM, SECOND, BE,
-                             BG, BH, BF, ACC, TF32)
+                             m_e & ~outside(b_d, CUTOFF), G, H, F, KIND, ACTIVATION, ALPHA, CUTOFF, TO, FROM, SECOND,
+                             BE, BG, BH, BF, ACC, TF32)
         g_x, g_y, g_z = pull(b_gd, b_gt, b_t, b_d, b_x, b_y, b_z, u_x, u_y, u_z, SECOND)
         s_x += at_nodes(g_x, b_i, o_n)
         s_y += at_nodes(g_y, b_i, o_n)

@@ -4,7 +4,7 @@ Every derivative of c(d) S(d) is a sum of these rows with weights [BE] of its ow
 """
 
 from ..triton_common import tl, triton
-from .triton_edges import along, at_nodes, cut, deal, ends, finish, geometry, message, pull, span
+from .triton_edges import along, at_nodes, cut, deal, ends, finish, geometry, message, outside, pull, span
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def spline_conv_fwd_kernel(
     for i_e in range(start, stop, BE):
         b_i, b_j, m_e = ends(neighbour, ptr, i_e + tl.arange(0, BE), stop, i_n, N, NB)
         b_d, b_u, b_v, b_w = geometry(pos, b_i, b_j, m_e)
-        m_in = m_e & ~(b_d >= CUTOFF)  # NaN stays
+        m_in = m_e & ~outside(b_d, CUTOFF)  # NaN stays
         m = m_in[:, None] & (o_c < C)[None, :]
         b_k, b_s = _knot(b_d, KNOTS, STEP)
         b_0, b_1, b_2, b_3 = _rows(table, b_k, o_c, C, m)
@@ -109,7 +109,7 @@ def spline_conv_bwd_kernel_pos(
     for i_e in range(start, stop, BE):
         b_i, b_j, m_e = ends(neighbour, ptr, i_e + tl.arange(0, BE), stop, i_n, N, NB)
         b_d, b_x, b_y, b_z = geometry(pos, b_i, b_j, m_e)
-        m_in = m_e & ~(b_d >= CUTOFF)
+        m_in = m_e & ~outside(b_d, CUTOFF)
         b_k, b_s = _knot(b_d, KNOTS, STEP)
         v0, v1, v2, v3 = _filter_weights(b_d, b_s, m_in, STEP, CUTOFF, 1)
         b_t, u_x, u_y, u_z = b_d, b_x, b_y, b_z
@@ -148,7 +148,7 @@ def spline_conv_bwd_kernel_knots(target, neighbour, pos, knots, N, E, KNOTS, STE
     m_e = (b_i >= 0) & (b_i < N) & (b_j >= 0) & (b_j < N)
     b_d, b_x, b_y, b_z = geometry(pos, b_i, b_j, m_e)
     b_k, b_s = _knot(b_d, KNOTS, STEP)
-    tl.store(knots + o_e, tl.where(m_e & ~(b_d >= CUTOFF), b_k, KNOTS), mask=o_e < E)
+    tl.store(knots + o_e, tl.where(m_e & ~outside(b_d, CUTOFF), b_k, KNOTS), mask=o_e < E)
 
 
 @triton.jit

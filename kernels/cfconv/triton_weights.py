@@ -5,7 +5,7 @@ is formed again for every block: with the sums of all parameters in one program 
 """
 
 from ..triton_common import dot, tl, triton
-from .triton_edges import along, cut, geometry, message
+from .triton_edges import along, cut, geometry, message, outside
 from .triton_network import active, first_layer, radial, tile
 
 
@@ -16,7 +16,7 @@ def _edges(target, neighbour, pos, move, o_e, N, E, CUTOFF: tl.constexpr, SECOND
     b_j = tl.load(neighbour + o_e, mask=o_e < E, other=-1)
     m_e = (b_i >= 0) & (b_i < N) & (b_j >= 0) & (b_j < N)
     b_d, b_x, b_y, b_z = geometry(pos, b_i, b_j, m_e)
-    m_in = m_e & ~(b_d >= CUTOFF)
+    m_in = m_e & ~outside(b_d, CUTOFF)
     b_t = b_d
     if SECOND:
         b_t, u_x, u_y, u_z = along(move, b_i, b_j, m_e, b_d, b_x, b_y, b_z)

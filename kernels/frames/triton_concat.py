@@ -64,8 +64,7 @@ def _frame(p_u, n, seed, o_b, m_b, IMPROPER: tl.constexpr, TOLERANCE: tl.constex
             b_u = turn.dot(turn.load3(p_u + 3 * (n - 1 - i_n), 1, m_b), three)
             b_off = tl.where(tl.abs(b_u) > b_least, b_u, b_off)
         b_side = tl.where(b_off < 0, -b_side, b_side)
-    b_nan = tl.where(b_total < float("inf"), 0.0, float("nan")).to(ACC)
-    return a, b, b_first, b_second, one, two, turn.times(b_side, three), b_side, b_nan
+    return a, b, b_first, b_second, one, two, turn.times(b_side, three), b_side, 0.0 * b_total
 
 
 @triton.jit
@@ -88,7 +87,8 @@ def _matrix(p, m):
     a, b, c = turn.load3(p, 1, m), turn.load3(p + 3, 1, m), turn.load3(p + 6, 1, m)
     b_det = turn.dot(turn.cross(a, b), c)
     r = (a[0], a[1], a[2], b[0], b[1], b[2], c[0], c[1], c[2])
-    return r, tl.where(b_det < 0, -1.0, 1.0).to(b_det.dtype) + 0.0 * b_det
+    b_one = 1.0 + 0.0 * b_det
+    return r, tl.where(b_det < 0, -b_one, b_one)
 
 
 @triton.jit
@@ -149,7 +149,7 @@ def frame_concat_fwd_kernel(x, v, frames, owner, channels, y, N, B, C, D, P, blo
     b_owner = tl.load(owner + o_r, mask=m_r, other=-1)
     m_o = (b_owner >= 0) & (b_owner < B)
     r, b_side = _matrix(frames + 9 * (i_k * B + b_owner), m_o)
-    b_nan = tl.where(m_o, 0.0, float("nan")).to(b_side.dtype)
+    b_nan = tl.where(m_o, tl.zeros_like(b_side), float("nan"))
     for i_p in range(0, P, BP):
         b_at, b_l, b_flip, m_p = _channel(channels, i_p + tl.arange(0, BP)[None, :], P, D)
         b_v = _components(v + b_owner * D + b_at, b_l, m_o & m_p)

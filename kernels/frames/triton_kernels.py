@@ -41,8 +41,8 @@ def _positive(v):
     """v or -v: the largest component is positive, of equal ones the first decides."""
     b_x, b_y, b_z = tl.abs(v[0]), tl.abs(v[1]), tl.abs(v[2])
     b_later = tl.where(b_y >= b_z, v[1], v[2])
-    b_sign = tl.where(tl.where(b_x >= tl.maximum(b_y, b_z), v[0], b_later) < 0, -1.0, 1.0).to(v[0].dtype)
-    return b_sign * v[0], b_sign * v[1], b_sign * v[2]
+    m_turn = tl.where(b_x >= tl.maximum(b_y, b_z), v[0], b_later) < 0
+    return turn.where(m_turn, (-v[0], -v[1], -v[2]), v)
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def _open(values, a, b, c, o_s, seed, b_same):
     words = turn.words(seed, o_s, 0)
     p, q, r, _ = turn.random_axes(words, values[0].dtype)
     b_all = b_low & b_high
-    b_angle = 6.283185307179586 * turn.uniform(words[0], values[0].dtype)
+    b_angle = turn.uniform(words[0], values[0].dtype) * turn.TURN
     b_cos, b_sin = tl.cos(b_angle), tl.sin(b_angle)
     # columns of the turn among the three axes: a random one, about the third, about the first, or none
     b_c1, b_s1 = tl.where(b_low, b_cos, 1.0), tl.where(b_low, b_sin, 0.0)
@@ -137,7 +137,7 @@ def _weight(weight, o_p, m_p, WEIGHTED: tl.constexpr, ACC: tl.constexpr):
     if WEIGHTED:
         b_w = tl.load(weight + o_p, mask=m_p, other=0.0)
     else:
-        b_w = tl.where(m_p, 1.0, 0.0).to(ACC)
+        b_w = m_p.to(ACC)
     return b_w
 
 
@@ -151,7 +151,7 @@ def frames_fwd_kernel(
     m_s = o_s < B
     s, t = turn.load3(second + 6 * o_s, 1, m_s), turn.load3(second + 6 * o_s + 3, 1, m_s)
     b_size = tl.abs(s[0]) + tl.abs(s[1]) + tl.abs(s[2]) + tl.abs(t[0]) + tl.abs(t[1]) + tl.abs(t[2])
-    b_nan = tl.where(b_size < float("inf"), 0.0, float("nan")).to(b_size.dtype)
+    b_nan = 0.0 * b_size
     value, a, b, c = _principal((s[0], s[1], s[2], t[0], t[1], t[2]))
     if SEEDED:
         b_n = tl.load(ptr + o_s + 1, mask=m_s, other=0) - tl.load(ptr + o_s, mask=m_s, other=0)

@@ -13,6 +13,7 @@ C3: tl.constexpr = tl.constexpr(0.51639777949432225157)
 D3: tl.constexpr = tl.constexpr(0.12909944487358056284)
 E3: tl.constexpr = tl.constexpr(0.31622776601683793320)
 F3: tl.constexpr = tl.constexpr(0.63245553203367586640)
+TURN: tl.constexpr = tl.constexpr(6.283185307179586)  # as a local variable it would be float32
 
 
 @triton.jit
@@ -73,8 +74,7 @@ def uniform(word, ACC: tl.constexpr):
 @triton.jit
 def random_axes(word, ACC: tl.constexpr):
     """Columns of a Haar-distributed rotation, and a random sign."""
-    b_u, b_turn = uniform(word[0], ACC), 6.283185307179586
-    b_v, b_w = b_turn * uniform(word[1], ACC), b_turn * uniform(word[2], ACC)
+    b_u, b_v, b_w = uniform(word[0], ACC), uniform(word[1], ACC) * TURN, uniform(word[2], ACC) * TURN
     b_a, b_b = tl.sqrt(1.0 - b_u), tl.sqrt(b_u)
     x, y, z, r = b_a * tl.sin(b_v), b_a * tl.cos(b_v), b_b * tl.sin(b_w), b_b * tl.cos(b_w)
     a = (1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y + z * r), 2.0 * (x * z - y * r))

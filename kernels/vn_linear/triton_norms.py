@@ -96,7 +96,7 @@ def vn_norm_stats_fwd_kernel(p, parts, R, C, part, blocks_c, BR: tl.constexpr, B
         m_r = o_r < R
         b_x, b_y, b_z = planes(p, o_r, C, o_c, m_r & m_c, ACC)
         b_r = tl.sqrt(b_x * b_x + b_y * b_y + b_z * b_z) + EPS
-        b_count += tl.where(m_r, 1.0, 0.0)
+        b_count += m_r.to(ACC)
         b_off = tl.where(m_r, b_r - b_mean, 0.0)
         b_mean += b_off / tl.maximum(b_count, 1.0)
         b_m2 += b_off * (b_r - b_mean)

@@ -52,6 +52,19 @@ def free_integer_kernel(x, n, k):
 
 
 @triton.jit
+def scale_kernel(x, y, SCALE: tl.constexpr, KIND: tl.constexpr):
+    b_x = tl.load(x)
+    if KIND == "named":
+        b_x, b_scale = b_x + 12345.0, 0.1
+        b_x = b_scale * b_x
+    elif KIND == "converted":
+        b_x = b_x * tl.where(b_x < 0, -0.5, 0.5).to(b_x.dtype)
+    else:
+        b_x = tl.where(b_x < 0, 0.1, SCALE * b_x)
+    tl.store(y, b_x)
+
+
+@triton.jit
 def sine_kernel(x, y, BLOCK: tl.constexpr):
     tl.store(y + tl.arange(0, BLOCK), tl.sin(tl.load(x + tl.arange(0, BLOCK))))
 
@@ -156,6 +169,23 @@ def test_integers_of_one_are_found_out():
     with pytest.raises(RuntimeError, match="(?s)integer_kernel.* has no attribute 'to'"):
         aot.read(aot.with_ones(case), 80)
     assert "tt.store" in aot.read(aot.with_ones(case._replace(kernel=free_integer_kernel)), 80)
+
+
+@pytest.mark.parametrize("kind, found", [("exact", ""), ("named", "arith.constant 0.1000000014"),
+                                         ("converted", "arith.extf")])
+def test_float32_within_float64_is_found(kind, found):
+    case = aot.in_float64(AotCase(scale_kernel, {"x": "*fp32", "y": "*fp32"}, {"SCALE": 1.0, "KIND": kind}))
+    lines = aot.rounded(aot.read(case, 80, passes=True))
+    assert [found in line for line in lines] == [True] * bool(found)
+
+
+@pytest.mark.parametrize("room", aot.rooms())
+def test_float64_is_float64_throughout(room):
+    """Every kernel in float64, those of float32 too, but not where there are narrower types."""
+    wide = [case for case in aot.cases(room) if not {"*bf16", "*fp16"} & set(case.signature.values())]
+    cases = {case.label: case for case in map(aot.in_float64, wide) if "*fp64" in case.signature.values()}
+    assert {label: lines for label, case in cases.items()
+            if (lines := aot.rounded(aot.read(case, 80, passes=True)))} == {}
 
 
 def room_cases():
