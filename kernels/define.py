@@ -14,7 +14,8 @@ from .calls import Operator
 _library = torch.library.Library("ace_fast", "FRAGMENT")
 
 
-def define(schema: str, choose, fake, setup=None, backward=None, batched: tuple[int, ...] = ()):
+def define(schema: str, choose, fake, setup=None, backward=None, batched: tuple[int, ...] = (),
+           tags: tuple[torch.Tag, ...] = ()):
     """Registers `ace_fast::<schema>` and returns it.
 
     Args:
@@ -27,9 +28,10 @@ def define(schema: str, choose, fake, setup=None, backward=None, batched: tuple[
         backward: the derivative; itself a composition of registered operators or plain torch.
         batched: positions of the arguments whose first dimension is a batch; vmap over these folds into it
             where nothing else is mapped, and loops otherwise.
+        tags: torch.Tag.dynamic_output_shape of an operator whose shapes depend on values: it waits for the device.
     """
     name = f"ace_fast::{schema.split('(')[0]}"
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     _library.impl(name, lambda *arguments: choose(*arguments)(*arguments[:-1]), "CompositeExplicitAutograd")
     torch.library.register_fake(name, fake, lib=_library)
     registered = getattr(torch.ops.ace_fast, schema.split("(")[0]).default

@@ -45,7 +45,8 @@ def test_products_are_timed_as_graphs(case, own_cache, alone, monkeypatch):
     assert "eager_compiled" in products.timed(row)
 
 
-@pytest.mark.parametrize("case", [cases[-1] for cases in FIRST.values()], ids=repr)
+@pytest.mark.parametrize("case", [
+    case for *_, case in FIRST.values() if torch.Tag.dynamic_output_shape not in case.op.registered.tags], ids=repr)
 def test_triton_in_a_graph(case):
     """Captured once and replayed: nothing waits for the device, and what is launched depends on shapes alone."""
     inputs = {name: x.detach() if isinstance(x, torch.Tensor) else x

@@ -72,7 +72,7 @@ def _fake(pos, batch, cell, pbc, r, loop, most, backend):
 
 radius_graph_op = define(
     f"{_OP}(Tensor pos, Tensor batch, Tensor? cell, Tensor? pbc, float r, bool loop, int? max_num_neighbors, "
-    "str backend) -> (Tensor, Tensor)", _forward, _fake)
+    "str backend) -> (Tensor, Tensor)", _forward, _fake, tags=(torch.Tag.dynamic_output_shape,))
 
 
 def _batch_of(ptr: Tensor, rows: int, device: torch.device) -> Tensor:
