@@ -5,7 +5,6 @@ imports, and its kernels raise when used.
 """
 
 import functools
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -231,9 +230,8 @@ def gelu_erf_grad(x):
 
 
 # How float32 is multiplied where TF32 is not allowed: as it is, or in three TF32 products of parts where rooms ask for
-# SPLIT. Read here, once, because kernels are compiled with it.
-_given = os.environ.get("ACE_FAST_TRITON_FLOAT32")
-FLOAT32, SPLIT = tl.constexpr(_given or "ieee"), tl.constexpr(_given or "tf32x3")
+# SPLIT.
+FLOAT32, SPLIT = tl.constexpr("ieee"), tl.constexpr("tf32x3")
 
 
 @triton.jit

@@ -1,5 +1,7 @@
 """What Triton reads of a table: its matrices in whole blocks, behind it or made for the call."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -85,3 +87,11 @@ def test_rows_that_need_wide_offsets(ir_mul, monkeypatch):
     narrow = run()
     monkeypatch.setattr(triton_kernels, "WIDE", 0)
     assert all(torch.equal(a, b) for a, b in zip(run(), narrow, strict=True))
+
+
+def test_warps_have_rows_of_their_own():
+    """On Hopper a warp multiplies 16 rows of a tile of 64 or more; with fewer rows, programs stopped."""
+    for count, results, widest, points in product(range(1, 7), (1, 2), (16, 32, 64, 128, 256), (16, 32, 96)):
+        tile = triton_kernels._tile(count, results, widest, points, torch.float32, True)
+        assert tile["BN"] < 64 or tile["BN"] >= 16 * tile["num_warps"]
+        assert points % tile["BS"] == 0

@@ -42,7 +42,7 @@ def blocks(grid: tuple[int, ...], slots: tuple[int, ...]) -> Blocks:
     """The places of padded matrices; a matrix that several slots read is kept once."""
     points, read = Points(*grid), unpack(slots)
     size = points.size * points.images
-    rows = 16 * cdiv(size, 16)
+    rows = 16 if size <= 16 else 32 * cdiv(size, 32)
     offsets, length = {}, 0
     for slot in _different(read):
         offsets[slot.offset, slot.twist] = length

@@ -177,23 +177,32 @@ def point_product_bwd_kernel(
 
 
 def has_wide_mma(device: torch.device) -> bool:
-    """Whether 64 columns or more are what its matrix units take at once; interpreted kernels take the same blocks."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether its matrix units take 64 columns or more at once and its shared memory is large (sm_90, sm_100).
+
+    Interpreted kernels take the same blocks.
+    """
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def _tile(count: int, results: int, widest: int, points: int, dtype: torch.dtype, is_hopper: bool) -> dict:
-    """Columns and points of a block and the launch's options, for so many factors and results, the widest of them."""
-    if dtype == torch.float64 or widest > 64:
-        columns, size, warps = 16, 16, 4 if dtype == torch.float64 else 8
-    elif is_hopper:
-        columns, size, warps = {16: (128, 32, 4), 32: (64, 32, 4), 64: (64, 16, 4 * results)}[widest]
+    """Columns and points of a block and the launch's options, for so many factors and results, the widest of them.
+
+    A warp group multiplies 64 rows: two of them with fewer than 128 columns do the same work twice.
+    """
+    if dtype == torch.float64:
+        columns, size, warps = 16, 16, 4
+    elif is_hopper and widest <= 128 and 8 * count * 64 * widest <= 2**17:  # two parts of coefficients in shared memory
+        columns, size, warps = 128 if widest == 16 and count < 5 else 64, 32, 4
+    elif widest > 64 or is_hopper:
+        columns, size, warps = 16, 16, 8
     else:
         columns, size, warps = {16: (64 * results, 32, 4), 32: (64, 16, 4 * results), 64: (32, 16, 8)}[widest]
         columns //= results
-    while columns > 16 and 8 * count * columns * widest > (2**17 if is_hopper else 2**16):
-        columns //= 2  # coefficients stay in shared memory, in two parts
+        while columns > 16 and 8 * count * columns * widest > 2**16:
+            columns //= 2
     size = 16 if points % size else size
-    stages = 1 if widest == 64 and results == 2 else 2  # two would take registers that are not there
+    # copies that wait for their turn would leave room for one program where two fit
+    stages = 1 if is_hopper and 8 * count * columns * widest > 2**16 else 2
     return {"BN": columns, "BS": size, "num_warps": warps, "num_stages": stages, "maxnreg": 255}
 
 
@@ -227,8 +236,8 @@ class _Call:
         self.points, self.slots, self.ir_mul = Points(*grid), unpack(flat), ir_mul
         self.blocks = blocks(grid, flat)
         self.table = read(table, grid, flat, torch.float64 if dtype == torch.float64 else torch.float32)
-        # both gradients in one launch; wider ones would not fit the registers
-        self.is_pair = len(self.slots) == 3 and max(s.power for s in self.slots) == 1 and max(self.blocks.widths) <= 64
+        # both gradients in one launch; wider ones leave no registers for blocks of 32 points
+        self.is_pair = len(self.slots) == 3 and max(s.power for s in self.slots) == 1 and max(self.blocks.widths) <= 32
 
     def contract(self, k: int, tensors: list[Tensor | None], rows: int, channels: int) -> Tensor:
         """As `reference.contract`."""
@@ -296,14 +305,16 @@ def _constants(degrees: list[int], results: int, widest: int, dtype: torch.dtype
     return constants, tile | {"hopper": hopper}
 
 
-def aot(kind: str, degree: int, out_degree: int, count: int = 2, powers: int = 0x0101, parts: int = 1) -> AotCase:
+def aot(
+    kind: str, degree: int, out_degree: int, count: int = 2, powers: int = 0x0101, parts: int = 1, max_spill: int = 0,
+) -> AotCase:  # fmt: skip
     """A product of `count` fields of a degree, from and to float32 ("fp32"), float64 or bfloat16."""
     dtype, d = torch.float64 if kind == "fp64" else torch.float32, (out_degree + 1) ** 2
     names = " ".join(["out", *(f"x{n}" for n in range(MOST))])
     signature = _types(kind, names, " ".join(["o_out", *(f"o{n}" for n in range(MOST)), "columns S C scale"]))
     constants, options = _constants([degree] * count, 1, width(d), dtype, parts)
     constants |= {"COUNT": count, "POWERS": powers, "OUT_PARTS": 1, "D": d, "BO": width(d)}
-    return AotCase(point_product_kernel, signature, constants, **options)
+    return AotCase(point_product_kernel, signature, constants, max_spill=max_spill, **options)
 
 
 def aot_bwd(kind: str, degree: int, parts: int = 1) -> AotCase:
@@ -315,6 +326,8 @@ def aot_bwd(kind: str, degree: int, parts: int = 1) -> AotCase:
 
 
 AOT = [
-    *(aot("fp32", degree, degree) for degree in (2, 4, 6, 10)), aot("fp64", 3, 4, parts=2), aot("bf16", 2, 2, 1, 3),
-    *(aot_bwd("fp32", degree) for degree in (2, 4, 6)), aot_bwd("fp64", 3, 2), aot_bwd("bf16", 3),
+    *(aot("fp32", degree, degree) for degree in (2, 4, 6)),
+    aot("fp32", 10, 10, max_spill=640),  # before and after the loop, none in it: 64 columns for 16 are worth more
+    aot("fp64", 3, 4, parts=2), aot("bf16", 2, 2, 1, 3),
+    *(aot_bwd("fp32", degree) for degree in (2, 4)), aot_bwd("fp64", 3, 2), aot_bwd("bf16", 3),
 ]
