@@ -90,6 +90,15 @@ def test_the_fastest_that_fits_is_chosen(expressivity, allowed):
     assert f"chosen: {found.name}" in str(found) and "gaunt_bracket" in str(found)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_product_is_chosen_without_gradients(mode):
+    with mode():
+        found = choose_product("1x0e+1x1o", "1x0e+1x1o", "1x0e+1x1o", rows=2)
+    x = torch.randn(3, 4, requires_grad=True)
+    found.layer(x, x.detach()).sum().backward()
+    assert x.grad.abs().max() > 0 and all(p.grad is not None for p in found.layer.parameters())
+
+
 def test_inexact_factors_are_chosen_only_where_their_error_is_taken(own_cache, monkeypatch):
     def fast(found, *args):
         measured = MEASURE(found, 2, "cpu", torch.float64, 1, 0.0)
@@ -133,6 +142,11 @@ def test_errors(args, message):
     ({"expressivity": True}, "expressivity must be an integer of at least 1, got True"),
     ({"equivariance": float("nan")}, "equivariance must be a number from 0 on, got nan"),
     ({"device": "cuda"}, "device must be one that is there, got 'cuda'; torch sees no GPU"),
+    ({"device": "cuda:3"}, "device must be one that is there, got 'cuda:3'; torch sees no GPU"),
+    *(({"device": name}, f"device must be one that is there, got '{name}'; it is 'cpu', 'cuda' or")
+      for name in ("mps", "gpu", "meta")),
+    ({"device": 1.5}, "device must be one that is there, got '1.5'; it is 'cpu', 'cuda' or"),
+    ({"dtype": torch.bfloat16}, "dtype must be torch.float32 or torch.float64, got torch.bfloat16; a choice for"),
 ])
 def test_errors_of_options(options, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

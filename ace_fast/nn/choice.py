@@ -204,6 +204,8 @@ def measure(found: Sequence[Candidate], rows: int, device: str | torch.device, d
     return sorted(measured, key=lambda row: row["ms"])
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def choose_product(irreps_in1, irreps_in2, irreps_out, expressivity: str | int = "paths", *,
                    equivariance: float = 1e-4, ranks: Sequence[int] = (), rows: int = 1024,
                    device: str | torch.device = "cpu", dtype: torch.dtype | None = None, layout="mul_ir",
@@ -229,7 +231,8 @@ def choose_product(irreps_in1, irreps_in2, irreps_out, expressivity: str | int =
     Raises:
         ValueError: irreps of several multiplicities or twice, channels of out that are not those of in1, an unknown
             expressivity, more maps than there are paths, irreps that no path couples or without channels, rows or
-            ranks below 1, an equivariance that is no number from 0, a device that is not there.
+            ranks below 1, an equivariance that is no number from 0, a device that is not there or neither a CPU nor a
+            GPU, a dtype other than float32 and float64.
 
     Example:
         >>> choice = ace_fast.nn.choose_product("8x0e+8x1o+8x2e", "1x0e+1x1o+1x2e", "8x0e+8x1o+8x2e", rows=64)
@@ -237,7 +240,7 @@ def choose_product(irreps_in1, irreps_in2, irreps_out, expressivity: str | int =
         torch.Size([5, 72])
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    rows, ranks = _check(expressivity, equivariance, ranks, rows, device)
+    rows, ranks = _check(expressivity, equivariance, ranks, rows, device, dtype)
     found, reasons = candidates(irreps_in1, irreps_in2, irreps_out, ranks, layout=layout, backend=backend, cache=cache)
     every = found[0].paths
     if expressivity not in EXPRESSIVITY and expressivity > every:
@@ -251,8 +254,8 @@ def choose_product(irreps_in1, irreps_in2, irreps_out, expressivity: str | int =
     return Choice(fit[0]["name"], make().to(device, dtype), measured, reasons)
 
 
-def _check(expressivity: str | int, equivariance: float, ranks: Sequence[int], rows: int, device: str | torch.device
-           ) -> tuple[int, tuple[int, ...]]:
+def _check(expressivity: str | int, equivariance: float, ranks: Sequence[int], rows: int,
+           device: str | torch.device, dtype: torch.dtype) -> tuple[int, tuple[int, ...]]:
     """Raises what `choose_product` does for its options; rows and ranks as ints."""
     who = "choose_product"
     if isinstance(expressivity, str) and expressivity not in EXPRESSIVITY:
@@ -263,7 +266,22 @@ def _check(expressivity: str | int, equivariance: float, ranks: Sequence[int], r
         raise ValueError(f"{who}: equivariance must be a number from 0 on, got {equivariance!r}")
     if not isinstance(ranks, Sequence) or isinstance(ranks, str):
         raise ValueError(f"{who}: ranks must be a sequence of integers, got {ranks!r}")
-    kind = torch.device(device).type
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{who}: device must be one that is there, got {str(device)!r}; torch sees no GPU")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{who}: dtype must be torch.float32 or torch.float64, got {dtype}; a choice for one holds "
+                         "for what is computed in it")
+    _check_device(who, device)
     return integer(who, "rows", rows, 1), tuple(integer(who, "ranks", rank, 1) for rank in ranks)
+
+
+def _check_device(who: str, device: str | torch.device) -> None:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"{who}: device must be one that is there, got {str(device)!r}; it is 'cpu', 'cuda' or "
+                         "'cuda:0', ...")
+    count = torch.cuda.device_count() if found.type == "cuda" and torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        sees = f"{count} GPUs" if count else "no GPU"
+        raise ValueError(f"{who}: device must be one that is there, got {str(device)!r}; torch sees {sees}")
