@@ -9,7 +9,14 @@ import torch
 from dropin import assert_takes_bfloat16, relaid
 from e3nn import o3
 
-from ace_fast.nn import GauntEdgeProduct, GauntManyBody, GauntMultiProduct, GauntTensorProduct, TDNTensorProduct
+from ace_fast.nn import (
+    GauntEdgeProduct,
+    GauntManyBody,
+    GauntMultiProduct,
+    GauntTensorProduct,
+    O3GauntProduct,
+    TDNTensorProduct,
+)
 from ace_fast.nn.gaunt_fourier import Torus
 
 NATURAL = "3x0e+3x1o+3x2e"
@@ -230,6 +237,42 @@ LOW = {"grid": (lambda: GauntTensorProduct(FOUR, FOUR, FOUR + "+4x1e", odd_paths
 @pytest.mark.parametrize("make, widths", LOW.values(), ids=LOW)
 def test_bfloat16_and_autocast(make, widths):
     assert_takes_bfloat16(make(), [torch.randn(5, width) for width in widths])
+
+
+TWO = "2x0e+2x1o"
+BARE = {"internal_weights": None}
+
+
+@pytest.mark.parametrize("make, dtypes, message", [
+    (lambda: GauntTensorProduct(TWO, TWO, TWO, **BARE), "double float", "y must be torch.float64 as x, got torch.fl"),
+    (lambda: GauntTensorProduct(TWO, TWO, TWO, **BARE), "float double", "y must be torch.float32 as x, got torch.fl"),
+    (lambda: GauntTensorProduct(TWO, TWO, TWO), "double float", "y must be torch.float64 as x, got torch.float32; cas"),
+    (lambda: GauntTensorProduct(TWO, TWO, TWO, "fourier"), "float double", "y must be torch.float32 as x, got torch.f"),
+    (lambda: GauntTensorProduct(TWO, TWO, TWO, **BARE), "bfloat16 bfloat16", "x must be float32 or float64 on the CPU"),
+    (lambda: GauntTensorProduct(TWO, TWO, TWO).bfloat16(), "bfloat16 bfloat16", "x must be float32 or float64 on the "),
+    (lambda: GauntTensorProduct(TWO, TWO, TWO, **BARE), "half half", "x must be float32 or float64, got torch.float16"),
+    (lambda: GauntMultiProduct([TWO, TWO], TWO), "double float", r"inputs\[1\] must be torch.float64 as inputs\[0\], "),
+    (lambda: GauntMultiProduct([TWO, TWO], TWO, **BARE), "bfloat16 bfloat16", r"inputs\[0\] must be float32 or float6"),
+    (lambda: GauntManyBody(TWO, TWO, 2).bfloat16(), "bfloat16", "x must be float32 or float64 on the CPU, got torch.b"),
+    (lambda: O3GauntProduct(TWO, TWO, TWO), "float double", "data_in2 must be torch.float32 as data_in1, got torch.fl"),
+    (lambda: O3GauntProduct(TWO, TWO, TWO).bfloat16(), "bfloat16 bfloat16", "data_in1 must be float32 or float64 on t"),
+])
+def test_dtypes_are_refused_by_the_names_of_the_call(make, dtypes, message):
+    torch.set_default_dtype(torch.float32)
+    layer, inputs = make(), [torch.randn(3, 8).to(getattr(torch, dtype)) for dtype in dtypes.split()]
+    with pytest.raises(ValueError, match=f"{type(layer).__name__}: {message}"):
+        layer(*inputs)
+
+
+def test_weights_and_autocast_make_dtypes_alike():
+    torch.set_default_dtype(torch.float32)
+    x, y = torch.randn(3, 8), torch.randn(3, 8)
+    for layer in (GauntTensorProduct(TWO, TWO, TWO), GauntMultiProduct([TWO, TWO], TWO)):
+        want = layer(x.bfloat16().float(), y)
+        assert torch.equal(layer(x.bfloat16(), y), want)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layer(x.bfloat16(), y).float(), want)
+        assert layer.double()(x, y.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("irreps, options, message", [

@@ -11,7 +11,7 @@ from ..kernels.sphere_product import grids
 from .field_weights import FieldWeights
 from .fields import KINDS, Fields, couples, degree_scales, highest, paths, present, terms, variances
 from .gaunt_fourier import Torus
-from .tensor_product import as_rows, check_columns, no_script, weight_of_call
+from .tensor_product import WIDE, as_rows, check_columns, check_dtypes, no_script, weight_of_call
 
 METHODS = ("auto", "grid", "fourier")
 
@@ -163,7 +163,10 @@ class GauntTensorProduct(nn.Module):
         weight [weight_numel] or [..., weight_numel] where internal_weights is False."""
         name = type(self).__name__
         check_columns(name, x=(x, self._dims[0]), y=(y, self._dims[1]))
-        (x, y), weight, lead = as_rows(name, weight_of_call(self, x, weight), x=x, y=y)
+        weight = weight_of_call(self, x, weight)
+        if x.dtype != y.dtype or x.dtype not in WIDE:
+            check_dtypes(name, weight, "reference" if self.method == "fourier" else self.backend, x=x, y=y)
+        (x, y), weight, lead = as_rows(name, weight, x=x, y=y)
         if self._fused and weight.dim() == 1:
             parts = self._at_once(x, y, weight)
         else:

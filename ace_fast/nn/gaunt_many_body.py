@@ -17,7 +17,7 @@ from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.tables import MOST
 from .field_weights import FieldWeights
 from .fields import Fields, Ir, present
-from .tensor_product import as_rows, check_columns, no_script, weight_of_call
+from .tensor_product import WIDE, as_rows, check_columns, check_dtypes, no_script, weight_of_call
 
 
 class GauntManyBody(nn.Module):
@@ -113,6 +113,8 @@ class GauntManyBody(nn.Module):
         if types is not None and (types.shape != lead or types.dtype != torch.int64):
             raise ValueError(f"{name}: types must be int64 {list(lead)}, got {types.dtype} {list(types.shape)}")
         self._check_types(types)
+        if x.dtype not in WIDE:
+            check_dtypes(name, self.weight, self.backend, x=x)
         x = x.reshape(prod(lead), x.shape[-1])
         if types is None and self._fused:
             return self._at_once(x).reshape(*lead, out.dim)
@@ -231,7 +233,10 @@ class GauntMultiProduct(nn.Module):
             raise ValueError(f"{name}: inputs must be {len(ins)}, as irreps_in, got {len(inputs)}")
         named = {f"inputs[{n}]": x for n, x in enumerate(inputs)}
         check_columns(name, **{key: (x, f.dim) for (key, x), f in zip(named.items(), ins, strict=True)})
-        xs, weight, lead = as_rows(name, weight_of_call(self, inputs[0], weight), **named)
+        weight, dtype = weight_of_call(self, inputs[0], weight), inputs[0].dtype
+        if dtype not in WIDE or any(x.dtype != dtype for x in inputs):
+            check_dtypes(name, weight, self.backend, **named)
+        xs, weight, lead = as_rows(name, weight, **named)
         if self._fused and weight.dim() == 1:
             return self._at_once(xs, weight).reshape(*lead, out.dim)
         scales = weight.split(self._counts, -1) if self.weight_numel else [None] * len(self._fields)

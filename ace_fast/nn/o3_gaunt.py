@@ -11,7 +11,7 @@ from ..kernels.tensor_product import GateTable
 from .gaunt import GauntTensorProduct
 from .linear import Linear
 from .o3_layers import fan_in_of, gate_gains, gated_irreps
-from .tensor_product import check_columns
+from .tensor_product import WIDE, check_columns, check_dtypes
 
 _FEW = 32  # channels up to which those of the input count: the scale of a sum of fewer products is left to chance
 
@@ -77,6 +77,8 @@ class O3GauntProduct(nn.Module):
                                  "the layer without irreps_in2")
             data_in2 = data_in1.new_ones(*data_in1.shape[:-1], 1)
         check_columns(name, data_in1=(data_in1, width), data_in2=(data_in2, other))
+        if data_in1.dtype != data_in2.dtype or data_in1.dtype not in WIDE:
+            check_dtypes(name, data_in1[:0], self.backend, data_in1=data_in1, data_in2=data_in2)
         return self.linear_out(self.tp(self.linear_in1(data_in1), self.linear_in2(data_in2)))
 
 

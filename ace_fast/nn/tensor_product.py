@@ -8,11 +8,13 @@ from e3nn import get_optimization_defaults, o3
 from torch import Tensor, nn
 
 from .. import functional
+from ..kernels.define import fail, is_half
 from ..kernels.tensor_product import GateTable, ProductTable
 from ..kernels.tensor_product.op import BACKENDS
 from ..kernels.tensor_product.table import LAYOUTS, MODES
 from . import peers
 
+WIDE = torch.float32, torch.float64
 _CHOICES = {
     "irrep_normalization": (None, "component", "norm", "none"),
     "normalization": (None, "component", "norm", "none"),
@@ -43,6 +45,23 @@ def check_columns(name: str, **arguments: tuple[Tensor, int]) -> None:
         if value.dim() == 0 or value.shape[-1] != dim:
             raise ValueError(f"{name}: {argument} must be [..., {dim}], got {list(value.shape)}; "
                              "its last dimension is that of the irreps")
+
+
+def check_dtypes(name: str, weight: Tensor, backend: str, **inputs: Tensor) -> None:
+    """Inputs of a layer, multiplied by its weights where it has any, are of one dtype that an operator takes here.
+
+    Call it where they differ or are no WIDE ones: others are right.
+    """
+    (first, x), *others = inputs.items()
+    if torch.is_autocast_enabled(x.device.type):
+        return  # the operator gets float32
+    weights = weight.dtype if weight.numel() else x.dtype
+    dtype = torch.promote_types(x.dtype, weights)
+    for argument, y in others:
+        if torch.promote_types(y.dtype, weights if weight.numel() else y.dtype) != dtype:
+            fail(name, argument, f"{x.dtype} as {first}", y.dtype, "cast one of them with .to(...)")
+    if dtype not in WIDE and not is_half(name, first, x, backend):
+        fail(name, first, "float32 or float64", x.dtype, "cast it with .float()")
 
 
 def widened(x: Tensor) -> Tensor:
