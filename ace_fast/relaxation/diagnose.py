@@ -97,15 +97,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _seen(watch, run: Callable[[], object]) -> list[tuple[nn.Module, int, Seen]]:
     """(layer, place, what was recorded) of every branch in a pass of `run`, those that are switched off included."""
     kept: list[list[Seen]] = [[] for _ in watch.layers]
-    records = [Collector(into, lambda one: one._replace(free=_kept(one.free()))) for into in kept]
+    records = [Collector(into, _formed) for into in kept]
     with _switched(watch, [False] * watch.count), recording(watch.layers, *records):
         run()
     found = zip(watch.layers, watch.places, kept, strict=True)
     return [(layer, places[one.gate], one) for layer, places, ones in found for one in ones]
 
 
-def _kept(value: Tensor) -> Callable[[], Tensor]:
-    return lambda: value
+def _formed(one: Seen) -> Seen:
+    """The same with f_neq(x) formed; not by _replace, which torch.compile of PyTorch 2.11 does not take."""
+    value = one.free()
+    return Seen(one.gate, one.gamma, one.x, one.base, lambda: value, one.branch, one.size, one.affine)
 
 
 @contextmanager
