@@ -342,6 +342,7 @@ SMALL = [
                      (0, 0, 0, "uvu", True, 1.0), (1, 1, 0, "uvv", True, 2.0), (1, 1, 0, "uvuv", False, 0.5)], True)),
     *_mode_cases("uvu_empty", "no rows, weights of every row", 0, mode_table(("uvu",)), True),
     *_mode_cases("uvu_long_sum", "gradients of shared weights over 500 rows", 500, mode_table(("uvu",))),
+    *_mode_cases("uuu_long_sum", "the same over 1100 rows, no whole number of stretches", 1100, mode_table(("uuu",))),
     *_mode_cases("uvu_channels", "one to five vectors of channels, 40 to 131; V > 1", 3, ProductTable(
         "40x1o+70x2e+131x0e", "2x1o", "40x1e+70x1o+131x1o", [(0, 0, 0, "uvu", True, 1.0), (1, 0, 1, "uvu", True, 1.0),
                                                              (2, 0, 2, "uvu", True, 1.0)])),
@@ -349,6 +350,11 @@ SMALL = [
         f"{mode}_many_paths", "52 paths to two slices", 3, ProductTable(
             "2x0e+2x1o", "+".join(["1x0e+1x1o"] * 13), "2x0e+2x1o",
             [(i, j, (i + j) % 2, mode, True, 1.0) for i in range(2) for j in range(26)]))),
+    *(case for name, per_sample in (("", False), ("_per_sample", True)) for case in _mode_cases(
+        f"uuu_many_paths{name}", "76 paths, more than a launch takes; only the weights ask", 3, ProductTable(
+            "2x0e+2x1o", "+".join(["2x0e+2x1o"] * 19), "2x0e+2x1o",
+            [(i, j, (i + j) % 2, "uuu", True, 1.0) for i in range(2) for j in range(38)]), per_sample,
+        (False, False, True, False))),
     *_mode_cases("x2_many_paths", "76 paths, more than a launch takes", 3, ProductTable(
         "2x0e+2x1o", "+".join(["1x0e+1x1o"] * 19), "2x0e+2x1o",
         [(i, j, (i + j) % 2, "uvw", True, 1.0) for i in range(2) for j in range(38)], layout="ir_mul")),

@@ -24,10 +24,18 @@ struct Static {
 };
 
 constexpr int64_t kWholeRows = 2048;  // so many fill a GPU's multiprocessors without sharing out the columns of x2
+constexpr int64_t kPartialSums = int64_t(1) << 22;  // numbers that general.cuh's partial sums may take: 16 MB of floats
 
 // Rows whose terms one block (or, where stretches are short, one warp) adds: this depends on Z and on the paths alone.
 int64_t stretch_rows(int64_t Z, bool short_ones = false) {
   return short_ones ? std::max<int64_t>(16, ceil_div(Z, 512)) : std::max<int64_t>(64, ceil_div(Z, 64));
+}
+
+// The same where general.cuh alone has weights. Its blocks walk their rows one after the other: many short stretches,
+// as far as the partial sums [stretches, n] stay small.
+int64_t general_stretch_rows(int64_t Z, int64_t n) {
+  const int64_t most = std::clamp<int64_t>(kPartialSums / std::max<int64_t>(n, 1), 1, 512);  // stretches
+  return std::max<int64_t>(1, std::min(stretch_rows(Z), ceil_div(Z, most)));
 }
 
 Slots read_slots(const Ints& flat) {
@@ -87,7 +95,9 @@ struct Call {
   // Gradient of shared weights [n]: stretches of rows, then their sum.
   void backward_shared(T* g_weight, int64_t n, const Tensor& like) const {
     const Parts parts = split_paths(weighted(read_paths(fixed.paths)), true);
-    const int64_t rows = stretch_rows(Z, !parts.channels.empty()), stretches = ceil_div(Z, rows);
+    const bool general_alone = parts.dense.empty() && parts.channels.empty();
+    const int64_t rows = general_alone ? general_stretch_rows(Z, n) : stretch_rows(Z, !parts.channels.empty());
+    const int64_t stretches = ceil_div(Z, rows);
     const Tensor part = empty(like, {stretches * n});
     const bool start = !parts.channels.empty() || weights_of(parts.dense, {}) != n;
     if (start) stream.zero(out<T>(part), stretches * n * sizeof(T));
@@ -129,9 +139,10 @@ struct Call {
   void run_general_gradients(const std::vector<Path>& paths, const Gradients<T>& to, int64_t blocks,
                              int64_t rows) const {
     if (!to.x1 && !to.x2 && !to.weight) return;
+    const bool weights_alone = !to.x1 && !to.x2;  // every path has columns of its own, so blocks of its own
     run_general(paths, true, [&](const Paths& some, size_t shared) {
-      stream.launch("general_bwd_kernel", general_bwd_kernel<T>, grid(blocks), kPairs, shared, some, in, to, Z,
-                    static_cast<int>(rows));
+      stream.launch("general_bwd_kernel", general_bwd_kernel<T>, grid(blocks, weights_alone ? some.count : 1), kPairs,
+                    shared, some, in, to, Z, static_cast<int>(rows));
     });
   }
 

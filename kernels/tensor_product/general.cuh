@@ -210,7 +210,8 @@ __device__ void general_bwd_pairs(const Path& p, const Row<T>& row, int first, i
 }
 
 // Gradients of a block's `rows` rows. Those of x1, x2 and of weights of every row are added to the rows of `to`; those
-// of shared weights to row blockIdx.x of `to.weight`, in the order of the rows.
+// of shared weights to row blockIdx.x of `to.weight`, in the order of the rows. Blocks in y share the paths out, where
+// weights alone are asked for.
 template <class T>
 __global__ void __launch_bounds__(kPairs) general_bwd_kernel(ACE_ARGUMENT(Paths) paths, Operands<T> in,
                                                              Gradients<T> to, int64_t Z, int rows) {
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(kPairs) general_bwd_kernel(ACE_ARGUMENT(Paths)
     T* const x1 = to.x1 ? to.x1 + z * to.ld_x1 : nullptr;
     T* const x2 = to.x2 ? to.x2 + z * to.ld_x2 : nullptr;
     T* const weight = to.weight ? to.weight + (shared_weight ? blockIdx.x : z) * to.ld_weight : nullptr;
-    for (int n = 0; n < paths.count; ++n) {
+    for (int n = blockIdx.y; n < paths.count; n += gridDim.y) {
       const Path& p = paths.path[n];
       const int pairs = pairs_of(p);
       for (int first = 0; first < pairs; first += kPairs) {
