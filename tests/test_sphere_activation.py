@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
+from rounding import assert_rounded_once
 from torch.nn import functional as F
 
 from ace_fast.backend import available
 from ace_fast.functional import SphereGrid, sphere_activation
-from ace_fast.kernels.cases import cast, generator
 from ace_fast.kernels.sphere_activation import reference
 from ace_fast.kernels.sphere_activation.cases import SMALL
 from ace_fast.kernels.sphere_activation.op import sphere_activation_bwd, sphere_activation_bwd_bwd, sphere_activation_op
@@ -143,16 +143,7 @@ TAKE_BFLOAT16 = [n for n, reason in available("cpu")["sphere_activation"].items(
 @pytest.mark.parametrize("case", [case for case in SMALL if case.name in ("tiny", "odd")], ids=repr)
 @pytest.mark.parametrize("backend", TAKE_BFLOAT16)
 def test_bfloat16_is_computed_in_float32_and_rounded_once(backend, case):
-    rounded = cast(case.inputs(generator()), case, torch.bfloat16)
-    wide = {k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.bfloat16 else v
-            for k, v in rounded.items()}
-    found, want = (case.op(*inputs.values(), backend) for inputs in (rounded, wide))
-    for low, high in zip(*([t] if isinstance(t, torch.Tensor) else t for t in (found, want)), strict=True):
-        assert low.dtype == torch.bfloat16
-        if backend == "triton":  # where a GPU rounds, interpreted Triton cuts off
-            assert ((low.float() - high).abs() < 2**-7 * high.abs()).all()
-        else:
-            assert torch.equal(low, high.bfloat16())
+    assert_rounded_once(case, backend)
 
 
 def test_bfloat16_has_derivatives_of_its_own_dtype():

@@ -270,4 +270,18 @@ __device__ __forceinline__ void mirror(float (&v)[kMirrors][n]) {
         }
 }
 
+// f(i, l, k, w): for component i = l^2 + k, that of order k - l, with w = m[i], read four at a time.
+template <int L, class F>
+__device__ __forceinline__ void each_component(const float* m, F f) {
+  Pack<float, 4> w;
+#pragma unroll
+  for (int l = 0; l <= L; ++l)
+#pragma unroll
+    for (int k = 0; k <= 2 * l; ++k) {
+      const int i = l * l + k;
+      if (i % 4 == 0) w = load_pack<4>(m + i);
+      f(i, l, k, w[i % 4]);
+    }
+}
+
 }  // namespace ace::sphere

@@ -53,16 +53,9 @@ __global__ void __launch_bounds__(kThreads, kEqualBlocks<L, F>) equal_product_ke
       float u[F][kMirrors][1] = {}, v[R][kMirrors][1];
 #pragma unroll
       for (int n = 0; n < F; ++n) {
-        const float* m = shared + s * p.step + p.factor[n].matrix;
-        Pack<float, 4> w;
-#pragma unroll
-        for (int l = 0; l <= L; ++l)
-#pragma unroll
-          for (int k = 0; k <= 2 * l; ++k) {
-            const int i = l * l + k;
-            if (i % 4 == 0) w = load_pack<4>(m + i);
-            u[n][parity(l, k - l)][0] += w[i % 4] * x[n][i];
-          }
+        each_component<L>(shared + s * p.step + p.factor[n].matrix, [&](int i, int l, int k, float w) {
+          u[n][parity(l, k - l)][0] += w * x[n][i];
+        });
         mirror(u[n]);
       }
 #pragma unroll
@@ -70,16 +63,9 @@ __global__ void __launch_bounds__(kThreads, kEqualBlocks<L, F>) equal_product_ke
 #pragma unroll
         for (int c = 0; c < kMirrors; ++c) v[r][c][0] = u[0][c][0] * u[R - r][c][0];
         mirror(v[r]);
-        const float* m = shared + s * p.step + p.result[r].matrix;
-        Pack<float, 4> w;
-#pragma unroll
-        for (int l = 0; l <= L; ++l)
-#pragma unroll
-          for (int k = 0; k <= 2 * l; ++k) {
-            const int i = l * l + k;
-            if (i % 4 == 0) w = load_pack<4>(m + i);
-            sum[r][i] += w[i % 4] * v[r][parity(l, k - l)][0];
-          }
+        each_component<L>(shared + s * p.step + p.result[r].matrix, [&](int i, int l, int k, float w) {
+          sum[r][i] += w * v[r][parity(l, k - l)][0];
+        });
       }
     }
 #pragma unroll

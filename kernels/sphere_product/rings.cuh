@@ -65,18 +65,11 @@ __global__ void __launch_bounds__(kThreads, kRingBlocks<L>) ring_product_kernel(
 #pragma unroll
       for (int n = 0; n < F; ++n) {
         const float* x = shared + p.factor[n].at;
-        const float* m = shared + p.factor[n].matrix + t * kLegendreRow<L>;
         const int into = opaque(j);
-        Pack<float, 4> w;
-#pragma unroll
-        for (int l = 0; l <= L; ++l)
-#pragma unroll
-          for (int k = 0; k <= 2 * l; ++k) {
-            const int i = l * l + k;
-            if (i % 4 == 0) w = load_pack<4>(m + i);
-            const int at = planes ? p.width * i + into : p.width * l * l + into * (2 * l + 1) + k;
-            h[n][k - l + L][k & 1] += w[i % 4] * x[at];
-          }
+        each_component<L>(shared + p.factor[n].matrix + t * kLegendreRow<L>, [&](int i, int l, int k, float w) {
+          const int at = planes ? p.width * i + into : p.width * l * l + into * (2 * l + 1) + k;
+          h[n][k - l + L][k & 1] += w * x[at];
+        });
       }
 #pragma unroll 1
       for (int q = 0; q < around; ++q) {
@@ -106,16 +99,9 @@ __global__ void __launch_bounds__(kThreads, kRingBlocks<L>) ring_product_kernel(
             if (has<L>(m, odd)) back[m + L][odd] += w[(m + L) % 4] * v[(parity(0, m) & 3) | odd << 2][0];
         }
       }
-      const float* m = shared + p.result[0].matrix + t * kLegendreRow<L>;
-      Pack<float, 4> w;
-#pragma unroll
-      for (int l = 0; l <= L; ++l)
-#pragma unroll
-        for (int k = 0; k <= 2 * l; ++k) {
-          const int i = l * l + k;
-          if (i % 4 == 0) w = load_pack<4>(m + i);
-          sum[i] += w[i % 4] * back[k - l + L][k & 1];
-        }
+      each_component<L>(shared + p.result[0].matrix + t * kLegendreRow<L>, [&](int i, int l, int k, float w) {
+        sum[i] += w * back[k - l + L][k & 1];
+      });
     }
     __syncthreads();  // nobody reads the columns
     add_columns<L>(p, p.result[0], sum, shared, opaque(j), group);
