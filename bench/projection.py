@@ -105,7 +105,7 @@ def measurements(rows: Iterable[dict[str, Any]]) -> list[Measured]:
         device = key(row.get("device_name"))
         if device is None or row.get("device") != "cuda" or row.get("dtype") != "float32" or row.get("projected"):
             continue
-        if "protocol" in row:
+        if "mode" in row:  # of a protocol; a suite's rows are of several calls
             op = "tensor_product_conv" if row["protocol"].startswith("F") else "tensor_product"
             kind, ms, language = f"{row['mode']}{' shared' * bool(row['shared_weights'])}", row.get("fast_ms"), "cuda"
         else:
