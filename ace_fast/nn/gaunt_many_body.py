@@ -247,7 +247,6 @@ class GauntMultiProduct(nn.Module):
         gain = self._gain.on(xs[0].device).to(xs[0].dtype)
         return (out.rows(found, xs[0]) * out.scaled(gain, scales[-1])).reshape(*lead, out.dim)
 
-
     def _at_once(self, xs: Sequence[Tensor], weight: Tensor) -> Tensor:
         """The product of rows, with the weights that all rows share in the operator: [Z, irreps_out.dim]."""
         *ins, out = self._fields
