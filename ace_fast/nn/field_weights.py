@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import functional
 from ..kernels.constant import Constant, plainly
-from .fields import Fields
+from .fields import Fields, present
 
 
 class FieldWeights:
@@ -26,6 +27,7 @@ class FieldWeights:
     @plainly()
     def __init__(self, fields: Sequence[Fields], signs: Sequence[tuple[float, ...]], degrees: Sequence[int],
                  scales: Sequence[Sequence[float]]):
+        self._fields, self._there, self._degrees = fields, [present(sign) for sign in signs], degrees
         self.exist, first, index, constants = True, 0, [], []
         for field, sign, lmax, scale in zip(fields, signs, degrees, scales, strict=True):
             C, slots = field.channels, {ir.l: n for n, ir in enumerate(field.irs) if sign[n]}
@@ -50,3 +52,16 @@ class FieldWeights:
             return weight
         constants = self._constants.on(like.device).to(like.dtype)
         return constants if weight is None else weight * constants
+
+    def product(self, xs: Sequence[Tensor], weight: Tensor | None, **options) -> tuple[Tensor, tuple[float, ...]]:
+        """The product of rows with these weights in the operator, and which slots of the result it has.
+
+        Args:
+            xs: [Z, irreps.dim] of every input, of one dtype.
+            weight: as of `of`.
+            options: of `functional.sphere_product`.
+        """
+        *there, back = self._there
+        rows = [f.field(x, slots, lmax) for f, x, slots, lmax in
+                zip(self._fields, xs, there, self._degrees, strict=False)]
+        return functional.sphere_product(*rows, weights=self.of(weight, xs[0]), **options), back

@@ -9,7 +9,7 @@ from .. import functional
 from ..kernels.constant import Constant, plainly
 from ..kernels.sphere_product import grids
 from .field_weights import FieldWeights
-from .fields import KINDS, Fields, couples, degree_scales, highest, paths, present, terms, variances
+from .fields import KINDS, Fields, couples, degree_scales, highest, paths, terms, variances
 from .gaunt_fourier import Torus
 from .tensor_product import WIDE, as_rows, check_columns, check_dtypes, no_script, weight_of_call
 
@@ -177,19 +177,13 @@ class GauntTensorProduct(nn.Module):
 
     def _at_once(self, x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
         """Every kind of product of rows, with weights that all rows share in the operator: [Z, irreps_out.dim]."""
-        one, two, out = self._fields
         given = weight.split(sum(self._counts)) if self.weight_numel else [None] * len(self._plans)
         dtype = torch.promote_types(x.dtype, weight.dtype)
         x, y, parts = x.to(dtype), y.to(dtype), []
         for plan, own in zip(self._plans, given, strict=True):
-            found = []
-            for signs, degrees, table, weights in plan.products:
-                there = [present(of) for of in signs]
-                f, g = one.field(x, there[0], degrees[0]), two.field(y, there[1], degrees[1])
-                z = functional.sphere_product(f, g, table=table, weights=weights.of(own, x), layout=self.layout,
-                                              backend=self.backend)
-                found.append((z, there[2]))
-            parts.append(out.rows(found, x))
+            found = [weights.product((x, y), own, table=table, layout=self.layout, backend=self.backend)
+                     for _, _, table, weights in plan.products]
+            parts.append(self._fields[2].rows(found, x))
         return parts
 
     def _scales(self, like: Tensor, weight: Tensor) -> list[list[Tensor | None]]:

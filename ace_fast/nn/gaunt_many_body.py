@@ -16,7 +16,7 @@ from ..kernels.define import integer
 from ..kernels.sphere_product import grids
 from ..kernels.sphere_product.tables import MOST
 from .field_weights import FieldWeights
-from .fields import Fields, Ir, present
+from .fields import Fields, Ir
 from .tensor_product import WIDE, as_rows, check_columns, check_dtypes, no_script, weight_of_call
 
 
@@ -132,16 +132,13 @@ class GauntManyBody(nn.Module):
 
     def _at_once(self, x: Tensor) -> Tensor:
         """The sum of all powers of rows, with the weights that all rows share in the operator: [Z, irreps_out.dim]."""
-        one, out = self._fields
+        out = self._fields[1]
         x = x.to(torch.promote_types(x.dtype, self.weight.dtype))
         z = x.new_zeros(x.shape[0], out.dim)
-        for table, own, products, signs in zip(self._tables, self.weight[0].split(sum(self._counts)), self._weights,
-                                               self._signs, strict=True):
-            found = []
-            for weights, (before, behind) in zip(products, signs, strict=True):
-                f = one.field(x, present(before[0]), one.lmax)
-                found.append((functional.sphere_product(f, table=table, weights=weights.of(own, x), layout=self.layout,
-                                                        backend=self.backend), present(behind)))
+        for table, own, products in zip(self._tables, self.weight[0].split(sum(self._counts)), self._weights,
+                                        strict=True):
+            found = [weights.product((x,), own, table=table, layout=self.layout, backend=self.backend)
+                     for weights in products]
             z = z + out.rows(found, x)
         return z
 
@@ -249,14 +246,11 @@ class GauntMultiProduct(nn.Module):
 
     def _at_once(self, xs: Sequence[Tensor], weight: Tensor) -> Tensor:
         """The product of rows, with the weights that all rows share in the operator: [Z, irreps_out.dim]."""
-        *ins, out = self._fields
         dtype, own = torch.promote_types(xs[0].dtype, weight.dtype), weight if self.weight_numel else None
-        xs, found = [x.to(dtype) for x in xs], []
-        for weights, (signs, back) in zip(self._weights, self._signs, strict=True):
-            fields = [f.field(x, present(s), f.lmax) for f, x, s in zip(ins, xs, signs, strict=True)]
-            found.append((functional.sphere_product(*fields, table=self._table, weights=weights.of(own, xs[0]),
-                                                    layout=self.layout, backend=self.backend), present(back)))
-        return out.rows(found, xs[0])
+        xs = [x.to(dtype) for x in xs]
+        found = [weights.product(xs, own, table=self._table, layout=self.layout, backend=self.backend)
+                 for weights in self._weights]
+        return self._fields[-1].rows(found, xs[0])
 
 
 def _check_channels(who: str, ins: Sequence[Fields], out: Fields) -> None:
