@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-WARMUP = 3  # calls before a capture: first compilations, tables, what a library keeps for itself
+from .steps import graphed
 
 
 def replays(steps: dict[str, Callable[[], object]], device: str | torch.device
@@ -40,13 +40,7 @@ def _abandon(pool: tuple[int, int]) -> None:
 
 
 def _capture(step: Callable[[], object], pool: tuple[int, int]) -> Callable[[], object]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARMUP):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    def alone() -> None:  # the result would keep its memory from the next capture
         step()
-    return graph.replay
+
+    return graphed(alone, pool=pool)

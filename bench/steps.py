@@ -125,8 +125,10 @@ def fast_step(
     return step
 
 
-def graphed(function: Callable[[], object], warmup: int = 3) -> Callable[[], object]:
-    """`function` captured in a CUDA graph after `warmup` calls; the result of a replay stands in the same tensors.
+def graphed(function: Callable[[], object], warmup: int = 3, pool: tuple[int, int] | None = None
+            ) -> Callable[[], object]:
+    """`function` captured in a CUDA graph after `warmup` calls, in memory of its own or of a pool that graphs
+    share; the result of a replay stands in the same tensors.
 
     What Python does in it (counters, hooks) happens at the capture alone. Numbers that are no tensors stay as captured.
     """
@@ -137,7 +139,7 @@ def graphed(function: Callable[[], object], warmup: int = 3) -> Callable[[], obj
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         result = function()
 
     def replay() -> object:
