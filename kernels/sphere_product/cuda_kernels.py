@@ -19,7 +19,7 @@ def refuses(dtype: torch.dtype, grid, slots) -> str:
         return "its tensors are float64"
     form, slots = FORMS[grid[0]], unpack(slots)
     if form == "separable":
-        equal = len(slots) == 3 and len({slot._replace(offset=0, power=slot.power, twist=0) for slot in slots}) == 1
+        equal = len(slots) == 3 and len({slot._replace(offset=0, twist=0) for slot in slots}) == 1
         if not equal or slots[0].degree not in GPU_SEPARABLE or slots[0].power != 1 or grid[3] != 1:
             return "its table is separable and no product of two fields of a degree of 6 to 9 kept to it"
     elif form != "mirrored":

@@ -124,15 +124,19 @@ def _second(name: str, product, gradients, g, xs: list[Tensor], slots: list[Slot
     return sums
 
 
-def _setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:MOST + 1])
-    ctx.static, ctx.backend = inputs[MOST + 1:-1], inputs[-1]
+def keeping(tensors: int):
+    """The setups of an operator with so many tensors, `table` the last of them, and of its gradient, with g before."""
 
+    def setup(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.static, ctx.backend = inputs[tensors:-1], inputs[-1]
 
-def _backward_setup(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:MOST + 2])
-    ctx.static, ctx.given, ctx.backend = inputs[MOST + 2:-2], inputs[-2], inputs[-1]
+    def backward_setup(ctx, inputs, output) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:tensors + 1])
+        ctx.static, ctx.given, ctx.backend = inputs[tensors + 1:-2], inputs[-2], inputs[-1]
+
+    return setup, backward_setup
 
 
 def _all_six(values: list, nothing=None) -> list:
@@ -159,6 +163,7 @@ def _backward_rule(name: str, product, gradient, ctx, cotangents) -> tuple:
 def register(name: str, backends: dict):
     """Defines the operators `name` and `name`_bwd on these backends and returns them."""
     op_bwd = f"{name}_bwd"
+    setup, backward_setup = keeping(MOST + 1)
 
     def forward(*args):
         *inputs, backend = args
@@ -190,8 +195,8 @@ def register(name: str, backends: dict):
 
     inputs = ", ".join(["Tensor x1", *(f"Tensor? x{n}" for n in range(2, MOST + 1))])
     tables = "Tensor table, int[] grid, int[] slots, bool ir_mul"
-    product = define(f"{name}({inputs}, {tables}, str backend) -> Tensor", forward, forward_fake, _setup, rule)
+    product = define(f"{name}({inputs}, {tables}, str backend) -> Tensor", forward, forward_fake, setup, rule)
     gradient = define(f"{op_bwd}(Tensor g, {inputs}, {tables}, bool[] needs, str backend) -> "
-                      f"({', '.join(['Tensor'] * MOST)})", backward, backward_fake, _backward_setup,
+                      f"({', '.join(['Tensor'] * MOST)})", backward, backward_fake, backward_setup,
                       lambda ctx, *cotangents: _backward_rule(op_bwd, product, gradient, ctx, cotangents))
     return product, gradient

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...backend import pick
 from ..define import define, fail, mask
 from . import reference
-from .product import CPU, _all_six, _as_tensor, _check, _check_bwd
+from .product import CPU, _all_six, _as_tensor, _check, _check_bwd, keeping
 from .reference import channels_of, weight_counts
 from .tables import MOST, Slot, unpack
 
@@ -122,12 +122,32 @@ def _second(name: str, call: Callable, gradients: Callable, factors: list[_Facto
                               for f, y in zip((*factors, result), of_weights, strict=True)])]
 
 
+def _backward_rule(name: str, value, gradient, ctx, cotangents) -> tuple:
+    """Gradients of the gradient `name` of `value` with respect to all of its arguments."""
+    g, *xs, weights, table = ctx.saved_tensors
+    grid, slots, ir_mul = ctx.static
+    xs, read = [x for x in xs if x is not None], unpack(slots)
+    each = weights.split(weight_counts(xs, read, g.shape[1] // read[0].dim))
+    factors = [_Factor(x, w, slot, n, n) for n, (x, w, slot) in enumerate(zip(xs, each, read[1:], strict=False))]
+    asked = [c if need else None for c, need in zip(cotangents, ctx.given, strict=True)]
+    of_g, *of_inputs, of_weights = _second(
+        name,
+        lambda xs, joint, flat: value(*_all_six(xs), joint, table, grid, flat, ir_mul, ctx.backend),
+        lambda g, xs, joint, flat, wanted, of_joint: gradient(
+            g, *_all_six(xs), joint, table, grid, flat, ir_mul, [*_all_six(wanted, False), of_joint], ctx.backend),
+        factors, _Factor(g, each[-1], read[0], None, len(xs)), [*asked[:len(xs)], asked[-1]],
+        [*ctx.needs_input_grad[:1 + len(xs)], ctx.needs_input_grad[1 + MOST]],
+    )
+    return of_g, *_all_six(of_inputs), of_weights, *(None,) * 6
+
+
 def register_weighted(op: str, backends: dict):
     """Defines the operators `op` and `op`_bwd on these backends and returns them.
 
     A backend without `weighted_forward` and `weighted_backward` multiplies by the weights in plain torch.
     """
     op_bwd = f"{op}_bwd"
+    setup, backward_setup = keeping(MOST + 2)
 
     def check(*args) -> tuple[tuple[Slot, ...], int]:
         *xs, weights, table, grid, slots, _, backend = args
@@ -162,41 +182,15 @@ def register_weighted(op: str, backends: dict):
         return tuple(args[0].new_empty(x.shape if need else 0)
                      for x, need in zip(args[1:MOST + 2], args[-2], strict=True))
 
-    def setup(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs[:MOST + 2])
-        ctx.static, ctx.backend = inputs[MOST + 2:-1], inputs[-1]
-
     def rule(ctx, g: Tensor) -> tuple:
         needs = list(ctx.needs_input_grad[:MOST + 1])
         found = gradient(g, *ctx.saved_tensors, *ctx.static, needs, ctx.backend)
         return *(x if need else None for x, need in zip(found, needs, strict=True)), *(None,) * 5
-
-    def backward_setup(ctx, inputs, output) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:MOST + 3])
-        ctx.static, ctx.given, ctx.backend = inputs[MOST + 3:-2], inputs[-2], inputs[-1]
-
-    def backward_rule(ctx, *cotangents) -> tuple:
-        g, *xs, weights, table = ctx.saved_tensors
-        grid, slots, ir_mul = ctx.static
-        xs, read = [x for x in xs if x is not None], unpack(slots)
-        each = weights.split(weight_counts(xs, read, g.shape[1] // read[0].dim))
-        factors = [_Factor(x, w, slot, n, n) for n, (x, w, slot) in enumerate(zip(xs, each, read[1:], strict=False))]
-        asked = [c if need else None for c, need in zip(cotangents, ctx.given, strict=True)]
-        of_g, *of_inputs, of_weights = _second(
-            op_bwd,
-            lambda xs, joint, flat: value(*_all_six(xs), joint, table, grid, flat, ir_mul, ctx.backend),
-            lambda g, xs, joint, flat, wanted, of_joint: gradient(
-                g, *_all_six(xs), joint, table, grid, flat, ir_mul, [*_all_six(wanted, False), of_joint], ctx.backend),
-            factors, _Factor(g, each[-1], read[0], None, len(xs)), [*asked[:len(xs)], asked[-1]],
-            [*ctx.needs_input_grad[:1 + len(xs)], ctx.needs_input_grad[1 + MOST]],
-        )
-        return of_g, *_all_six(of_inputs), of_weights, *(None,) * 6
 
     inputs = ", ".join(["Tensor x1", *(f"Tensor? x{n}" for n in range(2, MOST + 1)), "Tensor weights"])
     tables = "Tensor table, int[] grid, int[] slots, bool ir_mul"
     value = define(f"{op}({inputs}, {tables}, str backend) -> Tensor", choose, fake, setup, rule)
     gradient = define(f"{op_bwd}(Tensor g, {inputs}, {tables}, bool[] needs, str backend) -> "
                       f"({', '.join(['Tensor'] * (MOST + 1))})", choose_backward, backward_fake, backward_setup,
-                      backward_rule)
+                      lambda ctx, *cotangents: _backward_rule(op_bwd, value, gradient, ctx, cotangents))
     return value, gradient
