@@ -4,23 +4,17 @@
 #pragma once
 
 #include "native.h"
-#include "sphere_product/parity.h"
+#include "sphere_product/slots.h"
 
 #include <algorithm>
 
 namespace ace::sphere {
 
-enum Form : int64_t { kDense, kMirrored, kSeparable, kSparse };
 struct Points {
   int64_t form, rings, ring_size, parts;
   int64_t size() const { return rings * ring_size; }
   int64_t images() const { return form == kMirrored || form == kSeparable ? kMirrors : 1; }
   int64_t total() const { return size() * images(); }  // of one part
-};
-
-struct Slot {
-  int64_t degree, power, offset, parts, twist;
-  int64_t dim() const { return (degree + 1) * (degree + 1); }
 };
 
 // Values by parity to values at the eight images of a point, and, since it is symmetric, back.

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "native.cuh"
-#include "sphere_product/parity.h"
+#include "sphere_product/slots.h"
 
 namespace ace::sphere {
 

@@ -7,8 +7,8 @@
 namespace {
 
 using namespace ace;
-using sphere::at_point, sphere::Columns, sphere::Field, sphere::Gaunt, sphere::kMirrors, sphere::Points, sphere::Slot,
-    sphere::Sparse, sphere::Transform;
+using sphere::at_point, sphere::Columns, sphere::Field, sphere::Gaunt, sphere::kMirrors, sphere::Points,
+    sphere::read_slots, sphere::Slot, sphere::Sparse, sphere::Transform;
 
 constexpr int kSlots = 7;
 constexpr int64_t kBlockBytes = 512 << 10, kSparseBytes = 64 << 10, kGauntBytes = 16 << 10, kChunks = 64;
@@ -292,15 +292,6 @@ struct Product {
 };
 
 using Optional = std::optional<Tensor>;
-
-std::vector<Slot> read_slots(const int64_t* values, size_t count) {
-  std::vector<Slot> slots(count);
-  for (Slot& slot : slots) {
-    slot = {values[0], values[1], values[2], values[3], values[4]};
-    values += 5;
-  }
-  return slots;
-}
 
 // C, that of the widest input; 0 where one has none.
 int64_t channels_of(const std::vector<Tensor>& xs, const std::vector<Slot>& slots) {

@@ -12,25 +12,12 @@ using namespace ace;
 using namespace ace::sphere;
 using Ints = std::vector<int64_t>;
 
-enum Form : int64_t { kDense, kMirrored, kSeparable, kSparse };  // as in tables.py
-
-struct Slot {
-  int64_t degree, power, offset, parts, twist;
-  int dim() const { return static_cast<int>((degree + 1) * (degree + 1)); }
-};
-
-std::vector<Slot> read_slots(const Ints& values) {
-  std::vector<Slot> slots;
-  for (size_t i = 0; i + 5 <= values.size(); i += 5)
-    slots.push_back({values[i], values[i + 1], values[i + 2], values[i + 3], values[i + 4]});
-  return slots;
-}
-
 // Where a slot's matrix is among those that are kept; equal ones are kept once.
 int matrix_of(Problem& p, const Slot& slot) {
+  const int dim = static_cast<int>(slot.dim());
   for (int q = 0; q < p.matrices; ++q)
-    if (p.from[q].from == slot.offset && p.from[q].dim == slot.dim() && p.from[q].parts == slot.parts) return q;
-  p.from[p.matrices] = {slot.offset, slot.dim(), static_cast<int>(slot.parts), 0};
+    if (p.from[q].from == slot.offset && p.from[q].dim == dim && p.from[q].parts == slot.parts) return q;
+  p.from[p.matrices] = {slot.offset, dim, static_cast<int>(slot.parts), 0};
   return p.matrices++;
 }
 
@@ -184,14 +171,16 @@ struct Product {
     const Slot& slot = slots[n];
     const int64_t own = given[n].size(1) / slot.dim();
     p.factor[p.factors++] = {given[n].const_data_ptr(), given[n].size(0) == rows ? own * slot.dim() : 0,
-                             static_cast<int>(own), slot.dim(), static_cast<int>(power), 0, matrix_of(p, slot)};
+                             static_cast<int>(own), static_cast<int>(slot.dim()), static_cast<int>(power), 0,
+                             matrix_of(p, slot)};
     p.signs ^= static_cast<int>(power % 2 ? slot.twist : 0);
   }
 
   Tensor add_result(Problem& p, int r, size_t k) const {
     const Slot& slot = slots[k];
     const Tensor y = empty(given[0], {rows, channels * slot.dim()});
-    p.result[r] = {y.mutable_data_ptr(), static_cast<float>(slot.power), slot.dim(), 0, matrix_of(p, slot)};
+    p.result[r] = {y.mutable_data_ptr(), static_cast<float>(slot.power), static_cast<int>(slot.dim()), 0,
+                   matrix_of(p, slot)};
     return y;
   }
 
@@ -244,7 +233,8 @@ static std::vector<Tensor> point_product(std::optional<Tensor> g, std::vector<Te
   STD_TORCH_CHECK(known && xs.size() < kFactors, "sphere_product: a table of another form");
   std::vector<Tensor> given(1, g ? dense(*g) : xs[0]);
   for (const Tensor& x : xs) given.push_back(dense(x));
-  const Product product{read_slots(flat), given, g.has_value(), dense(table), grid, xs[0].size(0), channels, ir_mul};
+  const Product product{read_slots(flat.data(), xs.size() + 1), given, g.has_value(), dense(table), grid,
+                        xs[0].size(0), channels, ir_mul};
   const Stream stream(xs[0]);
   std::vector<Tensor> found;
   if (wanted == 6) found = product.both(stream);
